@@ -1,0 +1,131 @@
+"""The command line: python -m fedlib data | run | page | score | status, each with --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from fedlib import record, rounds
+from fedlib.data import sets, sources
+from fedlib.engines import open_engine
+from fedlib.errors import FedlibError
+from fedlib.spec import PROFILES, papers, read_experiments, specs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s")
+    options = parser().parse_args(arguments)
+    try:
+        options.call(options)
+    except FedlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was recorded is kept, and an unfinished run goes on from its checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m fedlib", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    one = commands.add_parser("data", help="fetch or check data sets")
+    one.add_argument("action", choices=("get", "check"), help="get: fetch and verify; check: verify what is here")
+    one.add_argument("names", nargs="+", metavar="name", help=", ".join(sets.ENTRIES))
+    one.add_argument("--mirror", type=Path, help="folder with copies of the files (also: environment FEDLIB_MIRROR)")
+    one.set_defaults(call=data)
+
+    one = commands.add_parser("run", help="train the runs that have no fresh record")
+    add_paper(one)
+    add_engine(one)
+    one.add_argument("--only", default="*", metavar="PATTERN", help="run names to take, e.g. '*iid*' (default: all)")
+    one.add_argument("--again", action="store_true", help="train even where a fresh record stands")
+    one.set_defaults(call=run)
+
+    one = commands.add_parser("page", help="run what a paper's page needs, then make the page")
+    add_paper(one)
+    add_engine(one)
+    one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    one.set_defaults(call=page)
+
+    one = commands.add_parser("score", help="hold the papers' claims against the records; writes scores.json")
+    one.add_argument("--profile", choices=PROFILES, default="lab")
+    one.set_defaults(call=score)
+
+    one = commands.add_parser("status", help="every record: fresh or stale, when, where, how long")
+    one.add_argument("--profile", choices=PROFILES, help="one profile only")
+    one.set_defaults(call=status)
+    return top
+
+
+def add_paper(one: argparse.ArgumentParser) -> None:
+    one.add_argument("paper", help=", ".join(papers()))
+    one.add_argument("--profile", choices=PROFILES, default="lab", help="scale of the runs (default: lab)")
+
+
+def add_engine(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--engine", default="auto", help="auto, process (one client after the other) or pool")
+    one.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu or cuda")
+    one.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
+
+
+def data(options: argparse.Namespace) -> None:
+    for name in options.names:
+        if options.action == "get":
+            sources.get(name, mirror=options.mirror)
+        else:
+            print(f"{name}: {sources.verify(name)} is as it should be")
+
+
+def run(options: argparse.Namespace) -> None:
+    chosen = specs(options.paper, options.profile, options.only)
+    with open_engine(options.engine, options.device, options.processes) as engine:
+        print(f"{options.paper}, profile {options.profile}: {len(chosen)} runs on {engine.device.type}")
+        for number, spec in enumerate(chosen, 1):
+            old = record.load(spec)
+            reason = "asked for again" if options.again else record.stale(old, spec) if old else "no record"
+            if reason:
+                print(f"[{number}/{len(chosen)}] {spec.name}: training, {reason}", flush=True)
+            result = rounds.load_or_run(spec, engine, again=options.again)
+            final = result["final"]
+            line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
+            print(f"[{number}/{len(chosen)}] {spec.name}: {line}{'' if reason else ' (recorded)'}", flush=True)
+
+
+def page(options: argparse.Namespace) -> None:
+    from fedlib import pages
+
+    read_experiments(options.paper)
+    options.only, options.again = "*", False
+    on = open_engine(options.engine, options.device, options.processes)
+    on.close()
+    if options.profile == "paper" and on.device.type != "cuda":
+        print("profile paper is not trained without a GPU; the page shows the records that exist")
+    else:
+        run(options)
+    print(f"made {pages.make(options.paper, options.profile, dict(options.parameter))}")
+
+
+def score(options: argparse.Namespace) -> None:
+    from fedlib import score as scoring
+
+    results = [s for paper in papers() for s in scoring.scores(paper, options.profile)]
+    record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
+    for s in results:
+        print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")
+
+
+def status(options: argparse.Namespace) -> None:
+    for paper in papers():
+        for profile in [options.profile] if options.profile else read_experiments(paper)["profiles"]:
+            for spec, found, reason in record.fresh(specs(paper, profile)):
+                made = f"{found['made']['time'][:10]}  {found['made']['seconds']:8.1f} s  {found['made']['device']}" if found else ""
+                print(f"{'fresh' if not reason else 'STALE' if found else '-    '}  {paper}/{profile}/{spec.name}  {made}  {reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

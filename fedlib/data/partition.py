@@ -1,0 +1,133 @@
+"""How the training samples are dealt out to the clients: seeded, hashed, and drawn on the page.
+
+The first three follow the official code of FedMRN (`Leopold1423/fedmrn-mm24`, f0fb8a0). They use numpy's legacy
+`RandomState`, whose stream is frozen for good, so that seed 1234 gives the client sizes of the authors' scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedlib.errors import SpecError
+from fedlib.rng import Rng
+
+
+@dataclass(frozen=True)
+class Partition:
+    """`indices(k)` gives client k's sample indices (int64, ascending in the data set's order of dealing)."""
+
+    clients: int
+    indices: Callable[[int], np.ndarray]
+    hash: str
+
+    @classmethod
+    def of(cls, shards: list[np.ndarray]) -> Partition:
+        digest = hashlib.sha256()
+        for shard in shards:
+            digest.update(np.int64(len(shard)).tobytes() + shard.astype("<i8").tobytes())
+        return cls(len(shards), shards.__getitem__, digest.hexdigest()[:16])
+
+
+def iid(labels: np.ndarray, clients: int, seed: int) -> list[np.ndarray]:
+    """A random permutation cut into shares whose sizes differ by at most one."""
+    return np.array_split(np.random.RandomState(seed).permutation(len(labels)), clients)
+
+
+def dirichlet(labels: np.ndarray, clients: int, seed: int, beta: float, smallest: int = 10) -> list[np.ndarray]:
+    """Class by class: shuffle, draw shares from a symmetric Dirichlet(beta) over the clients, cut.
+
+    A smaller beta is more skewed. A client that already holds its fair share n/N gets no more. The whole draw is repeated
+    until the smallest client has `smallest` samples; after 1,000 tries SpecError (a partitioner must end).
+    """
+    random = np.random.RandomState(seed)
+    n, classes = len(labels), np.unique(labels)
+    for _ in range(1000):
+        shards: list[list[np.ndarray]] = [[] for _ in range(clients)]
+        sizes = np.zeros(clients, dtype=np.int64)
+        for c in classes:
+            members = np.flatnonzero(labels == c)
+            random.shuffle(members)
+            shares = random.dirichlet(np.repeat(beta, clients)) * (sizes < n / clients)
+            total = shares.sum()
+            if not total > 0:
+                break
+            cuts = (np.cumsum(shares / total) * len(members)).astype(np.int64)[:-1]
+            for shard, part in zip(shards, np.split(members, cuts), strict=True):
+                shard.append(part)
+            sizes += np.diff(np.concatenate([[0], cuts, [len(members)]]))
+        if sizes.sum() == n and sizes.min() >= smallest:
+            return [np.concatenate(shard) for shard in shards]
+    raise SpecError(
+        f"partition: no Dirichlet({beta}) draw gave each of {clients} clients {smallest} samples in 1,000 tries; "
+        "take a larger beta or fewer clients"
+    )
+
+
+def labels_per_client(labels: np.ndarray, clients: int, seed: int, count: int) -> list[np.ndarray]:
+    """Every client gets `count` labels, the least used so far (ties: the lower label); a class is cut into equal shards.
+
+    The authors sort ties with an unstable sort, so that their label sets depend on numpy's version; ours is stable.
+    """
+    classes, inverse = np.unique(labels, return_inverse=True)
+    if not 1 <= count <= len(classes):
+        raise SpecError(f"partition.count: {count} is outside 1..{len(classes)}, the number of classes")
+    used = np.zeros(len(classes), dtype=np.int64)
+    held = np.zeros((clients, len(classes)), dtype=bool)
+    for k in range(clients):
+        chosen = np.argsort(used, kind="stable")[:count]
+        held[k, chosen] = True
+        used[chosen] += 1
+    random = np.random.RandomState(seed)
+    shards: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for c in range(len(classes)):
+        members = np.flatnonzero(inverse == c)
+        random.shuffle(members)
+        holders = np.flatnonzero(held[:, c])
+        if len(holders) == 0:
+            raise SpecError(f"partition: {clients} clients with {count} labels each leave class {classes[c]} to nobody")
+        for k, part in zip(holders, np.array_split(members, len(holders)), strict=True):
+            shards[k].append(part)
+    return [np.concatenate(shard) for shard in shards]
+
+
+KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
+    "iid": iid,
+    "dirichlet": dirichlet,
+    "labels": labels_per_client,
+}
+
+
+PARAMETERS = {"iid": (), "dirichlet": ("beta",), "labels": ("count",), "resampled": ("size",)}
+
+
+def check(kind: str, seed: int, **parameters: float) -> None:
+    """SpecError unless the kind is known and its parameters are given, positive, and no others."""
+    if kind not in PARAMETERS:
+        raise SpecError(f"partition.kind: {kind!r} is unknown; allowed: {', '.join(PARAMETERS)}")
+    if set(parameters) != set(PARAMETERS[kind]):
+        raise SpecError(f"partition: {kind} takes {PARAMETERS[kind] or 'no parameters'}, given {tuple(parameters)}")
+    for name, value in parameters.items():
+        if not value > 0:
+            raise SpecError(f"partition.{name}: {value!r} must be positive")
+
+
+def make(labels: np.ndarray, clients: int, kind: str, seed: int, **parameters: float) -> Partition:
+    """Partition of the samples with these `labels` [n] by kind and its own parameters.
+
+    `resampled` (parameter `size`) is for benchmarks with more clients than samples: each client draws `size` samples by
+    itself when it is asked for, so memory does not grow with the number of clients. It is not a partition in the strict sense.
+    """
+    if kind == "resampled":
+        size = int(parameters["size"])
+        root = Rng(seed).child("resampled")
+        name = hashlib.sha256(repr((kind, clients, seed, size, len(labels))).encode()).hexdigest()[:16]
+        return Partition(clients, lambda k: _resampled(root.child(k), len(labels), size), name)
+    return Partition.of(KINDS[kind](labels, clients, seed, **parameters))
+
+
+def _resampled(rng: Rng, n: int, size: int) -> np.ndarray:
+    return np.random.RandomState(rng.seed() % 2**32).randint(0, n, size)

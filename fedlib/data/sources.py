@@ -1,0 +1,246 @@
+"""Where data sets come from: a mirror folder, torchvision's mirrors, Debian's package; each file's hash is checked.
+
+A file is unpacked under a temporary name and moved into place only when its hash is right, so that a kill at any moment
+leaves either the right file or none.
+"""
+
+import errno
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from fedlib.data import sets
+from fedlib.errors import DataError
+
+TIMEOUT = 15  # seconds without an answer
+# What a source that is absent, broken or lying can raise; anything else is a mistake of ours.
+NO_ANSWER = (OSError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException, subprocess.SubprocessError)
+
+
+def home() -> Path:
+    """The project's root: $FEDLIB_HOME, else the folder that holds this package when it is a checkout, else `.`."""
+    if given := os.environ.get("FEDLIB_HOME"):
+        return Path(given)
+    parent = Path(__file__).resolve().parents[2]
+    checkout = any((parent / name).exists() for name in ("params.yaml", "pyproject.toml"))
+    return parent if checkout else Path.cwd()
+
+
+def available(name: str | sets.Entry, root: Path | None = None) -> bool:
+    """Whether `verify` would pass: every file is there with the right hash."""
+    return not _wrong(sets.find(name), root or home())
+
+
+def verify(name: str | sets.Entry, root: Path | None = None) -> Path:
+    """Hash every file of a data set (0.1 s for 55 MB) and return the folder to read from.
+
+    Raises DataError naming each missing or altered file, both hashes and the command that mends it.
+    """
+    entry, root = sets.find(name), root or home()
+    if wrong := _wrong(entry, root):
+        expected = dict(entry.files)
+        lines = [f"{root / entry.folder / path}: expected {expected[path]}, found {wrong[path]}" for path in wrong]
+        raise DataError("\n".join([*lines, f"to mend it: python -m fedlib data get {entry.name}"]))
+    return root / entry.folder
+
+
+def get(name: str | sets.Entry, root: Path | None = None, mirror: Path | None = None) -> Path:
+    """Make the files of a data set present and verified below `root`; returns the folder to read from.
+
+    Sources, in order: what is already there; the folder `mirror` (by default $FEDLIB_MIRROR), with the files plain,
+    gzip'd or in torchvision's layout; torchvision's mirrors; Debian's package. Prints one line saying which was used.
+    Raises DataError naming every source with its reason when files are still missing after the last.
+    """
+    entry, root = sets.find(name), root or home()
+    missing = set(_wrong(entry, root))
+    if not missing:
+        print(f"{entry.name}: nothing to fetch, hashes right")
+        return root / entry.folder
+    used: list[str] = []
+    refused: dict[str, list[str]] = {}
+    (root / ".cache").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=root / ".cache") as temporary:
+        stage = Path(temporary).resolve()
+        for label, items in _sources(entry, missing, mirror, stage):
+            before, reasons = len(missing), []
+            if sys.stderr.isatty():
+                print(f"{entry.name}: trying {label}", file=sys.stderr)
+            try:
+                for item in items:
+                    reasons += _install(item, entry, missing, root, stage)
+            except NO_ANSWER as error:
+                reasons.append(_reason(error))
+            if missing:
+                refused[label] = reasons or ["has not all of the files"]
+            if len(missing) < before:
+                used.append(label)
+            if not missing:
+                break
+    if missing:
+        raise DataError(
+            f"data set {entry.name!r}: no source gave {', '.join(sorted(missing))}\n"
+            + "".join(f"  {label}: {reason}\n" for label, reasons in refused.items() for reason in reasons)
+            + "put the files, plain or gzip'd, into a folder and name it: "
+            f"python -m fedlib data get {entry.name} --mirror FOLDER, or FEDLIB_MIRROR=FOLDER"
+        )
+    useless = "; ".join(f"{label}: {reasons[0]}" for label, reasons in refused.items() if label not in used)
+    print(f"{entry.name}: from {' and '.join(used)}, hashes right" + (f" (no use: {useless})" if useless else ""))
+    return root / entry.folder
+
+
+def _wrong(entry: sets.Entry, root: Path) -> dict[str, str]:
+    """Paths of missing and altered files, with the hash found in place of the right one."""
+    found = {path: _hash(root / entry.folder / path, expected) for path, expected in entry.files}
+    return {path: found[path] for path, expected in entry.files if found[path] != expected}
+
+
+def _hash(path: Path, like: str) -> str:
+    """The file's hash by the algorithm of `like`, or "no file"."""
+    kind = like.partition(":")[0]
+    try:
+        with path.open("rb") as file:
+            return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
+    except (FileNotFoundError, NotADirectoryError):
+        return "no file"
+
+
+def _sources(
+    entry: sets.Entry, missing: set[str], mirror: Path | None, stage: Path
+) -> Iterator[tuple[str, Iterator[Path]]]:
+    """Each source's name and the files it offers, which come as they are asked for."""
+    if mirror is None and (given := os.environ.get("FEDLIB_MIRROR")):
+        mirror = Path(given)
+    if mirror is not None:
+        yield f"mirror folder {mirror}", _in_folder(entry, missing, mirror)
+    for addresses in entry.mirrors():
+        yield f"mirror {addresses[0].rpartition('/')[0]}", _download(addresses, missing, stage)
+    if entry.package:
+        yield f"Debian's package {entry.package}", _unpack_package(entry.package, stage)
+
+
+def _in_folder(entry: sets.Entry, missing: set[str], mirror: Path) -> Iterator[Path]:
+    """What may hold a missing file: first in torchvision's layout, then by its bare name, each also one level down.
+
+    All places are offered, not the first one only: MNIST's files have the same names as Fashion-MNIST's.
+    """
+    if not mirror.is_dir():
+        raise FileNotFoundError("no such folder")
+    for path in sorted(missing):
+        for place in (path, f"{path}.gz", PurePosixPath(path).name, f"{PurePosixPath(path).name}.gz"):
+            for found in (mirror / place, *sorted(mirror.glob(f"*/{place}"))):
+                if path in missing and found.is_file():
+                    yield found
+    if entry.archive and missing:
+        yield from (path for path in (mirror / entry.archive, *mirror.glob(f"*/{entry.archive}")) if path.is_file())
+
+
+def _download(addresses: list[str], missing: set[str], stage: Path) -> Iterator[Path]:
+    wanted = {PurePosixPath(path).name for path in missing}
+    for address in addresses:
+        name = address.rpartition("/")[2]
+        if not name.endswith(".tar.gz") and name.removesuffix(".gz") not in wanted:
+            continue
+        request = urllib.request.Request(address, headers={"User-Agent": "fedlib"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply, (stage / name).open("wb") as file:
+            size = reply.length  # None when the server does not say
+            # disable=None: no progress where nobody watches
+            with tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=None) as progress:
+                while block := reply.read(1 << 16):
+                    file.write(block)
+                    progress.update(len(block))
+            if size is not None and file.tell() != size:
+                raise EOFError(f"{name}: {file.tell()} bytes of {size}, then the connection ended")
+        yield stage / name
+
+
+def _unpack_package(package: str, stage: Path) -> Iterator[Path]:
+    """Fetch a Debian package and unpack it, as any user and without installing: apt's folders are ours."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise FileNotFoundError("no apt-get on this machine")
+    for needed in ("lists", "archives"):
+        (stage / "apt" / needed / "partial").mkdir(parents=True)
+    settings = (
+        f"Dir::State::Lists={stage / 'apt' / 'lists'}",
+        f"Dir::Cache={stage / 'apt'}",
+        "APT::Sandbox::User=root",  # else apt, started by root, changes to a user who cannot enter our folder
+        "Acquire::Languages=none",
+        "Acquire::Retries=0",
+        f"Acquire::http::Timeout={TIMEOUT}",
+        f"Acquire::https::Timeout={TIMEOUT}",
+    )
+    apt = ["apt-get", "-qq", *(f"-o{setting}" for setting in settings)]
+    unpack = ["sh", "-c", f"dpkg-deb -x {package}_*.deb unpacked"]
+    english = {**os.environ, "LC_ALL": "C"}
+    said: list[str] = []
+    for command in ([*apt, "update"], [*apt, "download", package], unpack):
+        done = subprocess.run(command, check=False, cwd=stage, env=english, capture_output=True, text=True, timeout=600)
+        said += done.stderr.strip().splitlines()[-1:]
+        # One repository that does not answer fails `update`, and is often not the one that has the package.
+        if done.returncode and "update" not in command:
+            raise OSError("; ".join(said) or f"{command[0]} ended with status {done.returncode}")
+    yield from sorted(path for path in (stage / "unpacked").rglob("*") if path.is_file())
+
+
+def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage: Path) -> list[str]:
+    """Unpack one file of a source and move what is right into place and out of `missing`; returns what was wrong."""
+    reasons = []
+    paths = {PurePosixPath(path).name: path for path in missing}
+    try:
+        for name, source in _unpacked(item, set(paths)):
+            staged, path = stage / f"{name}.part", paths[name]
+            with source, staged.open("wb") as file:
+                shutil.copyfileobj(source, file)
+            expected = dict(entry.files)[path]
+            if (found := _hash(staged, expected)) == expected:
+                _place(staged, root / entry.folder / path)
+                missing.discard(path)
+            else:
+                reasons.append(f"{item.name}: expected {expected}, found {found}")
+    except NO_ANSWER as error:
+        reasons.append(f"{item.name}: {_reason(error)}")
+    return reasons
+
+
+def _unpacked(item: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and unpacked bytes of each wanted file in `item`: a tar archive, a gzip'd file or the file itself."""
+    name = item.name.removesuffix(".gz")
+    if item.name.endswith(".tar.gz"):
+        with tarfile.open(item) as archive:
+            for member in archive:
+                # Only the last part of the name is used, so that no member can lead out of the folder.
+                name = PurePosixPath(member.name).name
+                if name in wanted and (source := archive.extractfile(member)):
+                    yield name, source
+    elif name in wanted:
+        opener: Callable[..., Any] = gzip.open if item.suffix == ".gz" else Path.open
+        yield name, opener(item, "rb")
+
+
+def _place(staged: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        staged.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The data folder is on another disk: copy first, since only a rename there is atomic.
+        beside = target.with_name(f".{target.name}.part")
+        shutil.copyfile(staged, beside)
+        beside.replace(target)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

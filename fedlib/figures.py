@@ -1,0 +1,236 @@
+"""Figures and tables of the pages. Each is drawn from records alone and carries its alt text, caption and points as CSV."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from fedlib.record import Record
+from fedlib.score import Score
+from fedlib.spec import Spec
+
+matplotlib.use("Agg")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure or table that a notebook shows as it stands: image or HTML table, caption, and its numbers as CSV."""
+
+    body: str  # HTML
+    caption: str
+    frame: pd.DataFrame
+    name: str  # file name of the CSV, without extension
+
+    def _repr_html_(self) -> str:
+        points = base64.b64encode(self.frame.to_csv(index=False, lineterminator="\n").encode()).decode()
+        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{points}">the numbers as CSV</a>'
+        return f'<figure class="exhibit">{self.body}<figcaption>{html.escape(self.caption)} ({link})</figcaption></figure>'
+
+
+def drawn(figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str) -> Exhibit:
+    """A matplotlib figure as an Exhibit: opaque PNG, readable in dark mode, with alt text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white", bbox_inches="tight", metadata={"Software": None})
+    image = base64.b64encode(buffer.getvalue()).decode()
+    return Exhibit(f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}">', caption, frame, name)
+
+
+def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
+    return Exhibit(frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–"), caption, frame, name)
+
+
+def canvas(columns: int = 1, height: float = 3.6) -> tuple[Figure, Sequence[Any]]:
+    """One row of axes in the house style."""
+    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
+    figure = Figure(figsize=(4.6 * columns + 0.6, height), layout="constrained")
+    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    return figure, axes
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """The line that every caption ends with: scale, data set, seeds, device."""
+
+    def each(values: Any) -> str:
+        return ", ".join(dict.fromkeys(str(v) for v in values))
+
+    specs = [r["spec"] for r in records]
+    seeds = sorted({s["seed"] for s in specs})
+    note = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"a single seed ({seeds[0]})"
+    return (
+        f"Profile {each(s['profile'] for s in specs)}; {each(s['data'] for s in specs)}; "
+        f"{each(s['clients'] for s in specs)} clients, {each(s['cohort'] for s in specs)} a round; {note}; "
+        f"{each(r['made']['device'] for r in records)}."
+    )
+
+
+def long(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per evaluated round of each record: label, split, seed, round, accuracy in %, loss, bytes up to that round."""
+    rows = []
+    for r in records:
+        up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
+        down = np.cumsum([entry["downlink_bytes"] for entry in r["rounds"]])
+        for entry, u, d in zip(r["rounds"], up, down, strict=True):
+            if entry["accuracy"] is not None:
+                row = {name: r["spec"][name] for name in ("label", "split", "seed")}
+                row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
+                rows.append(row | {"uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
+    return pd.DataFrame(rows)
+
+
+def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibit:
+    """Test accuracy of every method against `round` or `uplink_megabytes`, one panel a partition, mean and range of seeds."""
+    frame = long(records)
+    splits = list(dict.fromkeys(frame["split"]))
+    figure, axes = canvas(len(splits))
+    labels = list(dict.fromkeys(frame["label"]))
+    axis = {"round": "communication round", "uplink_megabytes": "bytes uploaded by all clients so far (MB, measured)"}[against]
+    for ax, split in zip(axes, splits, strict=True):
+        for index, label in enumerate(labels):
+            part = frame[(frame["split"] == split) & (frame["label"] == label)].groupby("round")
+            mean, x = part["accuracy"].mean(), part[against].mean()
+            colour = f"C{index}"
+            ax.plot(x, mean, marker=MARKERS[index], color=colour, label=label, markersize=5)
+            ax.fill_between(x, part["accuracy"].min(), part["accuracy"].max(), color=colour, alpha=0.15, linewidth=0)
+        ax.set(title=split, xlabel=axis)
+        if against != "round":
+            ax.set_xscale("log")
+    axes[0].set_ylabel("test accuracy (%)")
+    axes[0].legend(loc="lower right")
+    last = frame[frame["round"] == frame.groupby(["label", "split", "seed"])["round"].transform("max")]
+    ends = last.groupby(["split", "label"])["accuracy"].mean()
+    alt = f"Line chart of test accuracy against {axis}. Mean accuracy at the end: " + "; ".join(
+        f"{split}, {label}: {value:.1f} %" for (split, label), value in ends.items()
+    )
+    caption = f"Test accuracy against {axis}. Line: mean over seeds; band: smallest to largest seed. {provenance(records)}"
+    return drawn(figure, alt, caption, frame, f"accuracy-against-{against.replace('_', '-')}")
+
+
+def accuracy_table(records: Sequence[Record]) -> Exhibit:
+    """Final test accuracy per method and partition: mean, sample deviation, and each seed's value."""
+    frame = pd.DataFrame(
+        {
+            "method": r["spec"]["label"],
+            "partition": r["spec"]["split"],
+            "seed": r["spec"]["seed"],
+            "accuracy": 100 * r["final"]["accuracy"],
+        }
+        for r in records
+    )
+    rows = []
+    for (method, split), part in frame.groupby(["method", "partition"], sort=False):
+        seeds = ", ".join(f"{v:.2f}" for v in part.sort_values("seed")["accuracy"])
+        spread = f"{part['accuracy'].std():.2f}" if len(part) > 1 else "single seed"
+        mean = f"{part['accuracy'].mean():.2f}"
+        rows.append({"method": method, "partition": split, "mean (%)": mean, "deviation": spread, "each seed (%)": seeds})
+    caption = f"Test accuracy after the last round. {provenance(records)}"
+    return table(pd.DataFrame(rows), caption, "accuracy")
+
+
+def payload_table(records: Sequence[Record], expected: dict[str, dict[str, int]] | None = None) -> Exhibit:
+    """Measured bytes of one mean upload, part by part, beside what the specification works out where it does."""
+    rows = []
+    for label in dict.fromkeys(r["spec"]["label"] for r in records):
+        chosen = [r for r in records if r["spec"]["label"] == label]
+        final = chosen[0]["final"]
+        for part, total in final["uplink_parts"].items():
+            bytes_ = total / final["uploads"]
+            worked = (expected or {}).get(label, {}).get(part)
+            rows.append({"method": label, "part": part, "measured bytes": f"{bytes_:,.0f}", "worked out": worked})
+        mean = final["uplink_bytes"] / final["uploads"]
+        rows.append({"method": label, "part": "whole upload", "measured bytes": f"{mean:,.0f}", "worked out": None})
+    frame = pd.DataFrame(rows)
+    frame["worked out"] = [f"{int(v):,}" if pd.notna(v) else "–" for v in frame["worked out"]]
+    return table(frame, f"Bytes of one upload, measured on the messages that were sent. {provenance(records)}", "payload")
+
+
+def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
+    """Every setting: the authors' value, the value of this profile, unit and source; then the methods' own settings."""
+    rows = []
+    for name, setting in experiments["settings"].items():
+        value, paper = setting.get(profile, "–"), setting.get("paper", "not stated")
+        rows.append({"setting": name, "authors' scripts": paper, "here": value, "unit": setting["unit"], "source": setting["source"]})
+    for label, method in experiments["methods"].items():
+        settings = {"lr": method["lr"]} | method["hyper"]
+        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+        paper = method.get("paper", "not stated")
+        rows.append({"setting": label, "authors' scripts": paper, "here": text, "unit": "", "source": method["source"]})
+    return table(pd.DataFrame(rows), f"Set-up of the authors' scripts beside profile {profile}.", "setup")
+
+
+def score_table(results: Sequence[Score], caption: str) -> Exhibit:
+    """One row a claim: what is said, where, our criterion, what was measured, the verdict."""
+    rows = []
+    for s in results:
+        claim = s.claim
+        cases = [
+            f"{case}: {np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f}, {len(v)} seeds)" for case, v in s.values.items() if v
+        ]
+        low, high = claim.get("holds", (None, None))
+        criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
+        rows.append(
+            {
+                "claim": claim["says"],
+                "read in": claim["source"],
+                "criterion": criterion,
+                "measured": "; ".join(cases) or "–",
+                "verdict": s.verdict.upper() if s.verdict == "does not hold" else s.verdict,
+                "note": s.note or "–",
+            }
+        )
+    return table(pd.DataFrame(rows), caption, "scorecard")
+
+
+def record_table(found: Sequence[tuple[Spec, Record | None, str]], caption: str) -> Exhibit:
+    """Every run with its record: state, day, seconds, device, versions, commit."""
+    rows = []
+    for spec, r, reason in found:
+        made = r["made"] if r else {}
+        rows.append(
+            {
+                "run": f"{spec.paper}/{spec.profile}/{spec.name}",
+                "state": "fresh" if not reason else f"STALE: {reason}" if r else "not run",
+                "made": made.get("time", "–")[:10],
+                "seconds": made.get("seconds", "–"),
+                "device": made.get("device", "–"),
+                "torch": made.get("versions", {}).get("torch", "–"),
+                "commit": made.get("commit", "–")[:8],
+                "code": r["code"][:8] if r else "–",
+            }
+        )
+    return table(pd.DataFrame(rows), caption, "records")
+
+
+def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], provenance: str) -> Exhibit:
+    """Images of each class that each client holds: per partition an array [clients, classes], as a shaded grid."""
+    figure, axes = canvas(len(counts))
+    top = max(grid.max() for grid in counts.values())
+    for ax, (title, grid) in zip(axes, counts.items(), strict=True):
+        image = ax.imshow(grid.T, aspect="auto", cmap="cividis", vmin=0, vmax=top, interpolation="nearest")
+        ax.set(title=title, xlabel="client", yticks=range(len(classes)))
+        ax.set_yticklabels(classes)
+        ax.grid(False)
+    figure.colorbar(image, ax=list(axes), label="training images")
+    rows = [
+        {"partition": title, "client": client, "class": classes[c], "images": int(grid[client, c])}
+        for title, grid in counts.items()
+        for client, c in np.ndindex(grid.shape)
+    ]
+    facts = "; ".join(
+        f"{title}: {grid.sum(1).min()} to {grid.sum(1).max()} images a client, "
+        f"{(grid > 0).sum(1).min()} to {(grid > 0).sum(1).max()} classes"
+        for title, grid in counts.items()
+    )
+    alt = f"Grids of classes by clients, shaded by the number of images. {facts}."
+    return drawn(figure, alt, f"Who holds what. {facts}. {provenance}", pd.DataFrame(rows), "partition")

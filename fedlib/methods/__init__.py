@@ -1,0 +1,30 @@
+"""The methods by name. Each is a module with a frozen dataclass `Hyper`, `SECTIONS` (what an upload's parts are called) and
+
+    broadcast(state, hyper, task) -> bytes                    server: the downlink message
+    start(message, hyper, task, rng) -> (trainable, frozen)   client: tensors on the task's device
+    draws(progress, hyper, task, generator) -> draws          client: the randomness of one local step, progress in (0, 1]
+    objective(trainable, frozen, batch, draws, hyper, task) -> loss
+    finish(trainable, frozen, samples, hyper, task, rng) -> bytes   client: the upload
+    server(state, uploads, hyper, task) -> state              server: uses nothing but the uploads' bytes
+    paper_bits(upload, hyper, task) -> bits                   size of that upload as the paper's own definition counts it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+from fedlib.errors import SpecError
+from fedlib.methods import fedavg, fedmrn
+
+METHODS: dict[str, ModuleType] = {"fedavg": fedavg, "fedmrn": fedmrn}
+
+
+def hyper(method: str, values: dict[str, Any]) -> Any:
+    """The method's Hyper from plain values; SpecError names an unknown field or a value out of range."""
+    known = [f.name for f in dataclasses.fields(METHODS[method].Hyper)]
+    for name in values:
+        if name not in known:
+            raise SpecError(f"hyper.{name}: unknown for {method}; allowed: {', '.join(known) or 'none'}")
+    return METHODS[method].Hyper(**values)

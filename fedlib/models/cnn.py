@@ -1,0 +1,53 @@
+"""Small image classifiers: the two networks of FedMRN's code, FedAvg's two-layer CNN, and a perceptron for digits.
+
+CNN4 and CNN8 follow the official code of FedMRN (`Leopold1423/fedmrn-mm24`, f0fb8a0): 3x3 convolutions with padding 1,
+BatchNorm, ReLU, 2x2 max-pooling, a linear classifier; no biases anywhere.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def cnn4(channels: int, side: int, classes: int) -> nn.Sequential:
+    """Four convolutions, a pool after each. 1x28x28: 389,920 weights; 3x32x32: 398,176 (10 classes)."""
+    return _blocks((32, 64, 128, 256), pool_every=1, channels=channels, side=side, classes=classes)
+
+
+def cnn8(channels: int, side: int, classes: int) -> nn.Sequential:
+    """Eight convolutions, a pool after every second. 3x32x32: 1,181,536 weights (10 classes), 1,273,696 (100)."""
+    return _blocks((32, 32, 64, 64, 128, 128, 256, 256), pool_every=2, channels=channels, side=side, classes=classes)
+
+
+def _blocks(widths: tuple[int, ...], pool_every: int, channels: int, side: int, classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index, width in enumerate(widths, 1):
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+        if index % pool_every == 0:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, classes, bias=False))
+
+
+def cnn2(channels: int, side: int, classes: int) -> nn.Sequential:
+    """Two unpadded convolutions and two linear layers with biases. 3x32x32: 1,626,442 parameters (10 classes)."""
+    features = 64 * ((side - 4) // 2) ** 2
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(features, 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
+
+
+def mlp(channels: int, side: int, classes: int) -> nn.Sequential:
+    """Perceptron with one hidden layer of 64 ReLU units and no biases. 1x8x8: 4,736 weights (10 classes)."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * side * side, 64, bias=False), nn.ReLU(), nn.Linear(64, classes, bias=False)
+    )

@@ -1,0 +1,65 @@
+"""From a text notebook to an executed page: train what has no fresh record, run it through papermill, make it repeatable."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+
+from fedlib import record
+from fedlib.data.sources import home
+from fedlib.errors import FedlibError, SpecError
+from fedlib.spec import check_name, papers
+
+CELL_SECONDS = 1800  # papermill itself sets no limit
+
+
+def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, root: Path | None = None) -> Path:
+    """Execute notebooks/<paper>.md into book/papers/<paper>.ipynb; on failure the old page stays.
+
+    Raises SpecError for a parameter that the notebook does not have, FedlibError when a cell fails.
+    """
+    root = root or home()
+    check_name("paper", paper, papers(root))
+    target = root / "book" / "papers" / f"{paper}.ipynb"
+    given = {"profile": profile} | (parameters or {})
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder, f"{paper}.ipynb"), Path(folder, "executed.ipynb")
+        notebook = jupytext.read(root / "notebooks" / f"{paper}.md")
+        jupytext.write(notebook, source)
+        known = papermill.inspect_notebook(str(source))
+        for name in given:
+            if name not in known:
+                raise SpecError(f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {', '.join(sorted(known))}")
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(result),
+                parameters=given,
+                kernel_name="python3",
+                cwd=str(root),
+                progress_bar=os.isatty(2),
+                execution_timeout=CELL_SECONDS,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise FedlibError(f"notebooks/{paper}.md failed in a cell; the old page was kept.\n{error}") from error
+        executed = nbformat.read(result, as_version=4)
+    record.write(target, nbformat.writes(normalised(executed)).encode())
+    return target
+
+
+def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without times and random ids, so that the same results give the same bytes."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("jupytext", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index}"
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    return notebook

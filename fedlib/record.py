@@ -1,0 +1,215 @@
+"""What was measured: one JSON file a run, kept in Git, and the rule that says when it still counts.
+
+A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today. The
+digest covers the modules that can change a number, without comments, docstrings and blank lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from fedlib import data, methods, models
+from fedlib.data.sources import home
+from fedlib.spec import Spec
+from fedlib.task import State
+
+Record = dict[str, Any]
+PACKAGE = Path(__file__).resolve().parent
+FORMAT = 1
+# These only carry numbers that others make: engines agree by test, specs and data sets are compared for themselves.
+CARRIERS = {"fedlib", "fedlib.engines", "fedlib.record", "fedlib.spec", "fedlib.errors", "fedlib.progress"}
+CARRIERS |= {"fedlib.data", "fedlib.data.sets", "fedlib.data.sources", "fedlib.methods", "fedlib.models"}
+PACKAGES = ("torch", "torchvision", "numpy", "constriction", "safetensors")
+
+
+def path(spec: Spec, root: Path | None = None) -> Path:
+    return (root or home()) / "records" / spec.paper / spec.profile / f"{spec.name}.json"
+
+
+def write(target: Path, content: bytes) -> None:
+    """All or nothing: whatever happens, `target` holds its old bytes or all of the new ones."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def save(record: Record, root: Path | None = None) -> Path:
+    target = path(Spec.from_dict(record["spec"]), root)
+    write(target, text(record).encode())
+    return target
+
+
+def text(record: Record) -> str:
+    """JSON with one line a round, so that a change reads well in Git."""
+    rounds = ",\n".join("  " + json.dumps(entry) for entry in record["rounds"])
+    rest = json.dumps({k: v for k, v in record.items() if k != "rounds"}, indent=1)
+    return rest[: rest.rindex("\n}")] + ',\n "rounds": [\n' + rounds + "\n ]\n}\n"
+
+
+def stable(record: Record) -> Record:
+    """The part that two runs of one spec on a CPU share byte for byte: all but times and the machine."""
+    rounds = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["rounds"]]
+    return {k: v for k, v in record.items() if k != "made"} | {"rounds": rounds}
+
+
+def load(spec: Spec, root: Path | None = None) -> Record | None:
+    """The record of a run, stale or fresh; None where there is none."""
+    target = path(spec, root)
+    return json.loads(target.read_text(encoding="utf-8")) if target.exists() else None
+
+
+def stale(record: Record, spec: Spec) -> str:
+    """Why a record no longer counts for this spec: empty when it is fresh."""
+    reasons = []
+    if record.get("format") != FORMAT:
+        reasons.append(f"format {record.get('format')} instead of {FORMAT}")
+    if record.get("spec") != spec.as_dict():
+        then = record.get("spec", {})
+        changed = [k for k, v in spec.as_dict().items() if then.get(k) != v]
+        reasons.append(f"spec differs in {', '.join(changed) or 'fields since removed'}")
+    if record.get("data") != data.digest(spec.data):
+        reasons.append("data set differs")
+    if record.get("code") != code_digest(spec.method, spec.model):
+        reasons.append("code has changed")
+    return "; ".join(reasons)
+
+
+@functools.lru_cache
+def code_digest(method: str, model: str) -> str:
+    """Hash of the source of every module that shapes the numbers of a run."""
+    roots = {"fedlib.rounds", methods.METHODS[method].__name__, models.MODELS[model][0].__module__}
+    digest = hashlib.sha256()
+    for name in sorted(_closure(roots)):
+        digest.update(f"{name}\n{essence(_source(name).read_text(encoding='utf-8'))}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def essence(source: str) -> str:
+    """Python source without comments, docstrings and blank lines, cut by position: the same text on every Python."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+            docstring = node.body[0]
+            for row in range(docstring.lineno, (docstring.end_lineno or 0) + 1):
+                lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _closure(roots: set[str]) -> set[str]:
+    """Modules of fedlib that the roots import, directly or not; carriers are left out, and not looked into."""
+    found: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in CARRIERS:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedlib"):
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                waiting += [node.module or "", *(module for module in inner if _source(module).exists())]
+    return found
+
+
+def _source(module: str) -> Path:
+    file = PACKAGE.parent.joinpath(*module.split("."))
+    return file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+
+
+def made(device: torch.device, engine: str, seconds: float) -> dict[str, Any]:
+    """Where and when: the part of a record that another run of the same spec does not share."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({_processor()})",
+        "engine": engine,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, with a plus sign when tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    with contextlib.suppress(OSError):
+        return (git("rev-parse", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
+    return "unknown"
+
+
+class Checkpoint:
+    """The state between two rounds, in one file that is replaced as a whole."""
+
+    def __init__(self, spec: Spec, root: Path | None = None) -> None:
+        self.file = (root or home()) / ".cache" / "checkpoints" / spec.paper / spec.profile / f"{spec.name}.safetensors"
+        # What a half-finished run must agree in to be continued.
+        identity = (spec.key(), code_digest(spec.method, spec.model), data.digest(spec.data), torch.__version__)
+        self.key = hashlib.sha256(repr(identity).encode()).hexdigest()
+
+    def load(self) -> tuple[State, dict[str, Any]] | None:
+        """State and log of the last round that was saved for this very run, if any."""
+        try:
+            with safetensors.safe_open(self.file, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("key") != self.key:
+                    return None
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["log"])  # noqa: SIM118
+        except (FileNotFoundError, safetensors.SafetensorError):
+            return None
+
+    def save(self, state: State, log: dict[str, Any]) -> None:
+        write(self.file, safetensors.torch.save(state, {"key": self.key, "log": json.dumps(log)}))
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+def fresh(specs: list[Spec], root: Path | None = None) -> Iterator[tuple[Spec, Record | None, str]]:
+    """For each run: its record if any, and why it does not count (empty when it does)."""
+    for spec in specs:
+        record = load(spec, root)
+        yield spec, record, stale(record, spec) if record else "not run"

@@ -1,0 +1,97 @@
+"""Every random draw of a run, derived by name from one integer.
+
+Two kinds of draw are kept apart. *Local* draws (batch order, masks) need only be repeatable on one machine: they come
+from a `torch.Generator`. *Travelling* draws (noise and weights that go over the wire as a seed) must be the same bytes on
+every device, platform and library version: they come from the counter-based generator Philox4x64-10 (Salmon et al.,
+SC 2011) and from nothing but IEEE additions, multiplications, divisions and square roots. Known-answer tests fix them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Rng:
+    """A place in the tree of names, e.g. `Rng(7).child("client", round, client)`; siblings are independent."""
+
+    base: int
+    path: tuple[str | int, ...] = ()
+
+    def child(self, *names: str | int) -> Rng:
+        return Rng(self.base, self.path + names)
+
+    def seed(self) -> int:
+        """64-bit seed of this place: a hash, so that neighbouring rounds and clients share nothing."""
+        text = repr((self.base, *self.path)).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+    def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
+        return torch.Generator(device).manual_seed(self.seed())
+
+
+def words(seed: int, stream: int, count: int) -> np.ndarray:
+    """`count` travelling uint32 words of stream `stream` (a layer's index, say) under a 64-bit seed."""
+    philox = np.random.Philox(key=np.array([seed & MASK64, stream], dtype=np.uint64))
+    return philox.random_raw((count + 1) // 2).astype("<u8", copy=False).view("<u4")[:count]
+
+
+def uniform(seed: int, stream: int, count: int) -> np.ndarray:
+    """Travelling float32 draws, uniform on the multiples of 2^-23 in [-1, 1)."""
+    return (words(seed, stream, count) >> 8).astype(np.float32) * np.float32(2**-23) - np.float32(1)
+
+
+def signs(seed: int, stream: int, count: int) -> np.ndarray:
+    """Travelling float32 draws, -1 or +1 with probability 1/2 each; one bit of the stream an entry."""
+    bits = np.unpackbits(words(seed, stream, -(-count // 32)).view(np.uint8), count=count, bitorder="little")
+    return bits.astype(np.float32) * np.float32(2) - np.float32(1)
+
+
+def normal(seed: int, stream: int, count: int) -> np.ndarray:
+    """Travelling float32 draws from the standard normal law, by inversion (Wichura 1988, algorithm AS 241, PPND7)."""
+    p = (words(seed, stream, count).astype(np.float64) + 0.5) * 2.0**-32
+    q = p - 0.5
+    r = 0.180625 - q * q
+    z = q * _horner(r, _A) / _horner(r, _B)
+    tail = np.flatnonzero(np.abs(q) > 0.425)
+    r = np.sqrt(-_log(np.minimum(p[tail], 1 - p[tail]))) - 1.6
+    z[tail] = np.copysign(_horner(r, _C) / _horner(r, _D), q[tail])
+    return z.astype(np.float32)
+
+
+def sample(rng: Rng, population: int, count: int) -> list[int]:
+    """`count` distinct integers below `population`, uniform without replacement (Floyd's algorithm: memory O(count))."""
+    words64 = np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)).random_raw(count)
+    chosen: dict[int, None] = {}
+    for word, top in zip(words64.tolist(), range(population - count, population), strict=True):
+        draw = (word * (top + 1)) >> 64
+        chosen[top if draw in chosen else draw] = None
+    return list(chosen)
+
+
+def _horner(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
+    # One numpy operation a step: no fused multiply-add, whose result would depend on the processor.
+    y = np.full_like(x, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        y = y * x + c
+    return y
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    # A mathematical library's logarithm may differ in the last bit; this series uses exact IEEE steps only.
+    mantissa, exponent = np.frexp(x)
+    s = (mantissa - 0.75) / (mantissa + 0.75)
+    series = _horner(s * s, tuple(1 / k for k in range(1, 24, 2)))
+    return exponent * 0.6931471805599453 + (2 * s * series - 0.2876820724517809)
+
+
+_A = (3.3871327179, 5.0434271938e1, 1.5929113202e2, 5.9109374720e1)
+_B = (1.0, 1.7895169469e1, 7.8757757664e1, 6.7187563600e1)
+_C = (1.4234372777, 2.7568153900, 1.3067284816, 1.7023821103e-1)
+_D = (1.0, 7.3700164250e-1, 1.2021132975e-1)

@@ -1,0 +1,146 @@
+"""The federated loop. Read this first: everything else is a part that it calls.
+
+    message -> clients -> uploads -> server -> new state -> (evaluate) -> one line of the record
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlib import data, methods, record
+from fedlib.engines import Engine, task_of
+from fedlib.errors import RunError
+from fedlib.progress import bar
+from fedlib.record import Record
+from fedlib.rng import Rng, sample
+from fedlib.spec import Spec
+from fedlib.task import State, Task
+from fedlib.uploads import NoUpdate, Uploads
+from fedlib.wire import container
+
+ATTEMPTS = 3  # a round without a single usable update is repeated with another cohort so many times
+
+
+def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: float = 5.0) -> Record:
+    """Run a spec from its last checkpoint, or from the start, to its end.
+
+    save_every: seconds between checkpoints (0: after every round); it never changes a number.
+    Raises RunError when a round yields no usable update in three attempts.
+    """
+    task, method = task_of(spec.key(), engine.device), methods.METHODS[spec.method]
+    checkpoint = record.Checkpoint(spec, root)
+    state, log = checkpoint.load() or (task.initial(), {"rounds": [], "uplink_parts": {}, "seconds": 0.0})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if engine.device.type == "cpu" else threads)
+    try:
+        with bar(spec, log["rounds"]) as progress:
+            begin = saved = time.perf_counter()
+            for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
+                state, entry = one_round(spec, task, engine, state, number, log["uplink_parts"])
+                now = time.perf_counter()
+                log["seconds"] += now - begin
+                entry["seconds"], begin = round(now - begin, 3), now
+                log["rounds"].append(entry)
+                if now - saved >= save_every and number < spec.rounds:
+                    checkpoint.save(state, log)
+                    saved = now
+                progress.show(entry)
+    finally:
+        torch.set_num_threads(threads)
+    return finished(spec, task, engine, log)
+
+
+def one_round(
+    spec: Spec, task: Task, engine: Engine, state: State, number: int, parts: dict[str, int]
+) -> tuple[State, dict[str, Any]]:
+    """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record."""
+    method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
+    arrived, uplink, downlink, paper_bits = 0, 0, 0, 0.0
+    refused: list[tuple[int, str]] = []
+
+    def meter(upload: bytes) -> None:
+        nonlocal arrived, uplink, paper_bits
+        arrived += 1
+        uplink += len(upload)
+        paper_bits += method.paper_bits(upload, hyper, task)
+        sizes = container.section_sizes(upload)
+        for part, size in zip((*method.SECTIONS, "container"), (*sizes, len(upload) - sum(sizes)), strict=True):
+            parts[part] = parts.get(part, 0) + size
+
+    for attempt in range(ATTEMPTS):
+        cohort = draw_cohort(spec, task, number, attempt)
+        message = method.broadcast(state, hyper, task)
+        downlink += len(message) * len(cohort)
+        uploads = Uploads(engine.train(spec, message, number, cohort), meter)
+        try:
+            state = method.server(state, uploads, hyper, task)
+            break
+        except NoUpdate:
+            continue
+        finally:
+            refused += uploads.refused
+    else:
+        raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
+    due = number % spec.evaluate_every == 0 or number == spec.rounds
+    accuracy, loss = engine.evaluate(spec, state) if due else (None, None)
+    return state, {
+        "round": number,
+        "accuracy": accuracy,
+        "loss": loss,
+        "uplink_bytes": uplink,
+        "downlink_bytes": downlink,
+        "paper_bits": paper_bits,
+        "uploads": arrived,
+        "clients": uploads.accepted,
+        "refused": refused,
+    }
+
+
+def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[int]:
+    """Clients of a round, uniform without replacement; empty ones are skipped. Largest first: it keeps a pool busy."""
+    drawn = sample(Rng(spec.seed).child("cohort", number, attempt), spec.clients, spec.cohort)
+    sizes = {client: len(task.partition.indices(client)) for client in drawn}
+    return sorted((client for client in drawn if sizes[client]), key=lambda client: (-sizes[client], client))
+
+
+def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Record:
+    last, rounds = log["rounds"][-1], log["rounds"]
+    return {
+        "format": record.FORMAT,
+        "spec": spec.as_dict(),
+        "code": record.code_digest(spec.method, spec.model),
+        "data": data.digest(spec.data),
+        "partition": task.partition.hash,
+        "parameters": {"weights": _count(task.weights), "others": _count(task.vectors | task.statistics)},
+        "final": {
+            "accuracy": last["accuracy"],
+            "loss": last["loss"],
+            "uploads": sum(entry["uploads"] for entry in rounds),
+            "refused": sum(len(entry["refused"]) for entry in rounds),
+            "uplink_bytes": sum(entry["uplink_bytes"] for entry in rounds),
+            "downlink_bytes": sum(entry["downlink_bytes"] for entry in rounds),
+            "paper_bits": sum(entry["paper_bits"] for entry in rounds),
+            "uplink_parts": log["uplink_parts"],
+        },
+        "made": record.made(engine.device, type(engine).__name__, log["seconds"]),
+        "rounds": rounds,
+    }
+
+
+def load_or_run(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record:
+    """The record of a spec if it is fresh (and not asked for again); otherwise train, and save the new record."""
+    found = record.load(spec, root)
+    if found and not again and not record.stale(found, spec):
+        return found
+    result = run(spec, engine, root=root)
+    record.save(result, root)
+    record.Checkpoint(spec, root).remove()
+    return result
+
+
+def _count(shapes: dict[str, torch.Size]) -> int:
+    return sum(shape.numel() for shape in shapes.values())

@@ -1,0 +1,111 @@
+"""What the server and every client have agreed on before the first round: network, data, partition, training plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedlib import data, models
+from fedlib.data import partition
+from fedlib.rng import Rng
+
+if TYPE_CHECKING:
+    from fedlib.spec import Spec
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Local training of one client in one round: plain SGD without momentum or weight decay."""
+
+    epochs: int
+    batch: int  # samples a step; the last, smaller batch is kept
+    lr: float
+
+    def steps(self, samples: int) -> int:
+        """S = E * ceil(D / B)."""
+        return self.epochs * -(-samples // self.batch)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Shapes are by name, in the network's order; `weights` are matrices and kernels, `vectors` the other trainable
+    tensors (BatchNorm scale and shift, biases), `statistics` BatchNorm's running mean and variance."""
+
+    network: nn.Module
+    weights: dict[str, torch.Size]
+    vectors: dict[str, torch.Size]
+    statistics: dict[str, torch.Size]
+    plan: Plan
+    train: tuple[Tensor, Tensor]  # x float32 [n, channels, side, side], y int64 [n]
+    test: tuple[Tensor, Tensor]
+    partition: partition.Partition
+    device: torch.device
+
+    @classmethod
+    def of(cls, spec: Spec, device: torch.device) -> Task:
+        dataset = _load(spec.data, device)
+        (_, channels, side, _), classes = dataset.train_x.shape, len(dataset.classes)
+        network = models.build(spec.model, channels, side, classes, Rng(spec.seed)).to(device)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked = None  # a counter that nothing here reads
+        parameters = {name: p.shape for name, p in network.named_parameters()}
+        return cls(
+            network=network,
+            weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
+            vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
+            statistics={name: b.shape for name, b in network.named_buffers()},
+            plan=Plan(spec.epochs, spec.batch, spec.lr),
+            train=(dataset.train_x, dataset.train_y),
+            test=(dataset.test_x, dataset.test_y),
+            partition=partition.make(dataset.train_y.cpu().numpy(), spec.clients, **spec.partition),
+            device=device,
+        )
+
+    @property
+    def tensors(self) -> dict[str, torch.Size]:
+        """All tensors of the model: weights, vectors, statistics."""
+        return self.weights | self.vectors | self.statistics
+
+    def initial(self) -> State:
+        """The model before the first round, on the CPU (where the server works)."""
+        own = self.network.state_dict()
+        return {name: own[name].detach().cpu().clone() for name in self.tensors}
+
+    def shard(self, client: int) -> tuple[Tensor, Tensor]:
+        """Client's training samples, on the device: x [n, channels, side, side], y [n]."""
+        index = torch.from_numpy(self.partition.indices(client)).to(self.device)
+        return self.train[0][index], self.train[1][index]
+
+    def logits(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The network's output [n, classes] with the given tensors in place of its own."""
+        return functional_call(self.network, dict(tensors), (x,))
+
+    def loss(self, tensors: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy of a batch in training mode; BatchNorm updates the given statistics in place."""
+        return nn.functional.cross_entropy(self.logits(tensors, batch[0]), batch[1])
+
+    def fingerprint(self, method: str, hyper: Any) -> bytes:
+        """8 bytes that differ whenever a message could not be read right: other model, method or hyper-parameters."""
+        layout = [(name, list(shape)) for name, shape in self.tensors.items()]
+        text = json.dumps([method, dataclasses.asdict(hyper), layout])
+        return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, device: torch.device) -> data.Dataset:
+    d = data.load(name)
+    # Convolutions on a CPU are fastest on channels-last images; the numbers depend on the layout, so it is always this one.
+    images = {k: getattr(d, k).to(device, memory_format=torch.channels_last) for k in ("train_x", "test_x")}
+    return dataclasses.replace(d, **images, train_y=d.train_y.to(device), test_y=d.test_y.to(device))

@@ -1,0 +1,562 @@
+"""Fetching, verifying and reading of data sets: tiny sets, local servers, and the real files where they are present."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fedlib.data import digest, load, sets, sources
+from fedlib.errors import DataError, SpecError
+
+MIRROR = Path(os.environ.get("FEDLIB_MIRROR", ""))  # read before the fixture below clears it
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+Serve = Callable[..., str]
+Capture = pytest.CaptureFixture[str]
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def sha256(raw: bytes) -> str:
+    return "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+IMAGES = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
+LABELS = np.array([2, 0, 1], np.uint8)
+FILES = dict(zip(NAMES, (idx(IMAGES), idx(LABELS), idx(IMAGES[:1]), idx(LABELS[:1])), strict=True))
+TINY = sets.Entry(
+    name="tiny",
+    read=sets.read_fashion_mnist,
+    classes=("a", "b", "c"),
+    mean=(0.5,),
+    std=(0.25,),
+    folder="data",
+    files=tuple((f"FashionMNIST/raw/{name}", sha256(raw)) for name, raw in FILES.items()),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_mirror_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDLIB_MIRROR", raising=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start servers on 127.0.0.1; serve({path: body}, cut=None) gives the address, `cut` ends each body early."""
+    servers = []
+
+    def start(bodies: dict[str, bytes], cut: int | None = None) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = bodies.get(self.path.lstrip("/"))
+                if body is None:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[:cut])
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def mirrored(*addresses: str, entry: sets.Entry = TINY) -> sets.Entry:
+    offers = [[f"{address}/{name}.gz" for name in NAMES] for address in addresses]
+    return replace(entry, mirrors=lambda: offers)
+
+
+def zipped(files: dict[str, bytes] = FILES) -> dict[str, bytes]:
+    return {f"{name}.gz": gzip.compress(raw) for name, raw in files.items()}
+
+
+def files_below(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+IN_PLACE = sorted(f"data/FashionMNIST/raw/{name}" for name in NAMES)
+
+
+def test_fetched_from_a_server_then_loaded(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
+    entry = mirrored(serve(zipped()))
+    assert not sources.available(entry, tmp_path)
+    assert sources.get(entry, tmp_path) == tmp_path / "data"
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 1 and "from mirror http://127.0.0.1" in said.out
+    assert said.err == ""  # no progress where stderr is no terminal
+    assert files_below(tmp_path) == IN_PLACE
+    assert sources.available(entry, tmp_path)
+
+    data = load(entry, tmp_path)
+    assert data.train_x.shape == (3, 1, 2, 2) and data.test_x.shape == (1, 1, 2, 2)
+    assert data.train_x.dtype == torch.float32 and data.train_y.dtype == torch.int64
+    assert data.train_y.tolist() == [2, 0, 1] and data.test_y.tolist() == [2]
+    # the last pixel of the last image is 11: (11/255 - 0.5) / 0.25
+    assert data.train_x[2, 0, 1, 1].item() == pytest.approx(-1.827451, abs=1e-6)
+    assert data.train_x.is_contiguous()
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
+    sources.get(mirrored(serve(zipped())), tmp_path)
+    first = tmp_path / IN_PLACE[0]
+    before = first.stat().st_mtime_ns
+    sources.get(TINY, tmp_path)  # has no source at all
+    assert "nothing to fetch" in capsys.readouterr().out
+    (tmp_path / IN_PLACE[1]).unlink()
+    sources.get(mirrored(serve(zipped())), tmp_path)
+    assert first.stat().st_mtime_ns == before
+    assert files_below(tmp_path) == IN_PLACE
+
+
+def test_second_mirror_after_404(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
+    empty, full = serve({}), serve(zipped())
+    sources.get(mirrored(empty, full), tmp_path)
+    said = capsys.readouterr().out
+    assert f"from mirror {full}," in said and f"mirror {empty}: HTTP Error 404" in said
+    assert files_below(tmp_path) == IN_PLACE
+
+
+@pytest.mark.parametrize(
+    ("bodies", "cut", "reason"),
+    [
+        (zipped(), 20, "then the connection ended"),
+        ({name: body[:-12] for name, body in zipped().items()}, None, "ended before the end-of-stream marker"),
+        (dict.fromkeys(zipped(), b"<html>log in first</html>"), None, "Not a gzipped file"),
+    ],
+)
+def test_truncated_or_foreign_download(
+    tmp_path: Path, serve: Serve, bodies: dict[str, bytes], cut: int | None, reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason) as caught:
+        sources.get(mirrored(serve(bodies, cut)), tmp_path)
+    assert "--mirror FOLDER" in str(caught.value)
+    assert files_below(tmp_path) == []
+
+
+def test_wrong_bytes_are_named_with_both_hashes(tmp_path: Path, serve: Serve) -> None:
+    altered = FILES | {NAMES[0]: FILES[NAMES[0]][:-1] + b"\xff"}
+    with pytest.raises(DataError) as caught:
+        sources.get(mirrored(serve(zipped(altered))), tmp_path)
+    message = str(caught.value)
+    assert NAMES[0] in message and sha256(FILES[NAMES[0]]) in message and sha256(altered[NAMES[0]]) in message
+    # the other three were right and stay; nothing else does
+    assert files_below(tmp_path) == sorted(set(IN_PLACE) - {f"data/FashionMNIST/raw/{NAMES[0]}"})
+
+
+def test_every_source_is_named_when_none_answers(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without apt-get
+    one, two = serve({}), serve({})
+    entry = replace(mirrored(one, two), package="dataset-tiny")
+    with pytest.raises(DataError) as caught:
+        sources.get(entry, tmp_path, mirror=tmp_path / "absent")
+    message = str(caught.value)
+    for part in (
+        *(f"mirror folder {tmp_path / 'absent'}: no such folder", f"mirror {one}: HTTP", f"mirror {two}: HTTP"),
+        *("Debian's package dataset-tiny: no apt-get on this machine", "FEDLIB_MIRROR=FOLDER", "data get tiny"),
+    ):
+        assert part in message
+
+
+def test_killed_half_way(tmp_path: Path, serve: Serve) -> None:
+    """A real process is killed while the server holds back the rest of a file; the next fetch mends all."""
+    started = threading.Event()
+
+    class Stalling(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = zipped()[self.path.lstrip("/")]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if NAMES[2] in self.path:
+                self.wfile.write(body[:-5])
+                self.wfile.flush()
+                started.set()
+                self.rfile.read(1)  # until the other side is gone
+            else:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    script = """
+        import sys
+        from dataclasses import replace
+        from pathlib import Path
+        from fedlib.data import sources
+        from tests.test_data import mirrored
+        sources.get(mirrored(sys.argv[1]), Path(sys.argv[2]))
+    """
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        project = Path(__file__).parents[1]
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), f"http://127.0.0.1:{server.server_address[1]}", tmp_path],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": str(project)},
+        )
+        assert started.wait(60)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        server.shutdown()
+        thread.join()
+    in_data = files_below(tmp_path / "data")
+    assert in_data == sorted(f"FashionMNIST/raw/{name}" for name in NAMES[:2])
+    assert all((tmp_path / "data/FashionMNIST/raw" / name).read_bytes() == FILES[name] for name in NAMES[:2])
+    sources.get(mirrored(serve(zipped())), tmp_path)
+    assert sources.available(TINY, tmp_path)
+    assert files_below(tmp_path / "data") == sorted(f"FashionMNIST/raw/{name}" for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "layout", ["{}", "{}.gz", "any/{}", "any/{}.gz", "FashionMNIST/raw/{}", "data/FashionMNIST/raw/{}"]
+)
+def test_mirror_folder(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, raw in FILES.items():
+        path = tmp_path / "mirror" / layout.format(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+        # MNIST has files of the same names, which must not be taken for these
+        (tmp_path / "mirror" / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mirror" / "MNIST" / name).write_bytes(b"another set")
+    monkeypatch.setenv("FEDLIB_MIRROR", str(tmp_path / "mirror"))
+    sources.get(TINY, tmp_path / "home")
+    assert files_below(tmp_path / "home") == IN_PLACE
+    monkeypatch.setenv("FEDLIB_MIRROR", str(tmp_path / "absent"))
+    sources.get(TINY, tmp_path / "other", mirror=tmp_path / "mirror")  # the argument goes first
+    assert files_below(tmp_path / "other") == IN_PLACE
+
+
+def test_mirror_folder_without_the_files(tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    with pytest.raises(DataError, match="mirror: has not all of the files"):
+        sources.get(TINY, tmp_path, mirror=tmp_path / "mirror")
+
+
+def test_debian_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for apt-get hands out a real package made here, if told to keep its state in private folders."""
+    if not Path("/usr/bin/dpkg-deb").exists():
+        pytest.skip("no dpkg-deb on this machine")
+    content = tmp_path / "package"
+    (content / "DEBIAN").mkdir(parents=True)
+    (content / "DEBIAN" / "control").write_text(
+        "Package: dataset-tiny\nVersion: 1\nArchitecture: all\nMaintainer: none <none@localhost>\nDescription: tiny\n"
+    )
+    (content / "usr" / "share" / "tiny").mkdir(parents=True)
+    for name, body in zipped().items():
+        (content / "usr" / "share" / "tiny" / name).write_bytes(body)
+    built = tmp_path / "dataset-tiny_1_all.deb"
+    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", content, built], check=True, capture_output=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "apt-get").write_text(
+        f"""#!/bin/sh
+        case "$*" in
+        *Dir::State::Lists={tmp_path}*Dir::Cache={tmp_path}*) ;;
+        *) echo "E: not private" >&2; exit 100 ;;
+        esac
+        case "$*" in
+        *" update") echo "W: one repository did not answer" >&2; exit 100 ;;
+        *" download dataset-tiny") cp {built} . ;;
+        *) echo "E: Unable to locate package" >&2; exit 100 ;;
+        esac
+        """
+    )
+    (tmp_path / "bin" / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    home = tmp_path / "home"
+    sources.get(replace(TINY, package="dataset-tiny"), home)
+    assert files_below(home) == IN_PLACE
+    with pytest.raises(DataError, match="one repository did not answer; E: Unable to locate package"):
+        sources.get(replace(TINY, package="dataset-other"), tmp_path / "other")
+    assert files_below(tmp_path / "other") == []
+
+
+def test_altered_and_missing_files_are_named(tmp_path: Path, serve: Serve) -> None:
+    entry = replace(mirrored(serve(zipped())), name="fashion-mnist")
+    sources.get(entry, tmp_path)
+    altered, gone = (tmp_path / "data/FashionMNIST/raw" / name for name in NAMES[:2])
+    raw = bytearray(altered.read_bytes())
+    raw[-1] ^= 1
+    altered.write_bytes(raw)
+    gone.unlink()
+    with pytest.raises(DataError) as caught:
+        load(entry, tmp_path)
+    message = str(caught.value)
+    assert f"{altered}: expected {sha256(FILES[NAMES[0]])}, found {sha256(bytes(raw))}" in message
+    assert f"{gone}: expected {sha256(FILES[NAMES[1]])}, found no file" in message
+    assert "python -m fedlib data get fashion-mnist" in message
+    sources.get(entry, tmp_path)  # mends both
+    assert load(entry, tmp_path).train_y.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("use", [load, digest, sources.get, sources.verify, sources.available])
+def test_unknown_name(use: Callable[..., Any]) -> None:
+    with pytest.raises(
+        SpecError, match=r"^data: unknown data set 'mnist'; allowed: fashion-mnist, cifar10, cifar10-jpeg"
+    ):
+        use("mnist")
+
+
+def test_digest_changes_with_what_decides_the_numbers() -> None:
+    others = [
+        replace(TINY, files=TINY.files[:3]),
+        replace(TINY, mean=(0.4,)),
+        replace(TINY, std=(0.4,)),
+        replace(TINY, scale=1.0),
+        replace(TINY, version=2),
+        replace(TINY, shipped="sha256:00"),
+    ]
+    assert len({digest(TINY), *map(digest, others), *map(digest, sets.ENTRIES)}) == 7 + len(sets.ENTRIES)
+    # where a file comes from does not matter
+    assert digest(replace(TINY, package="p", archive="a", mirrors=lambda: [["x"]])) == digest(TINY)
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
+    assert sources.home() == tmp_path
+    monkeypatch.delenv("FEDLIB_HOME")
+    assert sources.home() == Path(__file__).resolve().parents[1]
+
+
+# --- reading ---
+
+
+@given(st.lists(st.integers(0, 4), min_size=0, max_size=4), st.integers(0, 2**32))
+def test_idx_round_trip(tmp_path_factory: pytest.TempPathFactory, shape: list[int], seed: int) -> None:
+    array = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    path = tmp_path_factory.getbasetemp() / "any-idx"
+    path.write_bytes(idx(array))
+    assert np.array_equal(sets.read_idx(path), array) and sets.read_idx(path).shape == array.shape
+
+
+def test_idx_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes.fromhex("00000802 00000002 00000003 010203 0405ff"))
+    assert sets.read_idx(path).tolist() == [[1, 2, 3], [4, 5, 255]]
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("", "starts with nothing"),
+        ("000008", "not an IDX file"),
+        ("00000d01 00000001 00000000", "not an IDX file of bytes"),  # floats
+        ("1f8b0808", "not an IDX file"),  # still gzip'd
+        ("00000803 00000001 0000", "ends inside its header"),
+        ("00000802 00000002 00000003 0102030405", "5 bytes of data, but its header \\(2, 3\\) asks for 6"),
+        ("00000802 00000002 00000003 01020304050607", "7 bytes of data"),
+        ("00000804 ffffffff ffffffff ffffffff ffffffff 01", "1 bytes of data"),
+    ],
+)
+def test_idx_refused(tmp_path: Path, raw: str, reason: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes.fromhex(raw))
+    with pytest.raises(DataError, match=reason) as caught:
+        sets.read_idx(path)
+    assert str(path) in str(caught.value)
+
+
+def test_digits(tmp_path: Path) -> None:
+    data = load("digits", tmp_path)
+    assert files_below(tmp_path) == []
+    assert data.train_x.shape == (1437, 1, 8, 8) and data.test_x.shape == (360, 1, 8, 8)
+    assert data.train_x.dtype == torch.float32 and data.train_y.dtype == torch.int64
+    assert data.train_x.min() == -1 and data.train_x.max() == 1
+    assert data.train_x.mean().item() == pytest.approx(-0.39, abs=0.01)
+    assert data.train_x.std().item() == pytest.approx(0.75, abs=0.01)
+    assert data.classes == tuple("0123456789")
+    assert data.train_y.bincount().min() > 130 and data.test_y.bincount().min() > 25
+    # known answer: the split must be the same with every numpy
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    assert data.train_y[:5].tolist() == labels[[1051, 998, 162, 670, 664]].tolist()
+    assert data.test_y[-3:].tolist() == labels[[27, 886, 956]].tolist()
+    assert np.array_equal(data.train_x[0].numpy().ravel(), pixels[1051] / 8 - 1)
+
+
+def tiny_jpegs(folder: Path) -> sets.Entry:
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    parts: dict[str, Any] = {}
+    for part, chosen in (("train", [0, 1, 2]), ("test", [2])):
+        jpegs = []
+        for i in chosen:
+            buffer = io.BytesIO()
+            image = np.zeros((32, 32, 3), np.uint8)
+            image[:, :16] = colours[i]
+            Image.fromarray(image).save(buffer, "JPEG", quality=75)
+            jpegs.append(buffer.getvalue())
+        parts[f"{part}_jpeg"] = np.frombuffer(b"".join(jpegs), np.uint8)
+        parts[f"{part}_offsets"] = np.cumsum([0, *map(len, jpegs)]).astype(np.uint32)
+        parts[f"{part}_labels"] = np.array(chosen, np.uint8)
+    path = folder / "cifar10-jpeg.npz"
+    np.savez(path, **parts)
+    return replace(sets.find("cifar10-jpeg"), files=(("cifar10-jpeg/cifar10-jpeg.npz", sha256(path.read_bytes())),))
+
+
+def test_cifar10_jpeg(tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    entry = tiny_jpegs(tmp_path / "mirror")
+    sources.get(entry, tmp_path, mirror=tmp_path / "mirror")
+    assert (tmp_path / "data-extra" / "cifar10-jpeg" / "cifar10-jpeg.npz").is_file()
+    data = load(entry, tmp_path)
+    assert data.train_x.shape == (3, 3, 32, 32) and data.train_y.tolist() == [0, 1, 2]
+    back = data.train_x * torch.tensor(entry.std).view(3, 1, 1) + torch.tensor(entry.mean).view(3, 1, 1)
+    # the left half of each image has its colour, the right half is black; where they meet the JPEG blurs the colour
+    expected = torch.eye(3)[:, :, None, None] * (torch.arange(32) < 16)
+    apart = torch.cat([torch.arange(14), torch.arange(18, 32)])
+    assert torch.allclose(back[..., apart], expected.expand(3, 3, 32, 32)[..., apart], atol=0.02)
+    assert torch.equal(data.test_x[0], data.train_x[2])
+
+
+class OldPickler(pickle.Pickler):
+    """Writes an array's type as numpy of 2009 did: with integers for flags."""
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, np.dtype):
+            return np.dtype, ("u1", 0, 1), (3, "|", None, None, None, -1, -1, 0)
+        return NotImplemented
+
+
+def old_pickle(value: object) -> bytes:
+    buffer = io.BytesIO()
+    OldPickler(buffer, protocol=2).dump(value)
+    return buffer.getvalue()
+
+
+def test_cifar10_through_torchvision(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    pixels = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
+    bodies = {f"data_batch_{i}": old_pickle({"data": pixels + np.uint8(i), "labels": [i, 9]}) for i in range(1, 6)}
+    bodies["test_batch"] = old_pickle({"data": pixels[:1], "labels": [7]})
+    bodies["batches.meta"] = old_pickle({"label_names": list(sets.CIFAR10_CLASSES)})
+    md5 = {name: hashlib.md5(body).hexdigest() for name, body in bodies.items()}
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", md5[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, body in [
+            ("../evil", b"x"),
+            *((f"cifar-10-batches-py/{name}", body) for name, body in bodies.items()),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    entry = replace(
+        sets.find("cifar10"),
+        files=tuple((f"cifar-10-batches-py/{name}", f"md5:{value}") for name, value in md5.items()),
+        mirrors=lambda: [[serve({"cifar-10-python.tar.gz": packed.getvalue()}) + "/cifar-10-python.tar.gz"]],
+    )
+    home = tmp_path / "home"
+    sources.get(entry, home)
+    assert files_below(tmp_path) == sorted(f"home/data-extra/cifar-10-batches-py/{name}" for name in bodies)
+    data = load(entry, home)
+    assert data.train_x.shape == (10, 3, 32, 32) and data.test_x.shape == (1, 3, 32, 32)
+    assert data.train_y.tolist() == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9] and data.test_y.tolist() == [7]
+    # second row, third column of the green plane: 1024 + 34 modulo 256, plus 1 in batch 1
+    assert data.train_x[0, 1, 1, 2].item() == pytest.approx((35 / 255 - 0.456) / 0.224, abs=1e-6)
+
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "cifar-10-python.tar.gz").write_bytes(packed.getvalue())
+    sources.get(replace(entry, mirrors=list), tmp_path / "other", mirror=tmp_path / "mirror")
+    assert sources.available(entry, tmp_path / "other")
+
+
+def test_tables_agree_with_torchvision() -> None:
+    from torchvision.datasets import CIFAR10
+
+    batches = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    assert sets.find("cifar10").files == tuple(
+        (f"{CIFAR10.base_folder}/{name}", f"md5:{value}") for name, value in batches
+    )
+    assert sets.find("cifar10").archive == CIFAR10.filename
+    assert sets.find("cifar10").mirrors() == [[CIFAR10.url]]
+    for addresses in sets.find("fashion-mnist").mirrors():
+        assert sorted(address.rpartition("/")[2] for address in addresses) == sorted(f"{name}.gz" for name in NAMES)
+
+
+def test_normalisation_constants_are_those_of_the_authors() -> None:
+    assert (sets.find("fashion-mnist").mean, sets.find("fashion-mnist").std) == ((0.2860,), (0.3530,))
+    for name in ("cifar10", "cifar10-jpeg"):
+        assert sets.find(name).mean == (0.485, 0.456, 0.406) and sets.find(name).std == (0.229, 0.224, 0.225)
+
+
+# --- the real files, where they are ---
+
+ABSENT = "data/ is absent: python -m fedlib data get fashion-mnist"
+
+
+@pytest.mark.skipif(not sources.available("fashion-mnist"), reason=ABSENT)
+def test_fashion_mnist() -> None:
+    data = load("fashion-mnist")
+    assert data.train_x.shape == (60000, 1, 28, 28) and data.test_x.shape == (10000, 1, 28, 28)
+    assert data.train_y.bincount().tolist() == [6000] * 10 and data.test_y.bincount().tolist() == [1000] * 10
+    assert data.train_x.mean().item() == pytest.approx(0, abs=1e-3)
+    assert data.train_x.std().item() == pytest.approx(1, abs=1e-3)
+    # the test images are normalised by the training constants, so not quite to 0 and 1
+    assert data.test_x.mean().item() == pytest.approx((0.2868 - 0.2860) / 0.3530, abs=1e-3)
+    assert len(data.classes) == 10
+
+
+@pytest.mark.skipif(not sources.available("fashion-mnist"), reason=ABSENT)
+def test_data_dvc_pins_these_files() -> None:
+    """`dvc repro` writes a changed folder's hash into data.dvc without a word; this notices before it is committed."""
+    folder = sources.home() / "data"
+    md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in files_below(folder)}
+    listing = [{"md5": md5[name], "relpath": name} for name in md5]
+    pinned = hashlib.md5(json.dumps(listing).encode()).hexdigest()
+    assert f"md5: {pinned}.dir" in (sources.home() / "data.dvc").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FEDLIB_MIRROR" not in os.environ, reason="FEDLIB_MIRROR names no folder with cifar10-jpeg.npz")
+def test_real_cifar10_jpeg(tmp_path: Path) -> None:
+    sources.get("cifar10-jpeg", tmp_path, mirror=MIRROR)
+    data = load("cifar10-jpeg", tmp_path)
+    assert data.train_x.shape == (50000, 3, 32, 32) and data.test_x.shape == (10000, 3, 32, 32)
+    assert data.train_y.bincount().tolist() == [5000] * 10 and data.test_y.bincount().tolist() == [1000] * 10
+    # the constants are ImageNet's, so mean and spread are compared with those known for CIFAR-10 itself
+    mean, std = (torch.tensor(values) for values in (sets.CIFAR10_MEAN, sets.CIFAR10_STD))
+    found_mean = data.train_x.mean(dim=(0, 2, 3)) * std + mean
+    found_std = data.train_x.std(dim=(0, 2, 3)) * std
+    assert found_mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.002)
+    assert found_std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=0.005)
