@@ -6,16 +6,13 @@ Targets, set before measuring: at most 1 % over the empirical entropy plus 32 by
 20 million/s to decode, as medians.
 """
 
-import json
-import platform
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from report import save
 
 from fedlib.wire import bits, entropy
 
@@ -23,7 +20,6 @@ N = 1_000_000
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5)
 REPEATS = 15
 MIN_ENCODE, MIN_DECODE = 50.0, 20.0  # million entries/s
-RESULT = Path(__file__).parent / "results" / "entropy.json"
 
 
 def speed(call: Callable[[], object]) -> float:
@@ -60,13 +56,6 @@ def measure(density: float) -> dict[str, Any]:
     return row
 
 
-def cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     print("density     bound     bytes   over  encode  decode |  packed    pack  unpack   (bytes; million entries/s)")
     rows = []
@@ -79,13 +68,7 @@ def main() -> None:
             f"{row['pack_million_per_s']:7.0f} {row['unpack_million_per_s']:7.0f}   "
             + ("ok" if row["size_met"] and row["speed_met"] else "TARGET MISSED")
         )
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    versions["constriction"] = metadata.version("constriction") if entropy.RANGE_CODER else "absent"
-    result = {"cpu": cpu_model(), "masks": rows, "n": N, "repeats": REPEATS, "versions": versions}
-    RESULT.parent.mkdir(exist_ok=True)
-    unfinished = RESULT.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
-    unfinished.replace(RESULT)
+    save("entropy", {"masks": rows, "n": N, "repeats": REPEATS}, ("numpy", "constriction"))
 
 
 if __name__ == "__main__":

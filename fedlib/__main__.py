@@ -123,8 +123,10 @@ def status(options: argparse.Namespace) -> None:
     for paper in papers():
         for profile in [options.profile] if options.profile else read_experiments(paper)["profiles"]:
             for spec, found, reason in record.fresh(specs(paper, profile)):
-                made = f"{found['made']['time'][:10]}  {found['made']['seconds']:8.1f} s  {found['made']['device']}" if found else ""
-                print(f"{'fresh' if not reason else 'STALE' if found else '-    '}  {paper}/{profile}/{spec.name}  {made}  {reason}")
+                state = "fresh" if not reason else "STALE" if found else "-"
+                made = found["made"] if found else {}
+                when = f"{made['time'][:10]} {made['seconds']:8.1f} s  {made['device']}" if made else ""
+                print(f"{state:5}  {paper}/{profile}/{spec.name:45} {when}  {reason}".rstrip())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where clients run. A client is a function from bytes to bytes, so no method knows, and every engine gives the same record.
+"""Where clients run. A client is a function from bytes to bytes, so no method knows; all engines give the same record.
 
     InProcess  one client after the other in this process: the reference
     Pool       worker processes of one thread each: fastest on a CPU
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -112,8 +112,8 @@ class InProcess(Base):
     def chunk(self, spec: Spec, state: State, index: int) -> tuple[int, float, int]:
         task = task_of(spec.key(), self.device)
         tensors = {name: tensor.to(self.device) for name, tensor in state.items()}
-        part = tuple(t[index * CHUNK : (index + 1) * CHUNK] for t in task.test)
-        return *local.evaluate(task, tensors, part), len(part[0])
+        x, y = (t[index * CHUNK : (index + 1) * CHUNK] for t in task.test)
+        return *local.evaluate(task, tensors, (x, y)), len(x)
 
 
 class Pool(Base):
@@ -146,7 +146,9 @@ class Pool(Base):
 
     def _map(self, spec: Spec, shared: Any, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Results in the order of the jobs. Each worker gets `shared` once, then one job after the other."""
-        waiting, results, owner = iter(enumerate(jobs)), {}, {}
+        waiting = iter(enumerate(jobs))
+        results: dict[int, Any] = {}
+        owner: dict[Connection, int] = {}
 
         def feed(worker: Connection) -> None:
             for index, job in waiting:
@@ -160,8 +162,9 @@ class Pool(Base):
                 feed(worker)
             for index in range(len(jobs)):
                 while index not in results:
-                    for worker in wait(list(owner)):
-                        results[owner.pop(worker)] = worker.recv()
+                    for ready in wait(list(owner)):
+                        worker = cast(Connection, ready)
+                        results[owner.pop(worker)] = _receive(worker)
                         feed(worker)
                 result = results.pop(index)
                 if isinstance(result, Exception) and not isinstance(result, PayloadError):
@@ -173,7 +176,7 @@ class Pool(Base):
             raise RunError("a worker process died (out of memory?); try --engine process") from error
         finally:
             for worker in owner:  # left early: what is still under way must not answer the next question
-                worker.recv()
+                _receive(worker)
 
     def close(self) -> None:
         for worker in self.workers:
@@ -230,7 +233,8 @@ def _mean(parts: Any) -> tuple[float, float]:
 def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
     engine = InProcess(torch.device("cpu"))
-    spec, shared = None, None
+    spec: Any = None
+    shared: Any = None
     while True:
         try:
             kind, *arguments = connection.recv()
@@ -243,10 +247,21 @@ def _work(connection: Connection) -> None:
                 if isinstance(shared, dict):
                     shared = {name: torch.from_numpy(array) for name, array in shared.items()}
                 continue
-            result = engine.client(spec, shared, *arguments) if kind == "client" else engine.chunk(spec, shared, *arguments)
+            result = (
+                engine.client(spec, shared, *arguments) if kind == "client" else engine.chunk(spec, shared, *arguments)
+            )
         except Exception as error:  # sent to the parent, which raises it
             result = error
         try:
-            connection.send(result)
+            if isinstance(result, bytes):  # an upload goes as it is: pickling would copy it twice
+                connection.send(None)
+                connection.send_bytes(result)
+            else:
+                connection.send(result)
         except (BrokenPipeError, OSError):
             return
+
+
+def _receive(worker: Connection) -> Any:
+    result = worker.recv()
+    return worker.recv_bytes() if result is None else result

@@ -1,9 +1,10 @@
-"""Figures and tables of the pages. Each is drawn from records alone and carries its alt text, caption and points as CSV."""
+"""Figures and tables of the pages: each is drawn from records alone and carries alt text, caption and points as CSV."""
 
 from __future__ import annotations
 
 import base64
 import html
+import inspect
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from fedlib.data.partition import Partition
 from fedlib.record import Record
 from fedlib.score import Score
 from fedlib.spec import Spec
+from fedlib.wire import container
 
 matplotlib.use("Agg")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -36,7 +41,9 @@ class Exhibit:
     def _repr_html_(self) -> str:
         points = base64.b64encode(self.frame.to_csv(index=False, lineterminator="\n").encode()).decode()
         link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{points}">the numbers as CSV</a>'
-        return f'<figure class="exhibit">{self.body}<figcaption>{html.escape(self.caption)} ({link})</figcaption></figure>'
+        return (
+            f'<figure class="exhibit">{self.body}<figcaption>{html.escape(self.caption)} ({link})</figcaption></figure>'
+        )
 
 
 def drawn(figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str) -> Exhibit:
@@ -48,7 +55,8 @@ def drawn(figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str
 
 
 def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
-    return Exhibit(frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–"), caption, frame, name)
+    body = frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–")
+    return Exhibit(f'<div style="overflow-x: auto">{body}</div>', caption, frame, name)  # a wide one scrolls by itself
 
 
 def canvas(columns: int = 1, height: float = 3.6) -> tuple[Figure, Sequence[Any]]:
@@ -57,6 +65,11 @@ def canvas(columns: int = 1, height: float = 3.6) -> tuple[Figure, Sequence[Any]
     figure = Figure(figsize=(4.6 * columns + 0.6, height), layout="constrained")
     axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
     return figure, axes
+
+
+def source(*functions: Any) -> Markdown:
+    """The code of functions as it runs, to stand beside their equations."""
+    return Markdown("```python\n" + "\n\n".join(inspect.getsource(f).rstrip() for f in functions) + "\n```")
 
 
 def provenance(records: Sequence[Record]) -> str:
@@ -76,7 +89,7 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def long(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per evaluated round of each record: label, split, seed, round, accuracy in %, loss, bytes up to that round."""
+    """One row an evaluated round of each record: label, split, seed, round, accuracy in %, loss, bytes so far."""
     rows = []
     for r in records:
         up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
@@ -90,12 +103,13 @@ def long(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibit:
-    """Test accuracy of every method against `round` or `uplink_megabytes`, one panel a partition, mean and range of seeds."""
+    """Test accuracy against `round` or `uplink_megabytes`: a line a method, a panel a partition, mean and range."""
     frame = long(records)
     splits = list(dict.fromkeys(frame["split"]))
     figure, axes = canvas(len(splits))
     labels = list(dict.fromkeys(frame["label"]))
-    axis = {"round": "communication round", "uplink_megabytes": "bytes uploaded by all clients so far (MB, measured)"}[against]
+    axes_names = {"round": "communication round", "uplink_megabytes": "MB uploaded by all clients so far, measured"}
+    axis = axes_names[against]
     for ax, split in zip(axes, splits, strict=True):
         for index, label in enumerate(labels):
             part = frame[(frame["split"] == split) & (frame["label"] == label)].groupby("round")
@@ -111,9 +125,11 @@ def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibi
     last = frame[frame["round"] == frame.groupby(["label", "split", "seed"])["round"].transform("max")]
     ends = last.groupby(["split", "label"])["accuracy"].mean()
     alt = f"Line chart of test accuracy against {axis}. Mean accuracy at the end: " + "; ".join(
-        f"{split}, {label}: {value:.1f} %" for (split, label), value in ends.items()
+        f"{where}: {value:.1f} %" for where, value in zip((", ".join(key) for key in ends.index), ends, strict=True)
     )
-    caption = f"Test accuracy against {axis}. Line: mean over seeds; band: smallest to largest seed. {provenance(records)}"
+    caption = (
+        f"Test accuracy against {axis}. Line: mean over seeds; band: smallest to largest seed. {provenance(records)}"
+    )
     return drawn(figure, alt, caption, frame, f"accuracy-against-{against.replace('_', '-')}")
 
 
@@ -133,7 +149,9 @@ def accuracy_table(records: Sequence[Record]) -> Exhibit:
         seeds = ", ".join(f"{v:.2f}" for v in part.sort_values("seed")["accuracy"])
         spread = f"{part['accuracy'].std():.2f}" if len(part) > 1 else "single seed"
         mean = f"{part['accuracy'].mean():.2f}"
-        rows.append({"method": method, "partition": split, "mean (%)": mean, "deviation": spread, "each seed (%)": seeds})
+        rows.append(
+            {"method": method, "partition": split, "mean (%)": mean, "deviation": spread, "each seed (%)": seeds}
+        )
     caption = f"Test accuracy after the last round. {provenance(records)}"
     return table(pd.DataFrame(rows), caption, "accuracy")
 
@@ -152,7 +170,9 @@ def payload_table(records: Sequence[Record], expected: dict[str, dict[str, int]]
         rows.append({"method": label, "part": "whole upload", "measured bytes": f"{mean:,.0f}", "worked out": None})
     frame = pd.DataFrame(rows)
     frame["worked out"] = [f"{int(v):,}" if pd.notna(v) else "–" for v in frame["worked out"]]
-    return table(frame, f"Bytes of one upload, measured on the messages that were sent. {provenance(records)}", "payload")
+    return table(
+        frame, f"Bytes of one upload, measured on the messages that were sent. {provenance(records)}", "payload"
+    )
 
 
 def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
@@ -160,7 +180,15 @@ def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
     rows = []
     for name, setting in experiments["settings"].items():
         value, paper = setting.get(profile, "–"), setting.get("paper", "not stated")
-        rows.append({"setting": name, "authors' scripts": paper, "here": value, "unit": setting["unit"], "source": setting["source"]})
+        rows.append(
+            {
+                "setting": name,
+                "authors' scripts": paper,
+                "here": value,
+                "unit": setting["unit"],
+                "source": setting["source"],
+            }
+        )
     for label, method in experiments["methods"].items():
         settings = {"lr": method["lr"]} | method["hyper"]
         text = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -175,7 +203,9 @@ def score_table(results: Sequence[Score], caption: str) -> Exhibit:
     for s in results:
         claim = s.claim
         cases = [
-            f"{case}: {np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f}, {len(v)} seeds)" for case, v in s.values.items() if v
+            f"{case}: {np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f}, {len(v)} seeds)"
+            for case, v in s.values.items()
+            if v
         ]
         low, high = claim.get("holds", (None, None))
         criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
@@ -215,9 +245,9 @@ def record_table(found: Sequence[tuple[Spec, Record | None, str]], caption: str)
 def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], provenance: str) -> Exhibit:
     """Images of each class that each client holds: per partition an array [clients, classes], as a shaded grid."""
     figure, axes = canvas(len(counts))
-    top = max(grid.max() for grid in counts.values())
+    top = max(grid.max() for grid in counts.values())  # shades by the root of a count, so that small ones show
     for ax, (title, grid) in zip(axes, counts.items(), strict=True):
-        image = ax.imshow(grid.T, aspect="auto", cmap="cividis", vmin=0, vmax=top, interpolation="nearest")
+        image = ax.imshow(grid.T, aspect="auto", cmap="cividis", norm=PowerNorm(0.5, 0, top), interpolation="nearest")
         ax.set(title=title, xlabel="client", yticks=range(len(classes)))
         ax.set_yticklabels(classes)
         ax.grid(False)
@@ -234,3 +264,52 @@ def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], pro
     )
     alt = f"Grids of classes by clients, shaded by the number of images. {facts}."
     return drawn(figure, alt, f"Who holds what. {facts}. {provenance}", pd.DataFrame(rows), "partition")
+
+
+def lines(
+    frame: pd.DataFrame, x: str, y: str, by: str, alt: str, caption: str, name: str, scale: str = "linear"
+) -> Exhibit:
+    """Column `y` against `x`, one line a value of `by`; column names are the axis labels. `scale` is for both axes."""
+    figure, axes = canvas(height=4.0)
+    figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
+    for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
+        style = {"marker": MARKERS[index], "linestyle": ("-", "--", "-.", ":")[index % 4], "markersize": 5}
+        every = max(1, len(part) // 12)
+        axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
+    axes[0].set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
+    axes[0].legend()
+    return drawn(figure, alt, caption, frame, name)
+
+
+def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
+    """Every field of a message in the order of its bytes: where it starts, its length, its bytes, what they say."""
+    sizes = container.section_sizes(message)
+    fields = [("magic word", 3), ("format version", 1), ("length of the kind", 1), ("kind", message[4])]
+    fields += [("fingerprint", 8), ("training samples", 4), ("number of sections", 1)]
+    fields += [(f"length of section {index}", 4) for index in range(len(sizes))]
+    fields += [*zip(parts, sizes, strict=True), ("checksum (CRC-32)", 4)]
+    rows, start = [], 0
+    for field, size in fields:
+        held, says = message[start : start + size], "–"
+        if field in ("magic word", "kind"):
+            says = held.rstrip(b"\0").decode()
+        elif field == "training samples" or field.split()[0] in ("format", "length", "number"):
+            says = f"{int.from_bytes(held, 'little'):,}"
+        shown = held[: 8 if size == 8 else 6].hex(" ") + (" …" if size > 8 else "")
+        rows.append({"field": field, "from byte": f"{start:,}", "bytes": f"{size:,}", "in hex": shown, "says": says})
+        start += size
+    if start != len(message):
+        raise ValueError(f"message of {len(message)} bytes, of which {start} are explained")
+    return table(pd.DataFrame(rows), caption, "message")
+
+
+def client_table(dealt: dict[str, Partition], labels: np.ndarray, batch: int, caption: str) -> Exhibit:
+    """Per partition: images, classes and batches of the smallest, the median and the largest client, and the hash."""
+    rows = []
+    for title, partition in dealt.items():
+        shards = [partition.indices(k) for k in range(partition.clients)]
+        images, classes = [len(shard) for shard in shards], [len(np.unique(labels[shard])) for shard in shards]
+        counts = {"images": images, "classes": classes, "batches": [-(-size // batch) for size in images]}
+        row = {name: f"{min(n):,} / {np.median(n):,g} / {max(n):,}" for name, n in counts.items()}
+        rows.append({"partition": title} | row | {"hash": partition.hash})
+    return table(pd.DataFrame(rows), caption, "clients")

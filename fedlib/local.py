@@ -12,9 +12,7 @@ from fedlib.rng import Rng
 from fedlib.task import Task
 
 
-def client(
-    method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyper: Any, task: Task, rng: Rng
-) -> bytes:
+def client(method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyper: Any, task: Task, rng: Rng) -> bytes:
     """The function from bytes to bytes that a client is. PayloadError: unreadable message, or an update not finite."""
     trainable, frozen = method.start(message, hyper, task, rng)
     train(method, trainable, frozen, shard, hyper, task, rng)
@@ -30,7 +28,7 @@ def train(
     task: Task,
     rng: Rng,
 ) -> None:
-    """S steps of SGD on `method.objective`, in place. `frozen` receives no gradient (BatchNorm statistics do change)."""
+    """S steps of SGD on `method.objective`, in place. `frozen` has no gradient; BatchNorm statistics do change."""
     x, y = shard
     optimizer = torch.optim.SGD(list(trainable.values()), lr=task.plan.lr)
     order, local = rng.child("order").torch(), rng.child("draws").torch(task.device)

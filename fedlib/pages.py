@@ -1,4 +1,4 @@
-"""From a text notebook to an executed page: train what has no fresh record, run it through papermill, make it repeatable."""
+"""From a text notebook to an executed page: run by papermill, then cleared of times and random ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
         known = papermill.inspect_notebook(str(source))
         for name in given:
             if name not in known:
-                raise SpecError(f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {', '.join(sorted(known))}")
+                raise SpecError(
+                    f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {', '.join(sorted(known))}"
+                )
         try:
             papermill.execute_notebook(
                 str(source),

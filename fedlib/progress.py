@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fedlib.spec import Spec
 
 
-class bar:  # noqa: N801  (used like a function)
+class Bar:
     def __init__(self, spec: Spec, done: list[dict[str, Any]]) -> None:
         self.line = tqdm(total=spec.rounds, initial=len(done), desc=spec.name, unit="round", disable=None, leave=False)
         self.bytes = sum(entry["uplink_bytes"] for entry in done)
@@ -21,7 +21,7 @@ class bar:  # noqa: N801  (used like a function)
             self.line.set_postfix_str(f"accuracy {entry['accuracy']:.1%}, uplink {self.bytes / 1e6:.1f} MB")
         self.line.update()
 
-    def __enter__(self) -> bar:
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

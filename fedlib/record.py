@@ -1,7 +1,7 @@
 """What was measured: one JSON file a run, kept in Git, and the rule that says when it still counts.
 
-A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today. The
-digest covers the modules that can change a number, without comments, docstrings and blank lines.
+A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today.
+The digest covers the modules that can change a number, without comments, docstrings and blank lines.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write(target: Path, content: bytes) -> None:
         os.replace(name, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+            Path(name).unlink()
         raise
 
 
@@ -121,7 +121,9 @@ def essence(source: str) -> str:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
             docstring = node.body[0]
             for row in range(docstring.lineno, (docstring.end_lineno or 0) + 1):
                 lines[row - 1] = ""
@@ -154,14 +156,14 @@ def made(device: torch.device, engine: str, seconds: float) -> dict[str, Any]:
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({_processor()})",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({processor()})",
         "engine": engine,
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -177,7 +179,9 @@ def _commit() -> str:
         return done.stdout.strip()
 
     with contextlib.suppress(OSError):
-        return (git("rev-parse", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return (git("rev-parse", "--verify", "-q", "HEAD") or "unknown") + (
+            "+" if git("status", "--porcelain", "-uno") else ""
+        )
     return "unknown"
 
 

@@ -1,8 +1,8 @@
 """Every random draw of a run, derived by name from one integer.
 
 Two kinds of draw are kept apart. *Local* draws (batch order, masks) need only be repeatable on one machine: they come
-from a `torch.Generator`. *Travelling* draws (noise and weights that go over the wire as a seed) must be the same bytes on
-every device, platform and library version: they come from the counter-based generator Philox4x64-10 (Salmon et al.,
+from a `torch.Generator`. *Travelling* draws (noise and weights that go over the wire as a seed) must be the same bytes
+on every device, platform and library version: they come from the counter-based generator Philox4x64-10 (Salmon et al.,
 SC 2011) and from nothing but IEEE additions, multiplications, divisions and square roots. Known-answer tests fix them.
 """
 
@@ -66,7 +66,7 @@ def normal(seed: int, stream: int, count: int) -> np.ndarray:
 
 
 def sample(rng: Rng, population: int, count: int) -> list[int]:
-    """`count` distinct integers below `population`, uniform without replacement (Floyd's algorithm: memory O(count))."""
+    """`count` distinct integers below `population`, uniform without replacement (Floyd; memory O(count))."""
     words64 = np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)).random_raw(count)
     chosen: dict[int, None] = {}
     for word, top in zip(words64.tolist(), range(population - count, population), strict=True):

@@ -1,6 +1,6 @@
 """The federated loop. Read this first: everything else is a part that it calls.
 
-    message -> clients -> uploads -> server -> new state -> (evaluate) -> one line of the record
+message -> clients -> uploads -> server -> new state -> (evaluate) -> one line of the record
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from fedlib import data, methods, record
 from fedlib.engines import Engine, task_of
 from fedlib.errors import RunError
-from fedlib.progress import bar
+from fedlib.progress import Bar
 from fedlib.record import Record
 from fedlib.rng import Rng, sample
 from fedlib.spec import Spec
@@ -31,13 +31,13 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
     save_every: seconds between checkpoints (0: after every round); it never changes a number.
     Raises RunError when a round yields no usable update in three attempts.
     """
-    task, method = task_of(spec.key(), engine.device), methods.METHODS[spec.method]
+    task = task_of(spec.key(), engine.device)
     checkpoint = record.Checkpoint(spec, root)
     state, log = checkpoint.load() or (task.initial(), {"rounds": [], "uplink_parts": {}, "seconds": 0.0})
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if engine.device.type == "cpu" else threads)
     try:
-        with bar(spec, log["rounds"]) as progress:
+        with Bar(spec, log["rounds"]) as progress:
             begin = saved = time.perf_counter()
             for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
                 state, entry = one_round(spec, task, engine, state, number, log["uplink_parts"])

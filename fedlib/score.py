@@ -49,7 +49,10 @@ def bits_per_weight(records: list[Record], labels: list[str], part: str) -> Valu
     def bits(r: Record) -> float:
         return 8 * r["final"]["uplink_parts"][part] / (r["final"]["uploads"] * r["parameters"]["weights"])
 
-    return {f"{label}, {split}": [bits(r) for r in runs.values()] for (label, split), runs in _by_case(records, labels).items()}
+    return {
+        f"{label}, {split}": [bits(r) for r in runs.values()]
+        for (label, split), runs in _by_case(records, labels).items()
+    }
 
 
 def _pairs(
@@ -89,9 +92,11 @@ MEASURES: dict[str, Callable[..., Values]] = {
 
 def judge(claim: dict[str, Any], values: Values) -> tuple[str, str]:
     """Verdict and note: the mean of every case must lie in the claim's interval."""
+    if not values:
+        return UNTESTED, "no fresh record"
     few = [case for case, seeds in values.items() if len(seeds) < SEEDS]
-    if not values or few:
-        return UNTESTED, f"a verdict needs {SEEDS} seeds a case; {', '.join(few) or 'no case'} has fewer"
+    if few:
+        return UNTESTED, f"a verdict needs {SEEDS} seeds a case; fewer: {', '.join(few)}"
     means = {case: statistics.fmean(seeds) for case, seeds in values.items()}
 
     def outside(name: str) -> list[str]:
@@ -140,4 +145,3 @@ def summary(results: list[Score]) -> dict[str, Any]:
         means = {case: round(mean, 4) for case, mean in s.means.items()}
         table.setdefault(s.paper, {})[s.claim["id"]] = {"verdict": s.verdict} | means
     return table
-

@@ -1,4 +1,4 @@
-"""The description of a run, and the experiment files it is read from. Everything is checked before anything is computed."""
+"""The description of a run, and the experiment files it is read from; all is checked before anything is computed."""
 
 from __future__ import annotations
 

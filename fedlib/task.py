@@ -106,6 +106,6 @@ class Task:
 @functools.lru_cache(maxsize=1)
 def _load(name: str, device: torch.device) -> data.Dataset:
     d = data.load(name)
-    # Convolutions on a CPU are fastest on channels-last images; the numbers depend on the layout, so it is always this one.
+    # Fastest for convolutions on a CPU; the last bits of a result depend on the layout, so it is always this one.
     images = {k: getattr(d, k).to(device, memory_format=torch.channels_last) for k in ("train_x", "test_x")}
     return dataclasses.replace(d, **images, train_y=d.train_y.to(device), test_y=d.test_y.to(device))

@@ -19,7 +19,9 @@ class NoUpdate(Exception):
 class Uploads:
     """Wraps (client, upload) pairs; a client that could not encode its update stands there with its PayloadError."""
 
-    def __init__(self, arrivals: Iterable[tuple[int, bytes | PayloadError]], meter: Callable[[bytes], None] = len) -> None:
+    def __init__(
+        self, arrivals: Iterable[tuple[int, bytes | PayloadError]], meter: Callable[[bytes], object] = len
+    ) -> None:
         self.arrivals = arrivals
         self.meter = meter  # called with every upload that arrived, readable or not
         self.refused: list[tuple[int, str]] = []

@@ -40,8 +40,8 @@ def iid(labels: np.ndarray, clients: int, seed: int) -> list[np.ndarray]:
 def dirichlet(labels: np.ndarray, clients: int, seed: int, beta: float, smallest: int = 10) -> list[np.ndarray]:
     """Class by class: shuffle, draw shares from a symmetric Dirichlet(beta) over the clients, cut.
 
-    A smaller beta is more skewed. A client that already holds its fair share n/N gets no more. The whole draw is repeated
-    until the smallest client has `smallest` samples; after 1,000 tries SpecError (a partitioner must end).
+    A smaller beta is more skewed. A client that already holds its fair share n/N gets no more. The whole draw is
+    repeated until the smallest client has `smallest` samples; after 1,000 tries SpecError (a partitioner must end).
     """
     random = np.random.RandomState(seed)
     n, classes = len(labels), np.unique(labels)
@@ -68,7 +68,7 @@ def dirichlet(labels: np.ndarray, clients: int, seed: int, beta: float, smallest
 
 
 def labels_per_client(labels: np.ndarray, clients: int, seed: int, count: int) -> list[np.ndarray]:
-    """Every client gets `count` labels, the least used so far (ties: the lower label); a class is cut into equal shards.
+    """Every client gets the `count` least used labels (ties: the lower label); a class is cut into equal shards.
 
     The authors sort ties with an unstable sort, so that their label sets depend on numpy's version; ours is stable.
     """
@@ -89,7 +89,7 @@ def labels_per_client(labels: np.ndarray, clients: int, seed: int, count: int) -
         holders = np.flatnonzero(held[:, c])
         if len(holders) == 0:
             raise SpecError(f"partition: {clients} clients with {count} labels each leave class {classes[c]} to nobody")
-        for k, part in zip(holders, np.array_split(members, len(holders)), strict=True):
+        for k, part in zip(holders.tolist(), np.array_split(members, len(holders)), strict=True):
             shards[k].append(part)
     return [np.concatenate(shard) for shard in shards]
 
@@ -119,7 +119,7 @@ def make(labels: np.ndarray, clients: int, kind: str, seed: int, **parameters: f
     """Partition of the samples with these `labels` [n] by kind and its own parameters.
 
     `resampled` (parameter `size`) is for benchmarks with more clients than samples: each client draws `size` samples by
-    itself when it is asked for, so memory does not grow with the number of clients. It is not a partition in the strict sense.
+    itself when it is asked for, so memory does not grow with the clients. It is not a partition in the strict sense.
     """
     if kind == "resampled":
         size = int(parameters["size"])

@@ -1,12 +1,14 @@
-"""The methods by name. Each is a module with a frozen dataclass `Hyper`, `SECTIONS` (what an upload's parts are called) and
+"""The methods by name.
+
+Each is a module with a frozen dataclass `Hyper`, `SECTIONS` (the names of an upload's parts) and these functions:
 
     broadcast(state, hyper, task) -> bytes                    server: the downlink message
     start(message, hyper, task, rng) -> (trainable, frozen)   client: tensors on the task's device
-    draws(progress, hyper, task, generator) -> draws          client: the randomness of one local step, progress in (0, 1]
+    draws(progress, hyper, task, generator) -> draws          client: the randomness of a local step, progress in (0, 1]
     objective(trainable, frozen, batch, draws, hyper, task) -> loss
     finish(trainable, frozen, samples, hyper, task, rng) -> bytes   client: the upload
     server(state, uploads, hyper, task) -> state              server: uses nothing but the uploads' bytes
-    paper_bits(upload, hyper, task) -> bits                   size of that upload as the paper's own definition counts it
+    paper_bits(upload, hyper, task) -> bits                   size of an upload as the paper's own definition counts it
 """
 
 from __future__ import annotations

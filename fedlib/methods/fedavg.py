@@ -44,7 +44,9 @@ def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator)
     return None
 
 
-def objective(trainable: State, frozen: State, batch: tuple[Tensor, Tensor], draws: None, hyper: Hyper, task: Task) -> Tensor:
+def objective(
+    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], draws: None, hyper: Hyper, task: Task
+) -> Tensor:
     return task.loss(trainable | frozen, batch)
 
 

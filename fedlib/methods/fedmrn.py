@@ -122,8 +122,8 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
     mask = masks(u, n, torch.rand(len(u), generator=generator, device=task.device), hyper)
     full = pack_tensors(trainable | frozen, task.vectors | task.statistics)
     seed = rng.child("noise").seed().to_bytes(8, "little")
-    sections = [seed, bits.pack(mask.cpu().numpy()), full]
-    return container.pack("fedmrn.up", task.fingerprint("fedmrn", hyper), samples, sections)
+    packed = bits.pack(mask.cpu().numpy())
+    return container.pack("fedmrn.up", task.fingerprint("fedmrn", hyper), samples, [seed, packed, full])
 
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
@@ -134,7 +134,9 @@ def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
         mean.add(tensors, samples)
     average = mean.value()
     parts = average.pop("update").split([shape.numel() for shape in task.weights.values()])
-    weights = {name: state[name] + part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)}
+    weights = {
+        name: state[name] + part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)
+    }
     return weights | average
 
 

@@ -24,7 +24,7 @@ def unpack_tensors(data: memoryview, shapes: Mapping[str, torch.Size]) -> State:
 
 
 class RunningMean:
-    """Mean of named tensors weighted by sample counts, summed in float64 in the order of arrival: one model of memory."""
+    """Mean of named tensors, weighted by samples; summed in float64 in order of arrival, in one model's memory."""
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
         self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}

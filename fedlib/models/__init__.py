@@ -23,8 +23,8 @@ MODELS: dict[str, tuple[Callable[[int, int, int], nn.Sequential], float]] = {
 def build(name: str, channels: int, side: int, classes: int, seed: rng.Rng) -> nn.Sequential:
     """Network `name` for images [n, channels, side, side]; weights from the travelling normal law under `seed`.
 
-    Weights of convolutions and linear layers are normal around 0; everything else keeps torch's default (BatchNorm: scale
-    1, shift 0; biases are set to 0). Raises SpecError for an unknown name.
+    Weights of convolutions and linear layers are normal around 0, biases 0; BatchNorm keeps scale 1 and shift 0.
+    Raises SpecError for an unknown name.
     """
     if name not in MODELS:
         raise SpecError(f"model: {name!r} is unknown; allowed: {', '.join(sorted(MODELS))}")

@@ -1,0 +1,95 @@
+"""Local training of fedlib against a bare torch loop: the same steps on the same batches, one thread, in turns.
+
+    python bench/local_training.py
+
+CPU seconds of the process, since wall-clock time measures the machine's other work too. The target is a ratio of at
+most 1.05 for FedAvg; FedMRN's own arithmetic is shown beside it.
+"""
+
+import statistics
+import time
+
+import torch
+from report import save
+from torch import nn
+
+from fedlib import engines, local, methods
+from fedlib.data import sets
+from fedlib.rng import Rng
+from fedlib.spec import Spec
+
+REPEATS = 9
+
+
+def read(_: object) -> sets.Arrays:
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(1200, 1, 28, 28, generator=draw).numpy(), torch.randint(10, (1200,), generator=draw).numpy()
+    return x, y, x[:10], y[:10]
+
+
+sets.ENTRIES["bench"] = sets.Entry("bench", read, tuple("0123456789"), (0.0,), (1.0,), scale=1.0)
+
+
+def spec(method: str, hyper: dict, model: str) -> Spec:
+    labels = dict(paper="bench", profile="smoke", name="local", group="local", label=method, split="iid")
+    settings = dict(clients=2, cohort=1, rounds=1, epochs=1, batch=64, lr=0.01, evaluate_every=1, seed=0)
+    return Spec(
+        **labels,
+        **settings,
+        data="bench",
+        model=model,
+        method=method,
+        hyper=hyper,
+        partition={"kind": "iid", "seed": 0},
+    )
+
+
+def bare(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int, lr: float) -> None:
+    """What anyone would write for one client; the batches that fedlib draws under the same name."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    model.train()
+    for index in torch.randperm(len(x), generator=Rng(0).child("order").torch()).split(batch):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+        optimizer.step()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    table = {}
+    for model in ("cnn4", "cnn8"):
+        seconds: dict[str, list[float]] = {"bare loop": [], "fedavg": [], "fedmrn binary": [], "fedmrn signed": []}
+        kinds = [
+            ("fedavg", "fedavg", {}),
+            ("fedmrn binary", "fedmrn", {}),
+            ("fedmrn signed", "fedmrn", {"mask": "signed"}),
+        ]
+        prepared = []
+        for name, method, hyper in kinds:
+            task = engines.task_of(spec(method, hyper, model).key(), cpu)
+            module, settings = methods.METHODS[method], methods.hyper(method, hyper)
+            prepared.append((name, module, settings, task, module.broadcast(task.initial(), settings, task)))
+        x, y = task.shard(0)
+        for _ in range(REPEATS + 1):
+            begin = time.process_time()
+            bare(task.network, x, y, 64, 0.01)
+            seconds["bare loop"].append(time.process_time() - begin)
+            for name, module, settings, own, message in prepared:
+                trainable, frozen = module.start(message, settings, own, Rng(0))
+                begin = time.process_time()
+                local.train(module, trainable, frozen, (x, y), settings, own, Rng(0))
+                seconds[name].append(time.process_time() - begin)
+        steps = -(-len(x) // 64)
+        for name, measured in seconds.items():
+            ratios = [m / b for m, b in zip(measured[1:], seconds["bare loop"][1:], strict=True)]
+            row = {"ms_per_step": 1000 * statistics.median(measured[1:]) / steps, "ratio": statistics.median(ratios)}
+            table[f"{model}, {name}"] = {key: round(value, 3) for key, value in row.items()}
+            print(
+                f"{model}  {name:14} {row['ms_per_step']:7.1f} ms a step of 64 images   {row['ratio']:.3f} x bare loop"
+            )
+    save("local_training", {"models": table})
+
+
+if __name__ == "__main__":
+    main()
