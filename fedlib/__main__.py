@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
 def page(options: argparse.Namespace) -> None:
     from fedlib import pages
 
-    read_experiments(options.paper)
+    pages.check_parameters(options.paper, dict(options.parameter))
     options.only, options.again = "*", False
     on = open_engine(options.engine, options.device, options.processes)
     on.close()

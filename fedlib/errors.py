@@ -1,5 +1,7 @@
 """The errors that a user can cause and mend. Each message names the field, the value and the remedy."""
 
+from collections.abc import Collection
+
 
 class FedlibError(Exception):
     """Base class: the command line prints its message without a traceback and exits with status 2."""
@@ -19,3 +21,27 @@ class PayloadError(FedlibError, ValueError):
 
 class RunError(FedlibError, RuntimeError):
     """A run cannot go on: no usable update, a worker died, no such device."""
+
+
+def require_number(field: str, value: object, low: float, high: float, *, integer: bool = False) -> None:
+    """SpecError unless `value` is a number (not a bool, not text) from `low` to `high`."""
+    right = isinstance(value, int) if integer else isinstance(value, int | float)
+    if not right or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
+        hint = "; YAML takes 1e-2 for text, write 0.01 or 1.0e-2" if isinstance(value, str) else ""
+        kind = "an integer" if integer else "a number"
+        raise SpecError(f"{field}: {value!r} must be {kind} from {low:g} to {high:g}{hint}")
+
+
+def require_name(field: str, value: object, allowed: Collection[str]) -> None:
+    """SpecError unless `value` is one of the allowed names."""
+    if not isinstance(value, str) or value not in allowed:
+        raise SpecError(f"{field}: {value!r} is unknown; allowed: {', '.join(sorted(allowed))}")
+
+
+def require_mapping(where: str, value: object, known: Collection[str]) -> None:
+    """SpecError unless `value` is a mapping with no other keys than the known ones."""
+    if not isinstance(value, dict):
+        raise SpecError(f"{where}: {value!r} must be a mapping")
+    for key in value:
+        if key not in known:
+            raise SpecError(f"{where}: unknown key {key!r}; allowed: {', '.join(sorted(known)) or 'none'}")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from fedlib.data.partition import Partition
 from fedlib.record import Record
-from fedlib.score import Score
+from fedlib.score import Score, upload_bytes
 from fedlib.spec import Spec
 from fedlib.wire import container
 
@@ -166,7 +166,7 @@ def payload_table(records: Sequence[Record], expected: dict[str, dict[str, int]]
             bytes_ = total / final["uploads"]
             worked = (expected or {}).get(label, {}).get(part)
             rows.append({"method": label, "part": part, "measured bytes": f"{bytes_:,.0f}", "worked out": worked})
-        mean = final["uplink_bytes"] / final["uploads"]
+        mean = upload_bytes(chosen[0])
         rows.append({"method": label, "part": "whole upload", "measured bytes": f"{mean:,.0f}", "worked out": None})
     frame = pd.DataFrame(rows)
     frame["worked out"] = [f"{int(v):,}" if pd.notna(v) else "–" for v in frame["worked out"]]

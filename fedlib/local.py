@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fedlib import methods
+from fedlib.errors import PayloadError
 from fedlib.rng import Rng
-from fedlib.task import Task
+from fedlib.task import State, Task
+
+if TYPE_CHECKING:
+    from fedlib.spec import Spec
+
+CHUNK = 500  # test images evaluated at once; sums are formed chunk by chunk
+
+
+def run_client(spec: Spec, task: Task, message: bytes, round: int, client_id: int) -> bytes | PayloadError:
+    """One client's part in a round; its randomness is named after both. What cannot be sent comes back as its error."""
+    method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
+    rng = Rng(spec.seed).child("client", round, client_id)
+    try:
+        return client(method, message, task.shard(client_id), hyper, task, rng)
+    except PayloadError as error:
+        return error
 
 
 def client(method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyper: Any, task: Task, rng: Rng) -> bytes:
@@ -46,9 +63,14 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(task: Task, tensors: dict[str, Tensor], chunk: tuple[Tensor, Tensor]) -> tuple[int, float]:
-    """Correct answers and summed cross-entropy on a chunk of the test set, BatchNorm in evaluation mode."""
+def evaluate(task: Task, state: State, chunk: int) -> tuple[int, float, int]:
+    """Correct answers, summed cross-entropy and images of a chunk of the test set; BatchNorm in evaluation mode."""
     task.network.eval()
-    logits = task.logits(tensors, chunk[0])
-    correct = int((logits.argmax(1) == chunk[1]).sum())
-    return correct, float(torch.nn.functional.cross_entropy(logits, chunk[1], reduction="sum"))
+    x, y = (part[chunk * CHUNK : (chunk + 1) * CHUNK] for part in task.test)
+    logits = task.logits({name: tensor.to(task.device) for name, tensor in state.items()}, x)
+    correct = int((logits.argmax(1) == y).sum())
+    return correct, float(torch.nn.functional.cross_entropy(logits, y, reduction="sum")), len(x)
+
+
+def chunks(task: Task) -> range:
+    return range(-(-len(task.test[1]) // CHUNK))

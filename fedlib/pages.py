@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import papermill
 
 from fedlib import record
 from fedlib.data.sources import home
-from fedlib.errors import FedlibError, SpecError
-from fedlib.spec import check_name, papers
+from fedlib.errors import FedlibError, SpecError, require_name
+from fedlib.spec import papers
 
 CELL_SECONDS = 1800  # papermill itself sets no limit
 
@@ -25,19 +26,12 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
     Raises SpecError for a parameter that the notebook does not have, FedlibError when a cell fails.
     """
     root = root or home()
-    check_name("paper", paper, papers(root))
-    target = root / "book" / "papers" / f"{paper}.ipynb"
     given = {"profile": profile} | (parameters or {})
+    check_parameters(paper, given, root)
+    target = root / "book" / "papers" / f"{paper}.ipynb"
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder, f"{paper}.ipynb"), Path(folder, "executed.ipynb")
-        notebook = jupytext.read(root / "notebooks" / f"{paper}.md")
-        jupytext.write(notebook, source)
-        known = papermill.inspect_notebook(str(source))
-        for name in given:
-            if name not in known:
-                raise SpecError(
-                    f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {', '.join(sorted(known))}"
-                )
+        jupytext.write(jupytext.read(root / "notebooks" / f"{paper}.md"), source)
         try:
             papermill.execute_notebook(
                 str(source),
@@ -53,6 +47,20 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
         executed = nbformat.read(result, as_version=4)
     record.write(target, nbformat.writes(normalised(executed)).encode())
     return target
+
+
+def check_parameters(paper: str, given: Iterable[str], root: Path | None = None) -> None:
+    """SpecError for a parameter that the paper's notebook does not have: papermill itself would only log it."""
+    root = root or home()
+    require_name("paper", paper, papers(root))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, f"{paper}.ipynb")
+        jupytext.write(jupytext.read(root / "notebooks" / f"{paper}.md"), source)
+        known = papermill.inspect_notebook(str(source))
+    for name in given:
+        if name not in known:
+            has = ", ".join(sorted(known))
+            raise SpecError(f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {has}")
 
 
 def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

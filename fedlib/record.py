@@ -29,6 +29,7 @@ import torch
 
 from fedlib import data, methods, models
 from fedlib.data.sources import home
+from fedlib.errors import DataError
 from fedlib.spec import Spec
 from fedlib.task import State
 
@@ -84,7 +85,13 @@ def stable(record: Record) -> Record:
 def load(spec: Spec, root: Path | None = None) -> Record | None:
     """The record of a run, stale or fresh; None where there is none."""
     target = path(spec, root)
-    return json.loads(target.read_text(encoding="utf-8")) if target.exists() else None
+    if not target.exists():
+        return None
+    try:
+        found = json.loads(target.read_text(encoding="utf-8"))
+        return dict(found)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"record {target} cannot be read ({error}); restore it from Git, or remove it") from error
 
 
 def stale(record: Record, spec: Spec) -> str:
@@ -106,7 +113,7 @@ def stale(record: Record, spec: Spec) -> str:
 @functools.lru_cache
 def code_digest(method: str, model: str) -> str:
     """Hash of the source of every module that shapes the numbers of a run."""
-    roots = {"fedlib.rounds", methods.METHODS[method].__name__, models.MODELS[model][0].__module__}
+    roots = {"fedlib.rounds", "fedlib.local", methods.METHODS[method].__name__, models.MODELS[model].__module__}
     digest = hashlib.sha256()
     for name in sorted(_closure(roots)):
         digest.update(f"{name}\n{essence(_source(name).read_text(encoding='utf-8'))}\n".encode())
@@ -115,19 +122,32 @@ def code_digest(method: str, model: str) -> str:
 
 def essence(source: str) -> str:
     """Python source without comments, docstrings and blank lines, cut by position: the same text on every Python."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    text = source.replace("\r\n", "\n")
+    lines = [line.encode() for line in text.split("\n")]  # positions in a syntax tree count bytes
+    inside: set[int] = set()  # rows of strings over several lines, where a blank line counts
+    cuts = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            docstring = node.body[0]
-            for row in range(docstring.lineno, (docstring.end_lineno or 0) + 1):
-                lines[row - 1] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+            start = len(token.line[:column].encode())
+            cuts.append((row, start, row, start + len(token.string.encode())))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            if ast.get_docstring(node, clean=False) is not None:
+                d = node.body[0]
+                cuts.append((d.lineno, d.col_offset, d.end_lineno or d.lineno, d.end_col_offset or 0))
+        elif isinstance(node, ast.Constant | ast.JoinedStr):
+            inside.update(range(node.lineno, node.end_lineno or node.lineno))
+    for first, start, last, end in sorted(cuts, reverse=True):
+        inside.difference_update(range(first, last + 1))
+        tail = lines[last - 1][end:]
+        for row in range(first + 1, last + 1):
+            lines[row - 1] = b""
+        lines[first - 1] = lines[first - 1][:start] + tail
+    kept = (
+        line if row in inside else line.rstrip() for row, line in enumerate(lines, 1) if row in inside or line.strip()
+    )
+    return b"\n".join(kept).decode()
 
 
 def _closure(roots: set[str]) -> set[str]:
@@ -159,8 +179,14 @@ def made(device: torch.device, engine: str, seconds: float) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({processor()})",
         "engine": engine,
         "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
     }
+
+
+def _version(package: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return "absent"
 
 
 def processor() -> str:

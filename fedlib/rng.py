@@ -29,10 +29,11 @@ class Rng:
 
     def seed(self) -> int:
         """64-bit seed of this place: a hash, so that neighbouring rounds and clients share nothing."""
-        text = repr((self.base, *self.path)).encode()
+        text = repr(tuple(name if isinstance(name, str) else int(name) for name in (self.base, *self.path))).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
     def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """Generator of local draws (torch's on the CPU keeps the lower 32 bits of the seed)."""
         return torch.Generator(device).manual_seed(self.seed())
 
 

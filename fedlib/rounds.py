@@ -5,6 +5,7 @@ message -> clients -> uploads -> server -> new state -> (evaluate) -> one line o
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from fedlib.progress import Bar
 from fedlib.record import Record
 from fedlib.rng import Rng, sample
 from fedlib.spec import Spec
-from fedlib.task import State, Task
-from fedlib.uploads import NoUpdate, Uploads
+from fedlib.task import State, Task, count
+from fedlib.uploads import Buffer, NoUpdate, Uploads
 from fedlib.wire import container
 
 ATTEMPTS = 3  # a round without a single usable update is repeated with another cohort so many times
@@ -59,13 +60,11 @@ def one_round(
 ) -> tuple[State, dict[str, Any]]:
     """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record."""
     method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
-    arrived, uplink, downlink, paper_bits = 0, 0, 0, 0.0
+    uplink, downlink, paper_bits = 0, 0, 0.0
     refused: list[tuple[int, str]] = []
 
-    def meter(upload: bytes) -> None:
-        nonlocal arrived, uplink, paper_bits
-        arrived += 1
-        uplink += len(upload)
+    def measure(upload: Buffer) -> None:
+        nonlocal paper_bits
         paper_bits += method.paper_bits(upload, hyper, task)
         sizes = container.section_sizes(upload)
         for part, size in zip((*method.SECTIONS, "container"), (*sizes, len(upload) - sum(sizes)), strict=True):
@@ -75,14 +74,16 @@ def one_round(
         cohort = draw_cohort(spec, task, number, attempt)
         message = method.broadcast(state, hyper, task)
         downlink += len(message) * len(cohort)
-        uploads = Uploads(engine.train(spec, message, number, cohort), meter)
+        uploads = Uploads(engine.train(spec, message, number, cohort), measure)
         try:
             state = method.server(state, uploads, hyper, task)
             break
         except NoUpdate:
             continue
         finally:
-            refused += uploads.refused
+            uplink, refused = uplink + uploads.bytes, refused + uploads.refused
+            if uploads.wasted:
+                parts["refused"] = parts.get("refused", 0) + uploads.wasted
     else:
         raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
     due = number % spec.evaluate_every == 0 or number == spec.rounds
@@ -90,11 +91,10 @@ def one_round(
     return state, {
         "round": number,
         "accuracy": accuracy,
-        "loss": loss,
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "paper_bits": paper_bits,
-        "uploads": arrived,
         "clients": uploads.accepted,
         "refused": refused,
     }
@@ -115,11 +115,11 @@ def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Rec
         "code": record.code_digest(spec.method, spec.model),
         "data": data.digest(spec.data),
         "partition": task.partition.hash,
-        "parameters": {"weights": _count(task.weights), "others": _count(task.vectors | task.statistics)},
+        "parameters": {"weights": count(task.weights), "others": count(task.vectors | task.statistics)},
         "final": {
             "accuracy": last["accuracy"],
             "loss": last["loss"],
-            "uploads": sum(entry["uploads"] for entry in rounds),
+            "uploads": sum(len(entry["clients"]) for entry in rounds),
             "refused": sum(len(entry["refused"]) for entry in rounds),
             "uplink_bytes": sum(entry["uplink_bytes"] for entry in rounds),
             "downlink_bytes": sum(entry["downlink_bytes"] for entry in rounds),
@@ -140,7 +140,3 @@ def load_or_run(spec: Spec, engine: Engine, *, root: Path | None = None, again: 
     record.save(result, root)
     record.Checkpoint(spec, root).remove()
     return result
-
-
-def _count(shapes: dict[str, torch.Size]) -> int:
-    return sum(shape.numel() for shape in shapes.values())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedlib import record
 from fedlib.data.sources import home
-from fedlib.errors import SpecError
+from fedlib.errors import SpecError, require_mapping, require_name
 from fedlib.record import Record
-from fedlib.spec import check_keys, check_name, specs
+from fedlib.spec import read_yaml, specs
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
 SEEDS = 3  # a verdict never rests on fewer
@@ -79,8 +78,9 @@ def accuracy_gap(records: list[Record], labels: list[str], against: str) -> Valu
 
 
 def upload_bytes(r: Record) -> float:
-    """Mean measured bytes of one upload."""
-    return r["final"]["uplink_bytes"] / r["final"]["uploads"]
+    """Mean measured bytes of one accepted upload."""
+    final = r["final"]
+    return (final["uplink_bytes"] - final["uplink_parts"].get("refused", 0)) / final["uploads"]
 
 
 MEASURES: dict[str, Callable[..., Values]] = {
@@ -111,15 +111,31 @@ def judge(claim: dict[str, Any], values: Values) -> tuple[str, str]:
 
 
 def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
+    """What a paper says: citation, payload sizes, claims with their criteria. SpecError names file and claim."""
     path = (root or home()) / "published" / f"{paper}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    check_keys(path.name, content, {"paper", "payload", "claims"})
+    content = read_yaml(path, {"paper", "payload", "claims"})
+    if not isinstance(content["claims"], list):
+        raise SpecError(f"{path.name}: claims: {content['claims']!r} must be a list")
     for claim in content["claims"]:
-        check_keys(f"{path.name}: {claim.get('id')}", claim, CLAIM)
+        require_mapping(f"{path.name}: claims", claim, CLAIM)
+        where = f"{path.name}: {claim.get('id')}"
+        needed = {"id", "says", "source"}
         if "untested" not in claim:
-            check_name(f"{path.name}: {claim['id']}: measure", claim["measure"], MEASURES)
-            if not {"holds", "unit", "why"} <= claim.keys():
-                raise SpecError(f"{path.name}: {claim['id']}: holds, unit and why must be given")
+            needed |= {"measure", "arguments", "holds", "unit", "why"}
+        missing = sorted(needed - claim.keys())
+        if missing:
+            raise SpecError(f"{where}: {', '.join(missing)} not given")
+        if "untested" in claim:
+            continue
+        require_name(f"{where}: measure", claim["measure"], MEASURES)
+        parameters = list(inspect.signature(MEASURES[claim["measure"]]).parameters)[1:]
+        require_mapping(f"{where}: arguments", claim["arguments"], parameters)
+        if set(parameters) != set(claim["arguments"]):
+            raise SpecError(f"{where}: arguments: {', '.join(parameters)} must be given")
+        for name in {"holds", "part"} & claim.keys():
+            interval = claim[name]
+            if not (isinstance(interval, list) and len(interval) == 2 and interval[0] <= interval[1]):
+                raise SpecError(f"{where}: {name}: {interval!r} must be an interval [lowest, highest]")
     return content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from fedlib import data, methods, models
 from fedlib.data import partition
 from fedlib.data.sources import home
-from fedlib.errors import SpecError
+from fedlib.errors import SpecError, require_mapping, require_name, require_number
 
 PROFILES = ("smoke", "lab", "paper")
 
@@ -50,18 +51,14 @@ class Spec:
             ("data", data.sets.ENTRIES),
             ("model", models.MODELS),
         ):
-            check_name(field, getattr(self, field), allowed)
+            require_name(field, getattr(self, field), allowed)
         for field in ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every"):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1:
-                raise SpecError(f"{field}: {value!r} must be an integer of at least 1")
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise SpecError(f"seed: {self.seed!r} must be an integer from 0 to 4294967295")
-        if not (isinstance(self.lr, int | float) and 0 < self.lr < float("inf")):
-            raise SpecError(f"lr: {self.lr!r} must be a positive number")
+            require_number(field, getattr(self, field), 1, 10**9, integer=True)
+        require_number("seed", self.seed, 0, 2**32 - 1, integer=True)
+        require_number("lr", self.lr, 1e-12, 1e12)
         if self.cohort > self.clients:
             raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
-        partition.check(**self.partition)
+        partition.check(self.partition)
         methods.hyper(self.method, self.hyper)
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,66 +71,80 @@ class Spec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
         known = {f.name for f in dataclasses.fields(cls)}
-        check_keys("run", values, known)
+        require_mapping("run", values, known)
         missing = sorted(known - values.keys())
         if missing:
             raise SpecError(f"run: {', '.join(missing)} not given")
         return cls(**values)
 
 
-def check_name(field: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise SpecError(f"{field}: {value!r} is unknown; allowed: {', '.join(sorted(allowed))}")
-
-
-def check_keys(where: str, given: Any, known: Any) -> None:
-    if not isinstance(given, dict):
-        raise SpecError(f"{where}: {given!r} must be a mapping")
-    for key in given:
-        if key not in known:
-            raise SpecError(f"{where}: unknown key {key!r}; allowed: {', '.join(sorted(known))}")
-
-
 def papers(root: Path | None = None) -> list[str]:
     return sorted(path.stem for path in ((root or home()) / "experiments").glob("*.yaml"))
 
 
+def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:
+    """A YAML file that must be a mapping with exactly these keys; SpecError names file and key."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SpecError(f"{path.name}: cannot be read: {error}") from error
+    require_mapping(path.name, content, keys)
+    missing = sorted(keys - content.keys())
+    if missing:
+        raise SpecError(f"{path.name}: {', '.join(missing)} not given")
+    return dict(content)
+
+
 def read_experiments(paper: str, root: Path | None = None) -> dict[str, Any]:
     """The experiment file of a paper: settings with value, unit and source; methods; partitions; profiles."""
-    check_name("paper", paper, papers(root))
+    require_name("paper", paper, papers(root))
     path = (root or home()) / "experiments" / f"{paper}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    check_keys(path.name, content, {"settings", "methods", "partitions", "profiles"})
+    content = read_yaml(path, {"settings", "methods", "partitions", "profiles"})
+    for part in ("settings", "methods", "partitions"):
+        require_mapping(f"{path.name}: {part}", content[part], content[part])
     for name, setting in content["settings"].items():
-        check_keys(f"{path.name}: settings.{name}", setting, {"unit", "paper", "source", *PROFILES})
-    check_keys(f"{path.name}: profiles", content["profiles"], PROFILES)
+        require_mapping(f"{path.name}: settings.{name}", setting, {"unit", "source", *PROFILES})
+    for name, method in content["methods"].items():
+        require_mapping(f"{path.name}: methods.{name}", method, {"method", "lr", "hyper", "paper", "source"})
+    for name, parts in content["partitions"].items():
+        require_mapping(f"{path.name}: partitions.{name}", parts, parts)
+    require_mapping(f"{path.name}: profiles", content["profiles"], PROFILES)
     return content
 
 
 def specs(paper: str, profile: str, only: str = "*", root: Path | None = None) -> list[Spec]:
     """All runs of one profile of a paper whose name matches the pattern `only`, in the order of the file."""
-    check_name("profile", profile, PROFILES)
+    require_name("profile", profile, PROFILES)
     content = read_experiments(paper, root)
-    found = []
-    for group, grid in content["profiles"].get(profile, {}).items():
-        where = f"experiments/{paper}.yaml: profiles.{profile}.{group}"
-        check_keys(where, grid, {"methods", "partitions", "seeds", "settings"})
-        settings = {name: s[profile] for name, s in content["settings"].items() if profile in s}
-        check_keys(f"{where}.settings", grid.get("settings", {}), content["settings"])
-        settings |= grid.get("settings", {})
-        for split in grid["partitions"]:
-            check_name(f"{where}.partitions", split, content["partitions"])
-            for label in grid["methods"]:
-                check_name(f"{where}.methods", label, content["methods"])
-                for seed in grid["seeds"]:
-                    parts = dict(content["partitions"][split])
-                    parts["seed"] = parts.get("seed", 0) + seed
-                    name = f"{group}_{label}_{split}_seed{seed}"
-                    values = dict(paper=paper, profile=profile, name=name, group=group, label=label, split=split)
-                    method = {k: v for k, v in content["methods"][label].items() if k not in ("paper", "source")}
-                    run = settings | method | values | {"partition": parts, "seed": seed}
-                    if fnmatch.fnmatch(name, only):
-                        found.append(Spec.from_dict(run))
+    groups = content["profiles"].get(profile, {})
+    require_mapping(f"experiments/{paper}.yaml: profiles.{profile}", groups, groups)
+    found = [spec for group, grid in groups.items() for spec in _grid(paper, profile, group, grid, content)]
+    found = [spec for spec in found if fnmatch.fnmatch(spec.name, only)]
     if not found:
         raise SpecError(f"only: {only!r} matches no run of {paper} at profile {profile}")
     return found
+
+
+def _grid(paper: str, profile: str, group: str, grid: Any, content: dict[str, Any]) -> Iterator[Spec]:
+    """The runs of one group: partitions x methods x seeds."""
+    where = f"experiments/{paper}.yaml: profiles.{profile}.{group}"
+    require_mapping(where, grid, {"methods", "partitions", "seeds", "settings"})
+    for name in ("methods", "partitions", "seeds"):
+        if not isinstance(grid.get(name), list):
+            raise SpecError(f"{where}: {name}: {grid.get(name)!r} must be a list")
+    own = grid.get("settings", {})
+    require_mapping(f"{where}.settings", own, content["settings"])
+    settings = {name: s[profile] for name, s in content["settings"].items() if profile in s} | own
+    for split in grid["partitions"]:
+        require_name(f"{where}.partitions", split, content["partitions"])
+        for label in grid["methods"]:
+            require_name(f"{where}.methods", label, content["methods"])
+            method = {k: v for k, v in content["methods"][label].items() if k not in ("paper", "source")}
+            for seed in grid["seeds"]:
+                require_number("seed", seed, 0, 2**31 - 1, integer=True)
+                parts = dict(content["partitions"][split])
+                require_number("partition.seed", parts.get("seed", 0), 0, 2**31 - 1, integer=True)
+                parts["seed"] = parts.get("seed", 0) + seed
+                names = dict(paper=paper, profile=profile, group=group, label=label, split=split)
+                name = f"{group}_{label}_{split}_seed{seed}"
+                yield Spec.from_dict(settings | method | names | {"name": name, "partition": parts, "seed": seed})

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 
 
+def count(shapes: Mapping[str, torch.Size]) -> int:
+    """Entries of all tensors together."""
+    return sum(shape.numel() for shape in shapes.values())
+
+
 @dataclass(frozen=True)
 class Plan:
     """Local training of one client in one round: plain SGD without momentum or weight decay."""

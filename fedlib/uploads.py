@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+
+from torch import Tensor
 
 from fedlib.errors import PayloadError
 
-T = TypeVar("T")
+Buffer = bytes | bytearray
+Update = tuple[dict[str, Tensor], int]  # tensors, and the number of training samples behind them
 log = logging.getLogger("fedlib")
 
 
@@ -20,26 +22,33 @@ class Uploads:
     """Wraps (client, upload) pairs; a client that could not encode its update stands there with its PayloadError."""
 
     def __init__(
-        self, arrivals: Iterable[tuple[int, bytes | PayloadError]], meter: Callable[[bytes], object] = len
+        self, arrivals: Iterable[tuple[int, Buffer | PayloadError]], measure: Callable[[Buffer], object] | None = None
     ) -> None:
         self.arrivals = arrivals
-        self.meter = meter  # called with every upload that arrived, readable or not
-        self.refused: list[tuple[int, str]] = []
+        self.measure = measure  # called with each accepted upload
+        self.bytes = 0  # of all messages that arrived, readable or not
+        self.wasted = 0  # of those refused
         self.accepted: list[int] = []
+        self.refused: list[tuple[int, str]] = []
 
-    def read(self, decode: Callable[[bytes], T]) -> Iterator[T]:
+    def read(self, decode: Callable[[Buffer], Update]) -> Iterator[Update]:
         """Decoded uploads. One that raises PayloadError is refused, logged and noted; if none is left: NoUpdate."""
         for client, upload in self.arrivals:
             try:
                 if isinstance(upload, PayloadError):
                     raise upload
-                self.meter(upload)
+                self.bytes += len(upload)
                 update = decode(upload)
+                if update[1] < 1:
+                    raise PayloadError("upload stands for no training sample")
             except PayloadError as error:
                 log.warning("upload of client %d refused: %s", client, error)
                 self.refused.append((client, str(error)))
+                self.wasted += 0 if isinstance(upload, PayloadError) else len(upload)
                 continue
             self.accepted.append(client)
+            if self.measure:
+                self.measure(upload)
             yield update
         if not self.accepted:
             raise NoUpdate

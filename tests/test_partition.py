@@ -122,15 +122,21 @@ def test_dirichlet_ends_where_no_deal_exists() -> None:
         ({"kind": "sorted", "seed": 0}, "partition.kind: 'sorted' is unknown"),
         ({"kind": "iid", "seed": 0, "beta": 1.0}, "iid takes no parameters"),
         ({"kind": "dirichlet", "seed": 0}, "dirichlet takes .*beta"),
-        ({"kind": "dirichlet", "seed": 0, "beta": 0.0}, "partition.beta: 0.0 must be positive"),
-        ({"kind": "dirichlet", "seed": 0, "beta": float("nan")}, "partition.beta: nan must be positive"),
-        ({"kind": "labels", "seed": 0, "count": -1}, "partition.count: -1 must be positive"),
+        ({"kind": "dirichlet", "seed": 0, "beta": 0.0}, "partition.beta: 0.0 must be a number from"),
+        ({"kind": "dirichlet", "seed": 0, "beta": float("nan")}, "partition.beta: nan must be a number from"),
+        ({"kind": "labels", "seed": 0, "count": -1}, "partition.count: -1 must be an integer from 1"),
         ({"kind": "resampled", "seed": 0, "count": 3}, "resampled takes .*size"),
+        ({"kind": "resampled", "seed": 0, "size": 0.5}, "partition.size: 0.5 must be an integer"),
+        ({"kind": "dirichlet", "seed": 0, "beta": "0.3"}, "partition.beta: '0.3' must be a number .*YAML"),
+        ({"kind": "iid", "seed": -1}, "partition.seed: -1"),
+        ({"kind": "iid"}, "partition.seed: None"),
+        ({"seed": 0}, "partition.kind: None is unknown"),
+        (["iid"], "partition: .* must be a mapping"),
     ],
 )
-def test_bad_parameters_are_named(parameters: dict[str, Any], message: str) -> None:
+def test_bad_parameters_are_named(parameters: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        partition.check(**parameters)
+        partition.check(parameters)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
-from fedlib.errors import SpecError
+from fedlib.errors import SpecError, require_mapping, require_name, require_number
 from fedlib.rng import Rng
 
 
 @dataclass(frozen=True)
 class Partition:
-    """`indices(k)` gives client k's sample indices (int64, ascending in the data set's order of dealing)."""
+    """`indices(k)` gives client k's sample indices (int64), in the order in which they were dealt."""
 
     clients: int
     indices: Callable[[int], np.ndarray]
@@ -104,15 +105,18 @@ KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
 PARAMETERS = {"iid": (), "dirichlet": ("beta",), "labels": ("count",), "resampled": ("size",)}
 
 
-def check(kind: str, seed: int, **parameters: float) -> None:
-    """SpecError unless the kind is known and its parameters are given, positive, and no others."""
-    if kind not in PARAMETERS:
-        raise SpecError(f"partition.kind: {kind!r} is unknown; allowed: {', '.join(PARAMETERS)}")
-    if set(parameters) != set(PARAMETERS[kind]):
-        raise SpecError(f"partition: {kind} takes {PARAMETERS[kind] or 'no parameters'}, given {tuple(parameters)}")
-    for name, value in parameters.items():
-        if not value > 0:
-            raise SpecError(f"partition.{name}: {value!r} must be positive")
+def check(description: object) -> None:
+    """SpecError unless it is a mapping with kind, seed and that kind's own parameters, each a number in range."""
+    require_mapping("partition", description, {"kind", "seed", "beta", "count", "size"})
+    given = dict(cast(dict[str, Any], description))
+    kind, seed = given.pop("kind", None), given.pop("seed", None)
+    require_name("partition.kind", kind, PARAMETERS)
+    require_number("partition.seed", seed, 0, 2**32 - 1, integer=True)
+    if set(given) != set(PARAMETERS[kind]):
+        wanted = ", ".join(PARAMETERS[kind]) or "no parameters"
+        raise SpecError(f"partition: {kind} takes {wanted}, given {', '.join(given) or 'none'}")
+    for name, value in given.items():
+        require_number(f"partition.{name}", value, 1e-3 if name == "beta" else 1, 1e6, integer=name != "beta")
 
 
 def make(labels: np.ndarray, clients: int, kind: str, seed: int, **parameters: float) -> Partition:

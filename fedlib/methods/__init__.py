@@ -17,7 +17,7 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
-from fedlib.errors import SpecError
+from fedlib.errors import require_mapping
 from fedlib.methods import fedavg, fedmrn
 
 METHODS: dict[str, ModuleType] = {"fedavg": fedavg, "fedmrn": fedmrn}
@@ -25,8 +25,5 @@ METHODS: dict[str, ModuleType] = {"fedavg": fedavg, "fedmrn": fedmrn}
 
 def hyper(method: str, values: dict[str, Any]) -> Any:
     """The method's Hyper from plain values; SpecError names an unknown field or a value out of range."""
-    known = [f.name for f in dataclasses.fields(METHODS[method].Hyper)]
-    for name in values:
-        if name not in known:
-            raise SpecError(f"hyper.{name}: unknown for {method}; allowed: {', '.join(known) or 'none'}")
+    require_mapping(f"hyper of {method}", values, [f.name for f in dataclasses.fields(METHODS[method].Hyper)])
     return METHODS[method].Hyper(**values)

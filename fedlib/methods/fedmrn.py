@@ -22,16 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib import rng as draw
-from fedlib.errors import PayloadError, SpecError
-from fedlib.methods.parts import RunningMean, pack_tensors, unpack_tensors
-from fedlib.rng import Rng
-from fedlib.task import State, Task
-from fedlib.uploads import Uploads
+from fedlib.errors import PayloadError, require_name, require_number
+from fedlib.methods.parts import RunningMean, pack_model, pack_tensors, unpack_model, unpack_tensors
+from fedlib.rng import Rng, normal, signs, uniform
+from fedlib.task import State, Task, count
+from fedlib.uploads import Buffer, Uploads
 from fedlib.wire import bits, container
 
 SECTIONS = ("seed", "mask", "full precision")
-LAWS = {"uniform": draw.uniform, "gauss": draw.normal, "bernoulli": draw.signs}
+LAWS = {"uniform": uniform, "gauss": normal, "bernoulli": signs}
 FLOOR = np.float32(1e-8)  # smaller noise is replaced, so that u / n is finite
 
 
@@ -42,12 +41,9 @@ class Hyper:
     magnitude: float = 0.01  # a, in units of a weight [code: 0.01 binary, 0.005 signed]
 
     def __post_init__(self) -> None:
-        if self.mask not in ("binary", "signed"):
-            raise SpecError(f"hyper.mask: {self.mask!r} is unknown; allowed: binary, signed")
-        if self.noise not in LAWS:
-            raise SpecError(f"hyper.noise: {self.noise!r} is unknown; allowed: {', '.join(LAWS)}")
-        if not 1e-6 <= self.magnitude <= 1e6:
-            raise SpecError(f"hyper.magnitude: {self.magnitude!r} is outside 1e-6..1e6")
+        require_name("hyper.mask", self.mask, ("binary", "signed"))
+        require_name("hyper.noise", self.noise, LAWS)
+        require_number("hyper.magnitude", self.magnitude, 1e-6, 1e6)
 
 
 def noise(seed: int, hyper: Hyper, shapes: Mapping[str, torch.Size]) -> Tensor:
@@ -62,34 +58,31 @@ def clipped(u: Tensor, n: Tensor, hyper: Hyper) -> Tensor:
     return (u / n).clamp_(0.0 if hyper.mask == "binary" else -1.0, 1.0)
 
 
-def masks(u: Tensor, n: Tensor, uniform: Tensor, hyper: Hyper) -> Tensor:
-    """SM: True where the mask is 1 (binary) or +1 (signed), False where 0 or -1. `uniform` [d] in [0, 1)."""
+def masks(u: Tensor, n: Tensor, chance: Tensor, hyper: Hyper) -> Tensor:
+    """SM: True where the mask is 1 (binary) or +1 (signed), False where 0 or -1. `chance` [d] is uniform on [0, 1)."""
     ratio = clipped(u, n, hyper)
-    return uniform < (ratio if hyper.mask == "binary" else ratio.add_(1).mul_(0.5))
+    return chance < (ratio if hyper.mask == "binary" else ratio.add_(1).mul_(0.5))
 
 
-def masked_update(u: Tensor, n: Tensor, progress: float, uniform: Tensor, hyper: Hyper) -> Tensor:
+def masked_update(u: Tensor, n: Tensor, progress: float, chance: Tensor, hyper: Hyper) -> Tensor:
     """PSM: with probability `progress` an entry is n * mask, otherwise n * clip(u / n).
 
     One draw serves both choices: U < p selects masking, and given that, U < p q has probability q.
     """
     ratio = clipped(u, n, hyper)
     if hyper.mask == "binary":
-        hard = (uniform < ratio * progress).to(u.dtype)
+        hard = (chance < ratio * progress).to(u.dtype)
     else:
-        hard = (uniform < (ratio + 1).mul_(0.5 * progress)).to(u.dtype).mul_(2).sub_(1)
-    return torch.where(uniform < progress, hard, ratio).mul_(n)
+        hard = (chance < (ratio + 1).mul_(0.5 * progress)).to(u.dtype).mul_(2).sub_(1)
+    return torch.where(chance < progress, hard, ratio).mul_(n)
 
 
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    model = pack_tensors(state, task.tensors)
-    return container.pack("fedmrn.down", task.fingerprint("fedmrn", hyper), 0, [model])
+    return pack_model("fedmrn.down", state, 0, hyper, task)
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    size = 4 * sum(shape.numel() for shape in task.tensors.values())
-    read = container.unpack(message, "fedmrn.down", task.fingerprint("fedmrn", hyper), [size])
-    model = unpack_tensors(read.sections[0], task.tensors)
+    model, _ = unpack_model(message, "fedmrn.down", hyper, task)
     n = noise(rng.child("noise").seed(), hyper, task.weights).to(task.device)
     frozen = {name: model[name].to(task.device) for name in task.statistics}
     frozen |= {"w": torch.cat([model[name].flatten() for name in task.weights]).to(task.device), "n": n}
@@ -98,20 +91,17 @@ def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, St
 
 
 def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> tuple[float, Tensor]:
-    d = sum(shape.numel() for shape in task.weights.values())
-    return progress, torch.rand(d, generator=generator, device=task.device)
+    return progress, torch.rand(count(task.weights), generator=generator, device=task.device)
 
 
 def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], draws: tuple[float, Tensor], hyper: Hyper, task: Task
+    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: tuple[float, Tensor], hyper: Hyper, task: Task
 ) -> Tensor:
     u = trainable["u"]
-    effective = frozen["w"] + masked_update(u.detach(), frozen["n"], *draws, hyper)
+    effective = frozen["w"] + masked_update(u.detach(), frozen["n"], *drawn, hyper)
     effective = effective + (u - u.detach())  # adds zero: straight-through, u gets the gradient of the effective weight
-    flat = effective.split([shape.numel() for shape in task.weights.values()])
-    weights = {name: part.view(shape) for (name, shape), part in zip(task.weights.items(), flat, strict=True)}
     others = {name: trainable[name] for name in task.vectors} | {name: frozen[name] for name in task.statistics}
-    return task.loss(weights | others, batch)
+    return task.loss(_layers(effective, task) | others, batch)
 
 
 def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
@@ -127,31 +117,33 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
 
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    d = sum(shape.numel() for shape in task.weights.values())
-    others = task.vectors | task.statistics
-    mean = RunningMean({"update": torch.Size([d])} | others)
-    for tensors, samples in uploads.read(lambda upload: _read(upload, d, hyper, task)):
+    mean = RunningMean({"update": torch.Size([count(task.weights)])} | task.vectors | task.statistics)
+    for tensors, samples in uploads.read(lambda upload: read_upload(upload, hyper, task)):
         mean.add(tensors, samples)
     average = mean.value()
-    parts = average.pop("update").split([shape.numel() for shape in task.weights.values()])
-    weights = {
-        name: state[name] + part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)
-    }
-    return weights | average
+    updates = _layers(average.pop("update"), task)
+    return {name: state[name] + update for name, update in updates.items()} | average
 
 
-def paper_bits(upload: bytes, hyper: Hyper, task: Task) -> float:
-    return 1.0 * sum(shape.numel() for shape in task.weights.values())
-
-
-def _read(upload: bytes, d: int, hyper: Hyper, task: Task) -> tuple[State, int]:
-    others = task.vectors | task.statistics
-    limits = [8, -(-d // 8), 4 * sum(shape.numel() for shape in others.values())]
+def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
+    """The update n * m [d], the full-precision part, and the sample count. PayloadError for any other message."""
+    d, others = count(task.weights), task.vectors | task.statistics
+    limits = [8, -(-d // 8), 4 * count(others)]
     read = container.unpack(upload, "fedmrn.up", task.fingerprint("fedmrn", hyper), limits)
-    if len(read.sections[0]) != 8:
-        raise PayloadError(f"seed of {len(read.sections[0])} bytes where 8 were expected")
-    mask = torch.from_numpy(bits.unpack(read.sections[1], d)).float()
+    seed, packed, full = read.sections
+    if len(seed) != 8:
+        raise PayloadError(f"seed of {len(seed)} bytes where 8 were expected")
+    mask = torch.from_numpy(bits.unpack(packed, d)).float()
     if hyper.mask == "signed":
-        mask = mask * 2 - 1
-    n = noise(int.from_bytes(read.sections[0], "little"), hyper, task.weights)
-    return {"update": n * mask} | unpack_tensors(read.sections[2], others), read.samples
+        mask = mask.mul_(2).sub_(1)
+    update = noise(int.from_bytes(seed, "little"), hyper, task.weights).mul_(mask)
+    return {"update": update} | unpack_tensors(full, others), read.samples
+
+
+def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
+    return 1.0 * count(task.weights)
+
+
+def _layers(flat: Tensor, task: Task) -> State:
+    parts = flat.split([shape.numel() for shape in task.weights.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)}

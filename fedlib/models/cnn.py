@@ -8,32 +8,42 @@ from __future__ import annotations
 
 from torch import nn
 
+from fedlib.errors import SpecError
+from fedlib.models.initial import normal_weights
+from fedlib.rng import Rng
 
-def cnn4(channels: int, side: int, classes: int) -> nn.Sequential:
+
+def cnn4(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Four convolutions, a pool after each. 1x28x28: 389,920 weights; 3x32x32: 398,176 (10 classes)."""
-    return _blocks((32, 64, 128, 256), pool_every=1, channels=channels, side=side, classes=classes)
+    return normal_weights(_blocks((32, 64, 128, 256), 1, channels, side, classes), deviation=0.01, root=root)
 
 
-def cnn8(channels: int, side: int, classes: int) -> nn.Sequential:
+def cnn8(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Eight convolutions, a pool after every second. 3x32x32: 1,181,536 weights (10 classes), 1,273,696 (100)."""
-    return _blocks((32, 32, 64, 64, 128, 128, 256, 256), pool_every=2, channels=channels, side=side, classes=classes)
+    widths = (32, 32, 64, 64, 128, 128, 256, 256)
+    return normal_weights(_blocks(widths, 2, channels, side, classes), deviation=0.01, root=root)
 
 
 def _blocks(widths: tuple[int, ...], pool_every: int, channels: int, side: int, classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
+    images = side
     for index, width in enumerate(widths, 1):
         layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
         if index % pool_every == 0:
             layers.append(nn.MaxPool2d(2))
             side //= 2
+    if side < 1:
+        raise SpecError(
+            f"model: cnn4 and cnn8 halve images four times; {images} x {images} pixels are too small, 16 are enough"
+        )
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, classes, bias=False))
 
 
-def cnn2(channels: int, side: int, classes: int) -> nn.Sequential:
+def cnn2(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Two unpadded convolutions and two linear layers with biases. 3x32x32: 1,626,442 parameters (10 classes)."""
     features = 64 * ((side - 4) // 2) ** 2
-    return nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(channels, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
@@ -44,10 +54,11 @@ def cnn2(channels: int, side: int, classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(128, classes),
     )
+    return normal_weights(network, deviation=0.03, root=root)
 
 
-def mlp(channels: int, side: int, classes: int) -> nn.Sequential:
+def mlp(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Perceptron with one hidden layer of 64 ReLU units and no biases. 1x8x8: 4,736 weights (10 classes)."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(channels * side * side, 64, bias=False), nn.ReLU(), nn.Linear(64, classes, bias=False)
-    )
+    hidden = nn.Linear(channels * side * side, 64, bias=False)
+    network = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(64, classes, bias=False))
+    return normal_weights(network, deviation=0.1, root=root)

@@ -1,0 +1,20 @@
+"""Initial weights, from the travelling normal law, so that they are the same on every device and library version."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedlib.rng import Rng, normal
+
+
+def normal_weights(network: nn.Sequential, deviation: float, root: Rng) -> nn.Sequential:
+    """Weights of convolutions and linear layers normal around 0, biases 0; BatchNorm keeps scale 1 and shift 0."""
+    number = root.child("initial weights").seed()
+    with torch.no_grad():
+        for index, (label, p) in enumerate(network.named_parameters()):
+            if p.ndim > 1:
+                p.copy_(torch.from_numpy(normal(number, index, p.numel()).reshape(p.shape) * deviation))
+            elif label.endswith("bias"):
+                p.zero_()
+    return network

@@ -1,0 +1,386 @@
+"""A run killed at any moment goes on from its last checkpoint to the very same record; a write is whole or not."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from fedlib import record, rounds
+from fedlib.engines import InProcess
+from fedlib.spec import Spec
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+KILLED = 9  # wait status of a process that SIGKILL ended
+MakeSpec = Callable[..., Spec]
+
+# A process that has imported everything, and forks once a job. It never computes itself: threads do not survive a fork.
+SERVER = """
+import json, os, signal, sys, time
+from pathlib import Path
+import sklearn.datasets, torch, torch._dynamo
+torch.set_num_threads(1)
+from fedlib import engines, rounds
+from fedlib.spec import Spec
+
+def kill_at(name, number, before):
+    "SIGKILL to ourselves just before or just after the numbered call of os.<name>"
+    real, calls = getattr(os, name), 0
+    def counted(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == number and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments, **options)
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(os, name, counted)
+
+def child(job):
+    os.setsid()
+    rounds.run.__kwdefaults__["save_every"] = 0.0
+    if job["moment"]:
+        kill_at(*job["moment"])
+    with engines.open_engine(job["engine"], "cpu", 2) as engine:
+        rounds.load_or_run(Spec.from_dict(job["spec"]), engine, root=Path(job["root"]))
+
+def serve():
+    for line in sys.stdin:
+        job = json.loads(line)
+        begin = time.monotonic()
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                child(job)
+                code = 0
+            finally:
+                os._exit(code)
+        if job["delay"] is not None:
+            while job["await"] and not Path(job["await"]).exists():
+                time.sleep(0.005)
+            time.sleep(job["delay"])
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        print(json.dumps({"pid": pid, "status": status, "seconds": time.monotonic() - begin}), flush=True)
+
+if __name__ == "__main__":
+    serve()
+"""
+Job = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """Run `load_or_run`, checkpoints after every round, in a process that may be killed: its status and seconds."""
+    script = tmp_path_factory.mktemp("server") / "server.py"
+    script.write_text(SERVER)
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", str(script)],
+        env=os.environ | one_thread,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin and server.stdout
+
+    def ask(
+        spec: Spec,
+        root: Path,
+        engine: str = "process",
+        delay: float | None = None,
+        after: Path | None = None,
+        moment: tuple[str, int, bool] | None = None,
+    ) -> dict[str, Any]:
+        assert server.stdin and server.stdout
+        asked = {"spec": spec.as_dict(), "root": str(root), "engine": engine, "delay": delay, "moment": moment}
+        server.stdin.write(json.dumps(asked | {"await": str(after) if after else None}) + "\n")
+        server.stdin.flush()
+        answer: dict[str, Any] = json.loads(server.stdout.readline())
+        return answer
+
+    yield ask
+    server.stdin.close()
+    server.wait(10)
+    server.stdout.close()
+
+
+def recorded(spec: Spec, root: Path) -> str:
+    """The repeatable part of the record on disk."""
+    found = record.load(spec, root)
+    assert found
+    return json.dumps(record.stable(found))
+
+
+def undisturbed(spec: Spec, root: Path) -> str:
+    return json.dumps(record.stable(rounds.run(spec, InProcess(CPU), root=root)))
+
+
+def whole(spec: Spec, root: Path) -> tuple[int, bool]:
+    """Rounds in the checkpoint (0: none) and whether there is a record; fails where one can be seen half-written."""
+    checkpoint = record.Checkpoint(spec, root)
+    loaded = checkpoint.load()
+    assert (loaded is not None) == checkpoint.file.exists()
+    found = record.load(spec, root)
+    if found:
+        assert len(found["rounds"]) == spec.rounds
+    return (len(loaded[1]["rounds"]) if loaded else 0), found is not None
+
+
+@pytest.fixture
+def spec(tiny: MakeSpec) -> Spec:
+    """Twelve rounds, some of them not evaluated."""
+    return tiny(method="fedmrn", rounds=12, evaluate_every=5, cohort=5, epochs=2)
+
+
+# Kills
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_twenty_kills_at_random_times_change_nothing(spec: Spec, job: Job, tmp_path: Path) -> None:
+    expected = undisturbed(spec, tmp_path / "reference")
+    job(spec, tmp_path / "warm up")
+    duration = job(spec, tmp_path / "measured")["seconds"]
+    assert recorded(spec, tmp_path / "measured") == expected
+    random_ = random.Random(20)
+    on_the_way = 0
+    for trial in range(20):
+        root = tmp_path / str(trial)
+        delay = (trial + random_.random()) / 20 * duration
+        status = job(spec, root, delay=delay)["status"]
+        assert status in (0, KILLED)
+        done, finished = whole(spec, root)
+        on_the_way += status == KILLED and not finished and done > 0
+        assert job(spec, root)["status"] == 0
+        assert recorded(spec, root) == expected, f"killed after {delay:.3f} s, in round {done + 1}"
+        assert not record.Checkpoint(spec, root).file.exists()
+    assert on_the_way, "no kill fell between the first checkpoint and the end"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_kills_inside_a_write_change_nothing(spec: Spec, job: Job, tmp_path: Path, call: str, before: bool) -> None:
+    expected = undisturbed(spec, tmp_path / "reference")
+    # One write a round but for the last, then the record: the twelfth write is the record's.
+    for number in (1, 7, 12):
+        root = tmp_path / str(number)
+        assert job(spec, root, moment=(call, number, before))["status"] == KILLED
+        visible = number - 1 if before or call == "fsync" else number
+        assert whole(spec, root) == (min(visible, 11), visible == 12)
+        left = [path for path in root.rglob("*") if path.is_file() and path.name.startswith(".")]
+        assert len(left) == (visible < number)  # the kill did leave a temporary file
+        assert job(spec, root)["status"] == 0
+        assert recorded(spec, root) == expected
+        assert len(list((root / "records").rglob("*.json"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_one_run_killed_in_every_round_changes_nothing(spec: Spec, job: Job, tmp_path: Path) -> None:
+    expected = undisturbed(spec, tmp_path / "reference")
+    for done in range(1, spec.rounds):
+        assert job(spec, tmp_path, moment=("replace", 1, False))["status"] == KILLED
+        assert whole(spec, tmp_path) == (done, False)
+    assert job(spec, tmp_path)["status"] == 0
+    assert recorded(spec, tmp_path) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_five_kills_of_a_pool_change_nothing(tiny: MakeSpec, job: Job, tmp_path: Path) -> None:
+    spec = tiny(method="fedmrn", rounds=40, evaluate_every=5, cohort=5, epochs=2)
+    expected = undisturbed(spec, tmp_path / "reference")
+    random_ = random.Random(5)
+    on_the_way = 0
+    for trial in range(5):
+        root = tmp_path / str(trial)
+        # Workers start for seconds; counted is from the first checkpoint on.
+        delay = random_.random() * 0.5
+        job(spec, root, engine="pool", delay=delay, after=record.Checkpoint(spec, root).file)
+        on_the_way += not whole(spec, root)[1]
+        assert job(spec, root, engine="process" if trial else "pool")["status"] == 0
+        assert recorded(spec, root) == expected
+    assert on_the_way, "no kill fell before the end"
+
+
+# Checkpoints of something else
+
+
+@pytest.fixture
+def half_way(tiny: MakeSpec, tmp_path: Path) -> tuple[Spec, Path]:
+    """A spec with a checkpoint of its first two rounds."""
+    spec = tiny(rounds=4)
+    with pytest.raises(InterruptedError):
+        rounds.run(spec, Interrupted(CPU), root=tmp_path, save_every=0)
+    loaded = record.Checkpoint(spec, tmp_path).load()
+    assert loaded and len(loaded[1]["rounds"]) == 2
+    return spec, tmp_path
+
+
+class Interrupted(InProcess):
+    """The reference engine, which stops in round 3."""
+
+    def train(self, spec: Spec, message: bytes, round: int, cohort: Any) -> Iterator[tuple[int, Any]]:
+        if round == 3:
+            raise InterruptedError
+        return super().train(spec, message, round, cohort)
+
+
+class Counting(InProcess):
+    """The reference engine, which notes the rounds that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.asked: list[int] = []
+
+    def train(self, spec: Spec, message: bytes, round: int, cohort: Any) -> Iterator[tuple[int, Any]]:
+        self.asked.append(round)
+        return super().train(spec, message, round, cohort)
+
+
+def test_a_run_goes_on_after_its_last_saved_round(half_way: tuple[Spec, Path]) -> None:
+    spec, root = half_way
+    engine = Counting()
+    found = rounds.load_or_run(spec, engine, root=root)
+    assert engine.asked == [3, 4]
+    assert json.dumps(record.stable(found)) == undisturbed(spec, root / "reference")
+    assert found["made"]["seconds"] >= 0 and all(entry["seconds"] >= 0 for entry in found["rounds"])
+
+
+@pytest.mark.parametrize("field, value", [("lr", 0.2), ("seed", 1), ("rounds", 5), ("hyper", None)])
+def test_a_checkpoint_of_another_spec_is_ignored(
+    tiny: MakeSpec, half_way: tuple[Spec, Path], field: str, value: Any
+) -> None:
+    changes = {"method": "fedmrn"} if field == "hyper" else {field: value}
+    other = tiny(**{"rounds": 4} | changes)  # of the same name, so of the same file
+    engine = Counting()
+    rounds.run(other, engine, root=half_way[1])
+    assert engine.asked == list(range(1, other.rounds + 1))
+
+
+def test_a_checkpoint_of_other_code_or_another_torch_is_ignored(
+    half_way: tuple[Spec, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, root = half_way
+    checkpoint = record.Checkpoint(spec, root).file.read_bytes()
+    for owner, name, value in (
+        (record, "code_digest", lambda method, model: "0" * 16),
+        (torch, "__version__", "0.0.0"),
+    ):
+        record.Checkpoint(spec, root).file.write_bytes(checkpoint)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            assert record.Checkpoint(spec, root).load() is None
+            engine = Counting()
+            rounds.run(spec, engine, root=root)
+        assert engine.asked == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
+def test_a_damaged_checkpoint_is_ignored(half_way: tuple[Spec, Path], length: int) -> None:
+    spec, root = half_way
+    file = record.Checkpoint(spec, root).file
+    file.write_bytes(file.read_bytes()[:length])
+    engine = Counting()
+    found = rounds.load_or_run(spec, engine, root=root)
+    assert engine.asked == [1, 2, 3, 4]
+    assert json.dumps(record.stable(found)) == undisturbed(spec, root / "reference")
+
+
+def test_a_foreign_safetensors_file_in_its_place_is_ignored(half_way: tuple[Spec, Path]) -> None:
+    spec, root = half_way
+    record.Checkpoint(spec, root).file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+    assert record.Checkpoint(spec, root).load() is None
+
+
+def test_a_temporary_file_left_by_a_kill_is_ignored(tiny: MakeSpec, tmp_path: Path) -> None:
+    spec = tiny()
+    expected = undisturbed(spec, tmp_path / "reference")
+    for target in (record.path(spec, tmp_path), record.Checkpoint(spec, tmp_path).file):
+        target.parent.mkdir(parents=True)
+        (target.parent / f".{target.name}.abcdefgh").write_bytes(b'{"half')
+    assert record.load(spec, tmp_path) is None
+    assert record.Checkpoint(spec, tmp_path).load() is None
+    assert json.dumps(record.stable(rounds.load_or_run(spec, InProcess(CPU), root=tmp_path))) == expected
+    assert recorded(spec, tmp_path) == expected
+
+
+# Disk full
+
+
+@contextlib.contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """No file grows past `size` bytes: writing more fails like on a full disk (Python ignores SIGXFSZ)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, size: int) -> None:
+    target = tmp_path / "folder" / "file.json"
+    with disk_full_after(size), pytest.raises(OSError):
+        record.write(target, b"new" * 100_000)
+    assert files(tmp_path) == {}
+    record.write(target, b"old")
+    with disk_full_after(size), pytest.raises(OSError):
+        record.write(target, b"new" * 100_000)
+    assert files(tmp_path) == {"folder/file.json": b"old"}
+    record.write(target, b"new")
+    assert files(tmp_path) == {"folder/file.json": b"new"}
+
+
+def test_a_full_disk_at_a_checkpoint_or_the_record_keeps_the_old_ones(half_way: tuple[Spec, Path]) -> None:
+    spec, root = half_way
+    before = files(root)
+    with disk_full_after(500), pytest.raises(OSError):
+        rounds.run(spec, InProcess(CPU), root=root, save_every=0)
+    assert files(root) == before
+    with disk_full_after(500), pytest.raises(OSError):
+        rounds.load_or_run(spec, InProcess(CPU), root=root)
+    assert files(root) == before
+    found = rounds.load_or_run(spec, InProcess(CPU), root=root)
+    old = files(root)
+    with disk_full_after(500), pytest.raises(OSError):
+        rounds.load_or_run(spec, InProcess(CPU), root=root, again=True)
+    assert files(root) == old
+    assert rounds.load_or_run(spec, InProcess(CPU), root=root) == found
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    target, versions = tmp_path / "file", [bytes([index]) * 200_000 for index in range(2)]
+    record.write(target, versions[0])
+    reader = "import sys; from pathlib import Path\nseen = {Path(sys.argv[1]).read_bytes() for _ in range(3000)}\n"
+    check = "print(*sorted((len(s), s[0], len(set(s))) for s in seen))"
+    watching = subprocess.Popen([sys.executable, "-c", reader + check, str(target)], stdout=subprocess.PIPE, text=True)
+    count = 0
+    while watching.poll() is None:
+        count += 1
+        record.write(target, versions[count % 2])
+        time.sleep(0)
+    said = watching.communicate()[0]
+    assert watching.returncode == 0
+    assert set(said.strip().replace(") (", ")|(").split("|")) <= {"(200000, 0, 1)", "(200000, 1, 1)"}
