@@ -49,9 +49,11 @@ endef
 
 bench: env ## measure speed and size
 	python bench/entropy.py
+	python bench/payload.py
 	python bench/local_training.py
 	python bench/population.py
 	python bench/pfl/run.py
+	python bench/book.py
 
 serve: ## show the built book at a local address
 	@test -f $(HTML)/index.html || { echo "There is no book yet: run make book" >&2; exit 1; }

@@ -9,6 +9,7 @@ On a CPU every client trains with one thread, in whichever engine, so that sums 
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import multiprocessing
@@ -27,6 +28,7 @@ from fedlib.errors import PayloadError, RunError
 from fedlib.spec import Spec
 from fedlib.task import State, Task
 
+AHEAD = 2  # jobs a worker holds: the second spares it waiting while the server reads its last upload
 Upload = bytes | bytearray | PayloadError
 
 
@@ -121,7 +123,7 @@ class Pool(Base):
         context = multiprocessing.get_context("spawn")
         self.workers: list[Connection] = []
         self.processes = []
-        self.busy: dict[Connection, int] = {}  # which job a worker is at
+        self.busy: dict[Connection, collections.deque[int]] = {}  # which jobs a worker has, the first at work
         for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -143,27 +145,35 @@ class Pool(Base):
         if not self.workers:
             raise RunError("this pool is closed, or a worker of it died: open another one")
         try:
-            for worker in self.busy:  # a round that was left half-way: its answers are not for this one
-                _receive(worker)
-            self.busy = busy = {}
+            for worker, left in self.busy.items():  # a round that was left half-way: its answers are not for this one
+                for _ in left:
+                    _receive(worker)
+            busy: dict[Connection, collections.deque[int]] = {
+                worker: collections.deque() for worker in self.workers[: len(jobs)]
+            }
+            self.busy = busy
             waiting, results = iter(enumerate(jobs)), {}
 
             def feed(worker: Connection) -> None:
                 for index, job in waiting:
-                    busy[worker] = index
+                    busy[worker].append(index)
                     worker.send(job)
                     return
 
-            for worker in self.workers[: len(jobs)]:
-                worker.send(("shared", spec.key(), shared))
-                feed(worker)
+            for worker in busy:
+                worker.send(("shared", spec.key(), len(shared) if isinstance(shared, bytes) else shared))
+                if isinstance(shared, bytes):
+                    _write(worker, shared)
+            for _ in range(AHEAD):
+                for worker in busy:
+                    feed(worker)
             for index in range(len(jobs)):
                 while index not in results:
                     if self.busy is not busy:
                         raise RunError("the pool has begun another round; results of this one are gone")
-                    for ready in wait(list(busy)):
+                    for ready in wait([worker for worker, at in busy.items() if at]):
                         worker = cast(Connection, ready)
-                        results[busy.pop(worker)] = _receive(worker)
+                        results[busy[worker].popleft()] = _receive(worker)
                         feed(worker)
                 result = results.pop(index)
                 if isinstance(result, Exception) and not isinstance(result, PayloadError):
@@ -239,7 +249,9 @@ def _work(connection: Connection) -> None:
         try:
             if kind == "shared":
                 spec, shared = Spec.from_dict(json.loads(arguments[0])), arguments[1]
-                if isinstance(shared, dict):
+                if isinstance(shared, int):
+                    shared = bytes(_read(connection, shared))
+                else:
                     shared = {name: torch.from_numpy(array) for name, array in shared.items()}
                 continue
             result = (
@@ -249,30 +261,34 @@ def _work(connection: Connection) -> None:
             result = error
         try:
             if isinstance(result, bytes):
-                _send_upload(connection, result)
+                connection.send(len(result))
+                _write(connection, result)
             else:
                 connection.send(result)
         except (BrokenPipeError, OSError):
             return
 
 
-def _send_upload(connection: Connection, upload: bytes) -> None:
-    # By system calls: Connection's own methods copy megabytes three times, as long as a tenth of a client's training.
-    connection.send(len(upload))
-    rest = memoryview(upload)
+def _receive(worker: Connection) -> Any:
+    result = worker.recv()
+    return _read(worker, result) if isinstance(result, int) else result
+
+
+# Messages go by system calls: Connection's own methods copy megabytes three times, a tenth of a client's training.
+
+
+def _write(connection: Connection, message: bytes) -> None:
+    rest = memoryview(message)
     while rest:
         rest = rest[os.write(connection.fileno(), rest) :]
 
 
-def _receive(worker: Connection) -> Any:
-    result = worker.recv()
-    if not isinstance(result, int):
-        return result
-    upload = bytearray(result)
-    rest = memoryview(upload)
+def _read(connection: Connection, size: int) -> bytearray:
+    message = bytearray(size)
+    rest = memoryview(message)
     while rest:
-        count = os.readv(worker.fileno(), [rest])
+        count = os.readv(connection.fileno(), [rest])
         if count == 0:
             raise EOFError
         rest = rest[count:]
-    return upload
+    return message

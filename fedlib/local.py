@@ -47,7 +47,7 @@ def train(
 ) -> None:
     """S steps of SGD on `method.objective`, in place. `frozen` has no gradient; BatchNorm statistics do change."""
     x, y = shard
-    optimizer = torch.optim.SGD(list(trainable.values()), lr=task.plan.lr)
+    parameters = list(trainable.values())
     order, local = rng.child("order").torch(), rng.child("draws").torch(task.device)
     step, steps = 0, task.plan.steps(len(x))
     task.network.train()
@@ -57,9 +57,9 @@ def train(
             step += 1
             draws = method.draws(step / steps, hyper, task, local)
             loss = method.objective(trainable, frozen, (x[index], y[index]), draws, hyper, task)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():  # what torch.optim.SGD does, without its bookkeeping
+                torch._foreach_add_(parameters, gradients, alpha=-task.plan.lr)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.task import State, Task, count
+from fedlib.task import State, Task
 from fedlib.uploads import Buffer
 from fedlib.wire import container, floats
 
@@ -33,9 +34,24 @@ def pack_model(kind: str, tensors: Mapping[str, Tensor], samples: int, hyper: An
 
 def unpack_model(message: Buffer, kind: str, hyper: Any, task: Task) -> tuple[State, int]:
     """The inverse: tensors and sample count. PayloadError for any other message."""
-    fingerprint = task.fingerprint(kind.partition(".")[0], hyper)
-    read = container.unpack(message, kind, fingerprint, [4 * count(task.tensors)])
-    return unpack_tensors(read.sections[0], task.tensors), read.samples
+    arguments = (kind, task.fingerprint(kind.partition(".")[0], hyper), tuple(task.tensors.items()))
+    if kind.endswith(".down") and isinstance(message, bytes):
+        arrays, samples = _checked_broadcast(message, *arguments)
+    else:
+        arrays, samples = _checked(message, *arguments)
+    return {name: torch.tensor(array) for name, array in zip(task.tensors, arrays, strict=True)}, samples
+
+
+def _checked(
+    message: Buffer, kind: str, fingerprint: bytes, shapes: tuple[tuple[str, torch.Size], ...]
+) -> tuple[list[np.ndarray], int]:
+    names, sizes = [name for name, _ in shapes], [shape for _, shape in shapes]
+    read = container.unpack(message, kind, fingerprint, [4 * sum(size.numel() for size in sizes)])
+    return floats.decode(read.sections[0], sizes, names), read.samples
+
+
+# All clients of a process read the same broadcast, one after the other: it is checked once.
+_checked_broadcast = functools.lru_cache(maxsize=1)(_checked)
 
 
 class RunningMean:
@@ -43,11 +59,14 @@ class RunningMean:
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
         self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        self.scratch = torch.empty(max(map(torch.Size.numel, shapes.values())), dtype=torch.float64)
         self.total = 0
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         for name, total in self.sums.items():
-            total.add_(tensors[name].double(), alpha=weight)  # mixed types would take three times as long
+            # Widened in memory that is there already: fresh memory for it would cost three times the sum itself.
+            wide = self.scratch[: total.numel()].view(total.shape).copy_(tensors[name])
+            total.add_(wide, alpha=weight)
         self.total += weight
 
     def value(self) -> State:
