@@ -1,75 +1,22 @@
-"""Figures and tables of the pages: each is drawn from records alone and carries alt text, caption and points as CSV."""
+"""Figures and tables of the pages, each drawn from records alone."""
 
 from __future__ import annotations
 
-import base64
-import html
-import inspect
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from IPython.display import Markdown
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
 from fedlib.data.partition import Partition
+from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, source, table
 from fedlib.record import Record
 from fedlib.score import Score, upload_bytes
 from fedlib.spec import Spec
 from fedlib.wire import container
 
-matplotlib.use("Agg")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-MEGABYTE = 1e6
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A figure or table that a notebook shows as it stands: image or HTML table, caption, and its numbers as CSV."""
-
-    body: str  # HTML
-    caption: str
-    frame: pd.DataFrame
-    name: str  # file name of the CSV, without extension
-
-    def _repr_html_(self) -> str:
-        points = base64.b64encode(self.frame.to_csv(index=False, lineterminator="\n").encode()).decode()
-        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{points}">the numbers as CSV</a>'
-        return (
-            f'<figure class="exhibit">{self.body}<figcaption>{html.escape(self.caption)} ({link})</figcaption></figure>'
-        )
-
-
-def drawn(figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str) -> Exhibit:
-    """A matplotlib figure as an Exhibit: opaque PNG, readable in dark mode, with alt text."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, facecolor="white", bbox_inches="tight", metadata={"Software": None})
-    image = base64.b64encode(buffer.getvalue()).decode()
-    return Exhibit(f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}">', caption, frame, name)
-
-
-def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
-    body = frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–")
-    return Exhibit(f'<div style="overflow-x: auto">{body}</div>', caption, frame, name)  # a wide one scrolls by itself
-
-
-def canvas(columns: int = 1, height: float = 3.6) -> tuple[Figure, Sequence[Any]]:
-    """One row of axes in the house style."""
-    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
-    figure = Figure(figsize=(4.6 * columns + 0.6, height), layout="constrained")
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
-    return figure, axes
-
-
-def source(*functions: Any) -> Markdown:
-    """The code of functions as it runs, to stand beside their equations."""
-    return Markdown("```python\n" + "\n\n".join(inspect.getsource(f).rstrip() for f in functions) + "\n```")
+__all__ = ["Exhibit", "canvas", "drawn", "source", "table"]
 
 
 def provenance(records: Sequence[Record]) -> str:
@@ -266,21 +213,6 @@ def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], pro
     return drawn(figure, alt, f"Who holds what. {facts}. {provenance}", pd.DataFrame(rows), "partition")
 
 
-def lines(
-    frame: pd.DataFrame, x: str, y: str, by: str, alt: str, caption: str, name: str, scale: str = "linear"
-) -> Exhibit:
-    """Column `y` against `x`, one line a value of `by`; column names are the axis labels. `scale` is for both axes."""
-    figure, axes = canvas(height=4.0)
-    figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
-    for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
-        style = {"marker": MARKERS[index], "linestyle": ("-", "--", "-.", ":")[index % 4], "markersize": 5}
-        every = max(1, len(part) // 12)
-        axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
-    axes[0].set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
-    axes[0].legend()
-    return drawn(figure, alt, caption, frame, name)
-
-
 def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
     """Every field of a message in the order of its bytes: where it starts, its length, its bytes, what they say."""
     sizes = container.section_sizes(message)
@@ -313,3 +245,18 @@ def client_table(dealt: dict[str, Partition], labels: np.ndarray, batch: int, ca
         row = {name: f"{min(n):,} / {np.median(n):,g} / {max(n):,}" for name, n in counts.items()}
         rows.append({"partition": title} | row | {"hash": partition.hash})
     return table(pd.DataFrame(rows), caption, "clients")
+
+
+def lines(
+    frame: pd.DataFrame, x: str, y: str, by: str, alt: str, caption: str, name: str, scale: str = "linear"
+) -> Exhibit:
+    """Column `y` against `x`, one line a value of `by`; column names are the axis labels. `scale` is for both axes."""
+    figure, axes = canvas(height=4.0)
+    figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
+    for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
+        style = {"marker": MARKERS[index], "linestyle": ("-", "--", "-.", ":")[index % 4], "markersize": 5}
+        every = max(1, len(part) // 12)
+        axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
+    axes[0].set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
+    axes[0].legend()
+    return drawn(figure, alt, caption, frame, name)

@@ -1,0 +1,66 @@
+"""The reference engine: one client after the other, in this process. Every other engine gives the same record."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fedlib import local
+from fedlib.errors import PayloadError
+from fedlib.spec import Spec
+from fedlib.task import State, Task
+
+Upload = bytes | bytearray | PayloadError
+
+
+@functools.lru_cache(maxsize=1)
+def task_of(spec_key: str, where: torch.device) -> Task:
+    """The task of `Spec.key()`'s spec; the last one is kept, since a run asks for it in every round."""
+    return Task.of(Spec.from_dict(json.loads(spec_key)), where)
+
+
+class Base:
+    """An engine closes itself at the end of a with statement."""
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class InProcess(Base):
+    """On the CPU or on a GPU. Used by itself on a CPU, give torch one thread: `rounds.run` does."""
+
+    def __init__(self, where: torch.device) -> None:
+        self.device = where
+
+    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
+        for client in cohort:
+            yield client, self.client(spec, message, round, client)
+
+    def client(self, spec: Spec, message: bytes, round: int, client: int) -> Upload:
+        return local.run_client(spec, task_of(spec.key(), self.device), message, round, client)
+
+    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
+        return mean(self.chunk(spec, state, index) for index in chunks(spec, self.device))
+
+    def chunk(self, spec: Spec, state: State, index: int) -> tuple[int, float, int]:
+        return local.evaluate(task_of(spec.key(), self.device), state, index)
+
+
+def chunks(spec: Spec, where: torch.device) -> range:
+    return local.chunks(task_of(spec.key(), where))
+
+
+def mean(parts: Iterable[tuple[int, float, int]]) -> tuple[float, float]:
+    correct, loss, count = (sum(column) for column in zip(*parts, strict=True))
+    return correct / count, loss / count

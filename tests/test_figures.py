@@ -1,0 +1,95 @@
+"""What the pages show: alt text with the values, points as CSV, captions that say scale, data, seeds and device."""
+
+import base64
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fedlib import figures, score
+from fedlib.exhibits import Exhibit
+from fedlib.record import Record
+
+
+def made_up(label: str, split: str, seed: int, accuracies: list[float]) -> Record:
+    """A record with two rounds of 1 MB up, evaluated at both."""
+    spec = dict(label=label, split=split, seed=seed, profile="lab", data="digits", clients=8, cohort=2, group="main")
+    rounds = [
+        dict(round=number, accuracy=a, loss=1.0, uplink_bytes=1_000_000, downlink_bytes=3_000_000)
+        for number, a in enumerate(accuracies, 1)
+    ]
+    final: dict[str, Any] = {"accuracy": accuracies[-1], "uploads": 4, "uplink_bytes": 2_000_000}
+    final["uplink_parts"] = {"mask": 1_999_000, "container": 1_000}
+    return {"spec": spec, "rounds": rounds, "final": final, "made": {"device": "cpu (test)"}}
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    return [
+        made_up("a", "iid", 0, [0.5, 0.75]),
+        made_up("a", "iid", 1, [0.5, 0.85]),
+        made_up("b", "iid", 0, [0.1, 0.2]),
+    ]
+
+
+def image_of(exhibit: Exhibit) -> Image.Image:
+    found = re.search(r"base64,([^\"]+)", exhibit.body)
+    assert found
+    return Image.open(io.BytesIO(base64.b64decode(found[1])))
+
+
+def test_curves_carry_their_values_and_their_provenance(records: list[Record]) -> None:
+    shown = figures.accuracy_curves(records, against="uplink_megabytes")
+    assert "iid, a: 80.0 %" in shown.body and "iid, b: 20.0 %" in shown.body  # alt text, by hand: (75 + 85) / 2
+    for words in ("Profile lab", "digits", "8 clients, 2 a round", "seeds 0, 1", "cpu (test)"):
+        assert words in shown.caption
+    assert list(shown.frame["uplink_megabytes"]) == [1.0, 2.0] * 3
+    assert list(shown.frame["downlink_megabytes"]) == [3.0, 6.0] * 3
+
+
+def test_a_single_seed_is_called_one(records: list[Record]) -> None:
+    assert "a single seed (0)" in figures.provenance(records[:1])
+
+
+def test_the_csv_behind_the_link_is_the_frame(records: list[Record]) -> None:
+    shown = figures.accuracy_curves(records)
+    link = re.search(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', shown._repr_html_())
+    assert link and link[1] == "accuracy-against-round.csv"
+    back = pd.read_csv(io.BytesIO(base64.b64decode(link[2])))
+    pd.testing.assert_frame_equal(back, shown.frame, check_dtype=False)
+
+
+def test_figures_are_opaque_and_repeatable(records: list[Record]) -> None:
+    first, second = figures.accuracy_curves(records), figures.accuracy_curves(records)
+    assert first.body == second.body
+    alpha = np.asarray(image_of(first).convert("RGBA"))[..., 3]
+    assert alpha.min() == 255
+
+
+def test_the_accuracy_table_shows_mean_deviation_and_every_seed(records: list[Record]) -> None:
+    row = figures.accuracy_table(records).frame.iloc[0]
+    assert row["mean (%)"] == "80.00" and row["each seed (%)"] == "75.00, 85.00"
+    assert row["deviation"] == f"{np.std([75, 85], ddof=1):.2f}"
+    assert figures.accuracy_table(records).frame.iloc[1]["deviation"] == "single seed"
+
+
+def test_the_payload_table_sets_measured_bytes_beside_the_arithmetic(records: list[Record]) -> None:
+    frame = figures.payload_table(records[:1], {"a": {"mask": 499_750}}).frame
+    assert list(frame["measured bytes"]) == ["499,750", "250", "500,000"]
+    assert list(frame["worked out"]) == ["499,750", "–", "–"]
+
+
+def test_a_failed_claim_stands_out() -> None:
+    claim = {"id": "x", "says": "It helps.", "source": "abstract", "unit": "points", "holds": [0, 1], "why": "so"}
+    failed = score.Score("p", claim, score.FAILS, {"a, iid": [-3.0, -1.0]}, "outside")
+    row = figures.score_table([failed], "c").frame.iloc[0]
+    assert row["verdict"] == "DOES NOT HOLD" and "a, iid: -2.00 (-3.00 to -1.00, 2 seeds)" in row["measured"]
+
+
+def test_text_is_escaped(records: list[Record]) -> None:
+    records[0]["made"]["device"] = 'a <b> "c"'
+    assert "<b>" not in figures.accuracy_curves(records)._repr_html_()
