@@ -68,7 +68,7 @@ def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibi
         if against != "round":
             ax.set_xscale("log")
     axes[0].set_ylabel("test accuracy (%)")
-    axes[0].legend(loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     last = frame[frame["round"] == frame.groupby(["label", "split", "seed"])["round"].transform("max")]
     ends = last.groupby(["split", "label"])["accuracy"].mean()
     alt = f"Line chart of test accuracy against {axis}. Mean accuracy at the end: " + "; ".join(
@@ -137,9 +137,11 @@ def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
             }
         )
     for label, method in experiments["methods"].items():
+        if "paper" not in method:  # a check of this project's own, which the authors' scripts do not have
+            continue
         settings = {"lr": method["lr"]} | method["hyper"]
         text = ", ".join(f"{name} {value}" for name, value in settings.items())
-        paper = method.get("paper", "not stated")
+        paper = method["paper"]
         rows.append({"setting": label, "authors' scripts": paper, "here": text, "unit": "", "source": method["source"]})
     return table(pd.DataFrame(rows), f"Set-up of the authors' scripts beside profile {profile}.", "setup")
 
@@ -149,11 +151,7 @@ def score_table(results: Sequence[Score], caption: str) -> Exhibit:
     rows = []
     for s in results:
         claim = s.claim
-        cases = [
-            f"{case}: {np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f}, {len(v)} seeds)"
-            for case, v in s.values.items()
-            if v
-        ]
+        cases = [_case(case, values) for case, values in s.values.items() if values]
         low, high = claim.get("holds", (None, None))
         criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
         rows.append(
@@ -167,6 +165,11 @@ def score_table(results: Sequence[Score], caption: str) -> Exhibit:
             }
         )
     return table(pd.DataFrame(rows), caption, "scorecard")
+
+
+def _case(name: str, values: list[float]) -> str:
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
+    return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} seed{'s' if len(values) > 1 else ''}"
 
 
 def record_table(found: Sequence[tuple[Spec, Record | None, str]], caption: str) -> Exhibit:

@@ -107,7 +107,8 @@ def judge(claim: dict[str, Any], values: Values) -> tuple[str, str]:
     if not missed:
         return HOLDS, ""
     verdict = PART if "part" in claim and not outside("part") else FAILS
-    return verdict, f"outside {claim['holds']}: {'; '.join(f'{case} {means[case]:.2f}' for case in missed)}"
+    which = "every case" if len(missed) == len(means) > 1 else "; ".join(f"{case} {means[case]:.2f}" for case in missed)
+    return verdict, f"outside {claim['holds']}: {which}"
 
 
 def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
