@@ -7,7 +7,8 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 
 from fedlib.errors import PayloadError, RunError
 from fedlib.inprocess import Base, InProcess, Upload, chunks, mean
+from fedlib.shelf import Laid, Shelf
 from fedlib.spec import Spec
 from fedlib.task import State
 
@@ -32,6 +34,7 @@ class Pool(Base):
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.workers: list[Connection] = []
+        self.shelves: dict[Connection, Shelf] = {}
         self.processes = []
         self.busy: dict[Connection, collections.deque[int]] = {}  # which jobs a worker has, the first at work
         for _ in range(processes):
@@ -40,24 +43,30 @@ class Pool(Base):
             process.start()
             theirs.close()
             self.workers.append(ours)
+            self.shelves[ours] = Shelf(ours, AHEAD)
             self.processes.append(process)
 
     def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
         jobs = [("client", round, client) for client in cohort]
-        return zip(cohort, self._map(spec, message, jobs), strict=True)
+        return zip(cohort, self._map(("shared", spec.key(), len(message)), message, jobs), strict=True)
 
     def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
         jobs = [("chunk", index) for index in chunks(spec, self.device)]
-        return mean(self._map(spec, {name: tensor.numpy() for name, tensor in state.items()}, jobs))
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        return mean(self._map(("shared", spec.key(), arrays), b"", jobs))
 
-    def _map(self, spec: Spec, shared: Any, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results in the order of the jobs. Each worker gets `shared` once, then one job after the other."""
+    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """function(engine, *arguments) in the workers, results in order; `function` is a module's own."""
+        return self._map(None, b"", [("call", function, *each) for each in arguments])
+
+    def _map(self, shared: tuple[Any, ...] | None, message: bytes, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results in the order of the jobs. Each worker gets what is shared once, then one job after the other."""
         if not self.workers:
             raise RunError("this pool is closed, or a worker of it died: open another one")
         try:
             for worker, left in self.busy.items():  # a round that was left half-way: its answers are not for this one
                 for _ in left:
-                    _receive(worker)
+                    self._receive(worker)
             busy: dict[Connection, collections.deque[int]] = {
                 worker: collections.deque() for worker in self.workers[: len(jobs)]
             }
@@ -66,15 +75,17 @@ class Pool(Base):
 
             def feed(worker: Connection) -> None:
                 for index, job in waiting:
-                    busy[worker].append(index)
                     worker.send(job)
+                    busy[worker].append(index)
                     return
 
             for worker in busy:
-                worker.send(("shared", spec.key(), len(shared) if isinstance(shared, bytes) else shared))
-                if isinstance(shared, bytes):
-                    _write(worker, shared)
-            for _ in range(AHEAD):
+                if shared:
+                    worker.send(shared)
+                    _write(worker, message)
+            for _ in range(
+                AHEAD if shared else 1
+            ):  # a whole run waits for no server, and should not wait behind another
                 for worker in busy:
                     feed(worker)
             for index in range(len(jobs)):
@@ -83,15 +94,20 @@ class Pool(Base):
                         raise RunError("the pool has begun another round; results of this one are gone")
                     for ready in wait([worker for worker, at in busy.items() if at]):
                         worker = cast(Connection, ready)
-                        results[busy[worker].popleft()] = _receive(worker)
+                        done = busy[worker].popleft()
+                        results[done] = self._receive(worker)
                         feed(worker)
                 result = results.pop(index)
-                if isinstance(result, Exception) and not isinstance(result, PayloadError):
+                if isinstance(result, Exception) and (shared is None or not isinstance(result, PayloadError)):
                     raise result
                 yield result
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             self.close()
             raise RunError("a worker process died (out of memory?); try --engine process") from error
+
+    def _receive(self, worker: Connection) -> Any:
+        result = worker.recv()
+        return self.shelves[worker].take(result) if isinstance(result, Laid) else result
 
     def close(self) -> None:
         for process in self.processes:
@@ -99,13 +115,21 @@ class Pool(Base):
             process.join()
         for worker in self.workers:
             worker.close()
-        self.workers, self.processes, self.busy = [], [], {}
+        self.workers, self.shelves, self.processes, self.busy = [], {}, [], {}
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
-    engine = InProcess(torch.device("cpu"))
+    engine, shelf = InProcess(torch.device("cpu")), Shelf(connection, AHEAD)
     spec: Any = None
     shared: Any = None
     while True:
@@ -118,31 +142,28 @@ def _work(connection: Connection) -> None:
             if kind == "shared":
                 spec, shared = Spec.from_dict(json.loads(arguments[0])), arguments[1]
                 if isinstance(shared, int):
-                    shared = bytes(_read(connection, shared))
+                    shared = _read(connection, shared)
                 else:
                     shared = {name: torch.from_numpy(array) for name, array in shared.items()}
                 continue
-            result = (
-                engine.client(spec, shared, *arguments) if kind == "client" else engine.chunk(spec, shared, *arguments)
-            )
+            if kind == "client":
+                result = engine.client(spec, shared, *arguments)
+            elif kind == "chunk":
+                result = engine.chunk(spec, shared, *arguments)
+            else:
+                result = arguments[0](engine, *arguments[1:])
         except Exception as error:  # sent to the parent, which raises it
             result = error
         try:
             if isinstance(result, bytes):
-                connection.send(len(result))
-                _write(connection, result)
+                shelf.put(result)
             else:
                 connection.send(result)
         except (BrokenPipeError, OSError):
             return
 
 
-def _receive(worker: Connection) -> Any:
-    result = worker.recv()
-    return _read(worker, result) if isinstance(result, int) else result
-
-
-# Messages go by system calls: Connection's own methods copy megabytes three times, a tenth of a client's training.
+# A broadcast goes by system calls: Connection's own methods copy megabytes three times.
 
 
 def _write(connection: Connection, message: bytes) -> None:
@@ -151,7 +172,7 @@ def _write(connection: Connection, message: bytes) -> None:
         rest = rest[os.write(connection.fileno(), rest) :]
 
 
-def _read(connection: Connection, size: int) -> bytearray:
+def _read(connection: Connection, size: int) -> bytes:
     message = bytearray(size)
     rest = memoryview(message)
     while rest:
@@ -159,4 +180,4 @@ def _read(connection: Connection, size: int) -> bytearray:
         if count == 0:
             raise EOFError
         rest = rest[count:]
-    return message
+    return bytes(message)

@@ -54,19 +54,22 @@ def _checked(
 _checked_broadcast = functools.lru_cache(maxsize=1)(_checked)
 
 
+BLOCK = 2**15  # entries; 256 KiB in float64
+
+
 class RunningMean:
     """Mean of named tensors weighted by samples, summed in float64 in order of arrival; memory of one model."""
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
         self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        self.scratch = torch.empty(max(map(torch.Size.numel, shapes.values())), dtype=torch.float64)
+        self.scratch = torch.empty(BLOCK, dtype=torch.float64)
         self.total = 0
 
     def add(self, tensors: Mapping[str, Tensor], weight: int) -> None:
         for name, total in self.sums.items():
-            # Widened in memory that is there already: fresh memory for it would cost three times the sum itself.
-            wide = self.scratch[: total.numel()].view(total.shape).copy_(tensors[name])
-            total.add_(wide, alpha=weight)
+            # Widened block by block, in memory that stays in the cache: this is the server's main work.
+            for part, more in zip(total.view(-1).split(BLOCK), tensors[name].reshape(-1).split(BLOCK), strict=True):
+                part.add_(self.scratch[: len(part)].copy_(more), alpha=weight)
         self.total += weight
 
     def value(self) -> State:
