@@ -1,63 +1,86 @@
 """Integer symbols in close to as few bits as their histogram allows.
 
-The first byte of a message names its codec, the encoder takes the shorter:
+The first byte of a message names its codec, the encoder takes the shortest:
 
     0 | ceil(log2(alphabet)) bits a symbol, lowest bit first, as `bits` packs them
     1 | count of each symbol (LEB128) | words of a range coder (u32, little-endian; none when all symbols are equal)
+    2 | for each context that occurs, in order, the count of each symbol but 0 | words; symbols sorted by context
+
+A context is a small integer that both sides know of every symbol beforehand, such as its layer: codec 2 has a histogram
+for each, and so gets by with the conditional entropy of the symbols, given their contexts.
 
 Range coder: constriction's `queue.RangeEncoder` (R. Bamler, arXiv:2201.01741). Its model is made of the transmitted
 counts alone, by one division and one product a symbol that IEEE 754 rounds alike on every machine: what one machine
 encodes another decodes, and to the same bytes.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from fedlib.errors import PayloadError
 from fedlib.wire import bits
+from fedlib.wire.contexts import check_contexts, group_contexts
 
 try:
     from constriction import stream
 except ImportError:  # no wheel for this machine: longer messages, each says so in its first byte
     stream = None
 
-FIXED, RANGE = 0, 1  # codecs, as the first byte names them
+FIXED, RANGE, CONTEXTS = 0, 1, 2  # codecs, as the first byte names them
 RANGE_CODER = stream is not None  # False: this machine writes and reads codec 0 only
 _MAX_RANGE_ALPHABET = 2**16  # the model has 24 bits of precision, of which each symbol holds one unit
 
 
-def encode(symbols: np.ndarray, alphabet: int) -> bytes:
-    """Integers of shape (n,), each in [0, alphabet), as bytes. Raises ValueError when they are anything else."""
+def encode(symbols: np.ndarray, alphabet: int, contexts: np.ndarray | None = None) -> bytes:
+    """Integers of shape (n,), each in [0, alphabet), as bytes; contexts, if any: of shape (n,), each in [0, 65536).
+
+    Raises ValueError when they are anything else.
+    """
     if symbols.ndim != 1 or symbols.dtype.kind not in "biu":
         raise ValueError(f"symbols: {symbols.dtype} of shape {symbols.shape}, expected integers of shape (n,)")
     if symbols.size and (symbols.min() < 0 or symbols.max() >= alphabet):
         raise ValueError(f"symbols: from {symbols.min()} to {symbols.max()}, expected 0 to {alphabet - 1}")
-    fixed_size = 1 + (symbols.size * _width(alphabet) + 7) // 8
-    # The counts alone take a byte a symbol of the alphabet: where they cannot pay, they are not even made.
-    if RANGE_CODER and alphabet < fixed_size and alphabet <= _MAX_RANGE_ALPHABET:
+    check_contexts(contexts, symbols.size)
+    shortest, size = None, 1 + (symbols.size * _width(alphabet) + 7) // 8
+    if RANGE_CODER and alphabet <= _MAX_RANGE_ALPHABET:
         symbols = np.ascontiguousarray(symbols, np.int32)
-        counts = np.bincount(symbols, minlength=alphabet)
-        if alphabet + entropy_bits(counts) / 8 < fixed_size:
-            message = _range_message(symbols, counts)
-            if len(message) < fixed_size:
-                return message
-    return bytes((FIXED,)) + _fixed(symbols, alphabet)
+        for codec in (RANGE,) if contexts is None else (CONTEXTS, RANGE):
+            order, sizes = _grouping(codec, symbols.size, contexts)
+            # The counts alone take a byte each: where they cannot pay, they are not even made.
+            counted = len(sizes) * _counted(codec, alphabet)
+            if counted >= size:
+                continue
+            groups = _split(symbols[order], sizes)
+            counts = [np.bincount(group, minlength=alphabet) for group in groups]
+            if counted + sum(map(entropy_bits, counts)) / 8 < size:
+                message = _range_message(codec, groups, counts)
+                if len(message) < size:
+                    shortest, size = message, len(message)
+    return shortest or bytes((FIXED,)) + _fixed(symbols, alphabet)
 
 
-def decode(data: bytes | bytearray | memoryview, n: int, alphabet: int) -> np.ndarray:
-    """The int32 symbols of shape (n,).
+def decode(
+    data: bytes | bytearray | memoryview, n: int, alphabet: int, contexts: np.ndarray | None = None
+) -> np.ndarray:
+    """The int32 symbols of shape (n,), given the encoder's contexts.
 
     Raises PayloadError unless the bytes are the very ones that its codec makes of these symbols. Takes memory for n
-    symbols and the message, whatever the message claims. Without constriction, codec 1 is a PayloadError too.
+    symbols and the message, whatever the message claims. Without constriction, codecs 1 and 2 are PayloadErrors too.
     """
     _width(alphabet)
+    check_contexts(contexts, n)
     message = bytes(data)
     if not message:
         raise PayloadError("symbols: no bytes, expected a codec and its message")
     if message[0] == FIXED:
         return _fixed_symbols(message, n, alphabet)
-    if message[0] == RANGE:
-        return _range_symbols(message, n, alphabet)
-    raise PayloadError(f"symbols: codec {message[0]}, expected {FIXED} (fixed width) or {RANGE} (range coder)")
+    if message[0] == RANGE or (message[0] == CONTEXTS and contexts is not None):
+        return _range_symbols(message, n, alphabet, contexts)
+    known = f"{FIXED} (fixed width) or {RANGE} (range coder)"
+    more = "" if contexts is None else f" or {CONTEXTS} (range coder with contexts)"
+    raise PayloadError(f"symbols: codec {message[0]}, expected {known}{more}")
 
 
 def entropy_bits(counts: np.ndarray) -> float:
@@ -97,62 +120,89 @@ def _model(counts: np.ndarray) -> "stream.model.Categorical":
     return stream.model.Categorical(counts.astype(np.float64), perfect=False)
 
 
-def _range_message(symbols: np.ndarray, counts: np.ndarray) -> bytes:
-    head = bytearray((RANGE,))
-    for count in counts.tolist():
-        while count > 127:
-            head.append(count & 127 | 128)
-            count >>= 7
-        head.append(count)
-    if counts.max() == symbols.size:
-        return bytes(head)
+def _grouping(codec: int, n: int, contexts: np.ndarray | None) -> tuple[Any, np.ndarray]:
+    """The order in which a codec takes the symbols, and how many there are of each context that occurs."""
+    return (slice(None), np.array([n])) if codec == RANGE or contexts is None else group_contexts(contexts)
+
+
+def _split(symbols: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    return [symbols[end - size : end] for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
+
+
+def _counted(codec: int, alphabet: int) -> int:
+    """Counts that travel for each context: its size is known, and so the count of symbol 0, in masks the largest."""
+    return alphabet - (codec == CONTEXTS)
+
+
+def _range_message(codec: int, groups: list[np.ndarray], counts: Sequence[np.ndarray]) -> bytes:
+    head = bytearray((codec,))
     coder = stream.queue.RangeEncoder()
-    coder.encode(symbols, _model(counts))
+    for group, own in zip(groups, counts, strict=True):
+        for count in own[own.size - _counted(codec, own.size) :].tolist():
+            while count > 127:
+                head.append(count & 127 | 128)
+                count >>= 7
+            head.append(count)
+        if own.max() < group.size:
+            coder.encode(group, _model(own))
     words: np.ndarray = coder.get_compressed()
     return bytes(head) + words.astype("<u4").tobytes()
 
 
-def _range_symbols(message: bytes, n: int, alphabet: int) -> np.ndarray:
+def _range_symbols(message: bytes, n: int, alphabet: int, contexts: np.ndarray | None) -> np.ndarray:
     if not RANGE_CODER:
         raise PayloadError("symbols: coded by the range coder; install the package constriction to read them")
     if alphabet > _MAX_RANGE_ALPHABET:
         raise PayloadError(f"symbols: range coder for an alphabet of {alphabet}, at most {_MAX_RANGE_ALPHABET}")
-    counts, start = _read_counts(message, n, alphabet)
+    order, sizes = _grouping(message[0], n, contexts)
+    counts, start = _read_counts(message, sizes, alphabet)
     if (len(message) - start) % 4:
         raise PayloadError(f"symbols: {len(message) - start} bytes of range coder, expected a multiple of 4")
-    if counts.max() == n:
-        symbols = np.full(n, counts.argmax(), np.int32)
-    else:
-        words = np.frombuffer(message, "<u4", offset=start).astype(np.uint32)
-        try:
-            symbols = stream.queue.RangeDecoder(words).decode(_model(counts), n)
-        except BaseException as error:
-            # A panic in the Rust library arrives as PanicException, which is no Exception and cannot be imported.
-            if not isinstance(error, AssertionError) and type(error).__name__ != "PanicException":
-                raise
-            raise PayloadError("symbols: the range coder's words fit no symbols") from error
+    symbols = np.empty(n, np.int32)
+    groups = _split(symbols, sizes)
+    try:
+        coder = stream.queue.RangeDecoder(np.frombuffer(message, "<u4", offset=start).astype(np.uint32))
+        for group, own in zip(groups, counts, strict=True):
+            group[:] = own.argmax() if own.max() == group.size else coder.decode(_model(own), group.size)
+    except BaseException as error:
+        # A panic in the Rust library arrives as PanicException, which is no Exception and cannot be imported.
+        if not isinstance(error, AssertionError) and type(error).__name__ != "PanicException":
+            raise
+        raise PayloadError("symbols: the range coder's words fit no symbols") from error
     # Words may be missing, left over or altered and still decode to something; then this rebuilds other bytes.
-    if _range_message(symbols, np.bincount(symbols, minlength=alphabet)) != message:
+    if _range_message(message[0], groups, [np.bincount(group, minlength=alphabet) for group in groups]) != message:
         raise PayloadError("symbols: altered, what they decode to has other counts or another code")
-    return symbols
+    if message[0] == RANGE:
+        return symbols
+    unsorted = np.empty_like(symbols)
+    unsorted[order] = symbols
+    return unsorted
 
 
-def _read_counts(message: bytes, n: int, alphabet: int) -> tuple[np.ndarray, int]:
-    """The counts, of shape (alphabet,), and where the range coder's words begin."""
-    counts: list[int] = []
-    count = shift = 0
-    for position in range(1, len(message)):
-        count |= (message[position] & 127) << shift
+def _read_counts(message: bytes, sizes: np.ndarray, alphabet: int) -> tuple[np.ndarray, int]:
+    """The counts, of shape (contexts, alphabet), and where the range coder's words begin."""
+    n, each = int(sizes.sum()), _counted(message[0], alphabet)
+    numbers: list[int] = []
+    number = shift = 0
+    start = 1
+    while len(numbers) < len(sizes) * each and start < len(message):
+        number |= (message[start] & 127) << shift
         shift += 7
-        if count > n:
-            raise PayloadError(f"symbols: {count} or more of symbol {len(counts)}, expected {n} in all")
-        if message[position] < 128:
-            counts.append(count)
-            count = shift = 0
-        if len(counts) == alphabet:
-            break
-    if len(counts) != alphabet or sum(counts) != n:
-        raise PayloadError(
-            f"symbols: counts of {len(counts)} symbols with sum {sum(counts)}, expected {alphabet} and {n}"
-        )
-    return np.array(counts, np.int64), position + 1
+        if number > n:
+            raise PayloadError(
+                f"symbols: {number} or more of symbol {len(numbers) % each + alphabet - each}, expected {n} in all"
+            )
+        if message[start] < 128:
+            numbers.append(number)
+            number = shift = 0
+        start += 1
+    if len(numbers) == len(sizes) * each:
+        counts = np.array(numbers, np.int64).reshape(len(sizes), each)
+        rest = sizes - counts.sum(1)
+        if each < alphabet:
+            counts, rest = np.column_stack([rest, counts]), np.minimum(rest, 0)
+        if not rest.any():
+            return counts, start
+    raise PayloadError(
+        f"symbols: counts of {len(numbers)} symbols with sum {sum(numbers)}, expected {len(sizes) * each} and {n}"
+    )
