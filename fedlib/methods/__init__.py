@@ -9,6 +9,8 @@ Each is a module with a frozen dataclass `Hyper`, `SECTIONS` (the names of an up
     finish(trainable, frozen, samples, hyper, task, rng) -> bytes   client: the upload
     server(state, uploads, hyper, task) -> state              server: uses nothing but the uploads' bytes
     paper_bits(upload, hyper, task) -> bits                   size of an upload as the paper's own definition counts it
+
+`draws` gives tensors and floats only, and `objective` neither branches on them nor reads them out: engines stack them.
 """
 
 from __future__ import annotations
@@ -18,9 +20,18 @@ from types import ModuleType
 from typing import Any
 
 from fedlib.errors import require_mapping
-from fedlib.methods import fedavg, fedmrn
+from fedlib.methods import drive, eden, fedavg, fedmrn, fedsparsify, signsgd, terngrad, topk
 
-METHODS: dict[str, ModuleType] = {"fedavg": fedavg, "fedmrn": fedmrn}
+METHODS: dict[str, ModuleType] = {
+    "drive": drive,
+    "eden": eden,
+    "fedavg": fedavg,
+    "fedmrn": fedmrn,
+    "fedsparsify": fedsparsify,
+    "signsgd": signsgd,
+    "terngrad": terngrad,
+    "topk": topk,
+}
 
 
 def hyper(method: str, values: dict[str, Any]) -> Any:

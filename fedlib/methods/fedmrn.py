@@ -10,12 +10,13 @@ The body of the paper could not be read; the algorithm follows the official code
     server: w + sum_k omega_k n_k m_k   -> `server`
 
 Ours, and numbered on the page: one 64-bit seed per client and round with a stream per layer; weights omega_k by sample
-counts; bits really packed and sent.
+counts unless `weighting` says otherwise; bits really packed and sent. The ablations of `masking` and the entropy coding
+are ours too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,13 @@ import torch
 from torch import Tensor
 
 from fedlib.errors import PayloadError, require_name, require_number
-from fedlib.methods.parts import RunningMean, pack_model, pack_tensors, unpack_model, unpack_tensors
+from fedlib.methods import updates
+from fedlib.methods.parts import pack_model
 from fedlib.rng import Rng, normal, signs, uniform
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, Uploads
-from fedlib.wire import bits, container
+from fedlib.wire import bits, entropy
+from fedlib.wire.contexts import BUCKETS, buckets
 
 SECTIONS = ("seed", "mask", "full precision")
 LAWS = {"uniform": uniform, "gauss": normal, "bernoulli": signs}
@@ -39,11 +42,17 @@ class Hyper:
     mask: str = "binary"  # {0, 1}, or "signed" for {-1, +1}
     noise: str = "uniform"  # on [-a, a); "gauss" with deviation a; "bernoulli" for -a or +a
     magnitude: float = 0.01  # a, in units of a weight [code: 0.01 binary, 0.005 signed]
+    masking: str = "psm"  # "sm": all entries from the first step; "pm": likelier value, not drawn; "after": upload only
+    weighting: str = "samples"  # omega_k; "batches" as the released code has it
+    coding: str = "packed"  # one bit an entry; "entropy": by a range coder that knows |n|
 
     def __post_init__(self) -> None:
         require_name("hyper.mask", self.mask, ("binary", "signed"))
         require_name("hyper.noise", self.noise, LAWS)
         require_number("hyper.magnitude", self.magnitude, 1e-6, 1e6)
+        require_name("hyper.masking", self.masking, ("psm", "sm", "pm", "after"))
+        require_name("hyper.weighting", self.weighting, ("samples", "batches"))
+        require_name("hyper.coding", self.coding, ("packed", "entropy"))
 
 
 def noise(seed: int, hyper: Hyper, shapes: Mapping[str, torch.Size]) -> Tensor:
@@ -55,13 +64,14 @@ def noise(seed: int, hyper: Hyper, shapes: Mapping[str, torch.Size]) -> Tensor:
 
 def clipped(u: Tensor, n: Tensor, hyper: Hyper) -> Tensor:
     """u / n limited to the interval that the mask's alphabet spans."""
-    return (u / n).clamp_(0.0 if hyper.mask == "binary" else -1.0, 1.0)
+    return (u / n).clamp(0.0 if hyper.mask == "binary" else -1.0, 1.0)
 
 
 def masks(u: Tensor, n: Tensor, chance: Tensor, hyper: Hyper) -> Tensor:
     """SM: True where the mask is 1 (binary) or +1 (signed), False where 0 or -1. `chance` [d] is uniform on [0, 1)."""
     ratio = clipped(u, n, hyper)
-    return chance < (ratio if hyper.mask == "binary" else ratio.add_(1).mul_(0.5))
+    likely = ratio if hyper.mask == "binary" else ratio.add_(1).mul_(0.5)
+    return likely > 0.5 if hyper.masking == "pm" else chance < likely
 
 
 def masked_update(u: Tensor, n: Tensor, progress: float, chance: Tensor, hyper: Hyper) -> Tensor:
@@ -70,10 +80,10 @@ def masked_update(u: Tensor, n: Tensor, progress: float, chance: Tensor, hyper: 
     One draw serves both choices: U < p selects masking, and given that, U < p q has probability q.
     """
     ratio = clipped(u, n, hyper)
-    if hyper.mask == "binary":
-        hard = (chance < ratio * progress).to(u.dtype)
-    else:
-        hard = (chance < (ratio + 1).mul_(0.5 * progress)).to(u.dtype).mul_(2).sub_(1)
+    likely = ratio * progress if hyper.mask == "binary" else (ratio + 1).mul_(0.5 * progress)
+    hard = (likely > 0.5 * progress if hyper.masking == "pm" else chance < likely).to(u.dtype)
+    if hyper.mask == "signed":
+        hard.mul_(2).sub_(1)
     return torch.where(chance < progress, hard, ratio).mul_(n)
 
 
@@ -82,68 +92,62 @@ def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    model, _ = unpack_model(message, "fedmrn.down", hyper, task)
-    n = noise(rng.child("noise").seed(), hyper, task.weights).to(task.device)
-    frozen = {name: model[name].to(task.device) for name in task.statistics}
-    frozen |= {"w": torch.cat([model[name].flatten() for name in task.weights]).to(task.device), "n": n}
-    trainable = {"u": torch.zeros_like(n)} | {name: model[name].to(task.device) for name in task.vectors}
-    return {name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen
+    trainable, frozen = updates.start(message, "fedmrn", hyper, task)
+    return trainable, frozen | {"n": noise(rng.child("noise").seed(), hyper, task.weights).to(task.device)}
 
 
 def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> tuple[float, Tensor]:
-    return progress, torch.rand(count(task.weights), generator=generator, device=task.device)
+    share = 1.0 if hyper.masking == "sm" else progress
+    return share, torch.rand(count(task.weights), generator=generator, device=task.device)
 
 
 def objective(
     trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: tuple[float, Tensor], hyper: Hyper, task: Task
 ) -> Tensor:
-    u = trainable["u"]
-    effective = frozen["w"] + masked_update(u.detach(), frozen["n"], *drawn, hyper)
+    u, effective = trainable["u"], frozen["w"]
+    if hyper.masking == "after":
+        return updates.loss_at(effective + u, trainable, frozen, batch, task)
+    effective = effective + masked_update(u.detach(), frozen["n"], *drawn, hyper)
     effective = effective + (u - u.detach())  # adds zero: straight-through, u gets the gradient of the effective weight
-    others = {name: trainable[name] for name in task.vectors} | {name: frozen[name] for name in task.statistics}
-    return task.loss(_layers(effective, task) | others, batch)
+    return updates.loss_at(effective, trainable, frozen, batch, task)
 
 
 def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    u, n = trainable["u"].detach(), frozen["n"]
-    if not bool(torch.isfinite(u).all()):
-        raise PayloadError("update u is not finite: local training diverged; lower the learning rate")
+    u, n = updates.finite(trainable["u"]), frozen["n"]
     generator = rng.child("upload").torch(task.device)
-    mask = masks(u, n, torch.rand(len(u), generator=generator, device=task.device), hyper)
-    full = pack_tensors(trainable | frozen, task.vectors | task.statistics)
+    mask = masks(u, n, torch.rand(len(u), generator=generator, device=task.device), hyper).cpu().numpy()
+    coded = bits.pack(mask) if hyper.coding == "packed" else entropy.encode(mask, 2, contexts(n.cpu(), hyper, task))
     seed = rng.child("noise").seed().to_bytes(8, "little")
-    packed = bits.pack(mask.cpu().numpy())
-    return container.pack("fedmrn.up", task.fingerprint("fedmrn", hyper), samples, [seed, packed, full])
+    return updates.pack_update("fedmrn", [seed, coded], trainable, frozen, samples, hyper, task)
 
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    mean = RunningMean({"update": torch.Size([count(task.weights)])} | task.vectors | task.statistics)
-    for tensors, samples in uploads.read(lambda upload: read_upload(upload, hyper, task)):
-        mean.add(tensors, samples)
-    average = mean.value()
-    updates = _layers(average.pop("update"), task)
-    return {name: state[name] + update for name, update in updates.items()} | average
+    def read(upload: Buffer) -> tuple[State, int]:
+        return updates.read_update(upload, "fedmrn", 2, decode, hyper, task)
+
+    return updates.add_mean(state, uploads, read, task, by_batches=hyper.weighting == "batches")
 
 
-def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
-    """The update n * m [d], the full-precision part, and the sample count. PayloadError for any other message."""
-    d, others = count(task.weights), task.vectors | task.statistics
-    limits = [8, -(-d // 8), 4 * count(others)]
-    read = container.unpack(upload, "fedmrn.up", task.fingerprint("fedmrn", hyper), limits)
-    seed, packed, full = read.sections
+def decode(sections: Sequence[memoryview], hyper: Hyper, task: Task) -> Tensor:
+    """The update n * m [d] of a seed and a mask."""
+    seed, coded = sections
     if len(seed) != 8:
         raise PayloadError(f"seed of {len(seed)} bytes where 8 were expected")
-    mask = torch.from_numpy(bits.unpack(packed, d)).float()
+    d, n = count(task.weights), noise(int.from_bytes(seed, "little"), hyper, task.weights)
+    if hyper.coding == "packed":
+        mask = torch.from_numpy(bits.unpack(coded, d)).float()
+    else:
+        mask = torch.from_numpy(entropy.decode(coded, d, 2, contexts(n, hyper, task))).float()
     if hyper.mask == "signed":
         mask = mask.mul_(2).sub_(1)
-    update = noise(int.from_bytes(seed, "little"), hyper, task.weights).mul_(mask)
-    return {"update": update} | unpack_tensors(full, others), read.samples
+    return n.mul_(mask)
+
+
+def contexts(n: Tensor, hyper: Hyper, task: Task) -> np.ndarray:
+    """Which entries share a model of the range coder [d]: those of one layer and of about the same |n|."""
+    layer = np.repeat(np.arange(len(task.weights)), [shape.numel() for shape in task.weights.values()])
+    return BUCKETS * layer + buckets(n.abs().numpy(), 4 * hyper.magnitude)
 
 
 def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
     return 1.0 * count(task.weights)
-
-
-def _layers(flat: Tensor, task: Task) -> State:
-    parts = flat.split([shape.numel() for shape in task.weights.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)}
