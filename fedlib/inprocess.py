@@ -27,6 +27,11 @@ def task_of(spec_key: str, where: torch.device) -> Task:
 class Base:
     """An engine closes itself at the end of a with statement."""
 
+    @property
+    def name(self) -> str:
+        """What a record says of where it was made."""
+        return type(self).__name__
+
     def close(self) -> None:
         pass
 

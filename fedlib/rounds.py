@@ -126,7 +126,7 @@ def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Rec
             "paper_bits": sum(entry["paper_bits"] for entry in rounds),
             "uplink_parts": log["uplink_parts"],
         },
-        "made": record.made(engine.device, type(engine).__name__, log["seconds"]),
+        "made": record.made(engine.device, engine.name, log["seconds"]),
         "rounds": rounds,
     }
 

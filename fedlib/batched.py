@@ -1,0 +1,117 @@
+"""What the two engines for a GPU share, where launching the kernels of a small step takes longer than the step itself.
+
+    Stacked  the clients of a cohort side by side: one launch serves them all (fedlib.stacked)
+    Graphed  one client after the other, a whole step in one launch (fedlib.graphed)
+
+Both take the steps of `fedlib.local.train`, batch for batch and draw for draw; tests hold the three together for every
+method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fedlib import methods
+from fedlib.errors import PayloadError
+from fedlib.inprocess import InProcess, Upload, task_of
+from fedlib.rng import Rng
+from fedlib.spec import Spec
+from fedlib.task import Plan, State, Task
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client between `method.start` and `method.finish`."""
+
+    trainable: State
+    frozen: State
+    indices: Tensor  # int64 [samples] on the CPU: its samples' places in `task.train`
+    rng: Rng
+
+
+class Batched(InProcess):
+    """Starts `stack` clients of a cohort (all if None), lets `fit` train them, finishes them in the cohort's order."""
+
+    def __init__(self, where: torch.device, stack: int | None = None) -> None:
+        super().__init__(where)
+        self.stack = stack
+
+    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
+        task = task_of(spec.key(), self.device)
+        method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
+
+        def start(client: int) -> Member:
+            rng = Rng(spec.seed).child("client", round, client)
+            trainable, frozen = method.start(message, hyper, task, rng)
+            return Member(trainable, frozen, torch.from_numpy(task.partition.indices(client)), rng)
+
+        def finish(member: Member) -> bytes:
+            return method.finish(member.trainable, member.frozen, len(member.indices), hyper, task, member.rng)
+
+        stack = max(1, self.stack or len(cohort))
+        for first in range(0, len(cohort), stack):
+            clients = cohort[first : first + stack]
+            members = [_attempt(start, client) for client in clients]
+            task.network.train()
+            self.fit(method, hyper, task, [member for member in members if isinstance(member, Member)])
+            for client, member in zip(clients, members, strict=True):
+                yield client, _attempt(finish, member) if isinstance(member, Member) else member
+
+    def client(self, spec: Spec, message: bytes, round: int, client: int) -> Upload:
+        ((_, upload),) = self.train(spec, message, round, [client])
+        return upload
+
+    def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:
+        """Local training: the members' tensors are replaced by trained ones, which are read before the next call."""
+        raise NotImplementedError
+
+
+def _attempt(function: Callable[[In], Out], argument: In) -> Out | PayloadError:
+    """What a client cannot read or send comes back as its error, and is nobody else's."""
+    try:
+        return function(argument)
+    except PayloadError as error:
+        return error
+
+
+# The parts of a local step, as in `fedlib.local.train`
+
+
+def orders(members: Sequence[Member], task: Task) -> Iterator[Tensor]:
+    """For each epoch the places of the members' samples in their order of training: [members, most samples]."""
+    generators = [member.rng.child("order").torch() for member in members]
+    most = max(len(member.indices) for member in members)
+    for _ in range(task.plan.epochs):
+        table = torch.zeros(len(members), most, dtype=torch.int64)
+        for row, member, generator in zip(table, members, generators, strict=True):
+            samples = len(member.indices)
+            row[:samples] = member.indices[torch.randperm(samples, generator=generator)]
+        yield table.to(task.device)  # once an epoch: the GPU is waited for no more often
+
+
+def progress(plan: Plan, samples: int, epoch: int, start: int) -> float:
+    """Share of a client's steps done with the one that begins at sample `start` of an epoch."""
+    steps = plan.steps(samples)
+    return (epoch * (steps // plan.epochs) + start // plan.batch + 1) / steps
+
+
+def descend(loss: Tensor, parameters: list[Tensor], lr: float) -> None:
+    gradients = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        torch._foreach_add_(parameters, gradients, alpha=-lr)
+
+
+def same(first: Any, *others: Any) -> Any:
+    """Anything else among the draws is part of the formula: the same at each step of each client."""
+    if any(other != first for other in others):
+        raise TypeError(f"draws: {first!r} changes from step to step; only tensors and floats may")
+    return first
