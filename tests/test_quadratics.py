@@ -1,0 +1,326 @@
+"""Federated learning on quadratics, against numbers by hand, plain numpy loops and the statements of the theory."""
+
+import dataclasses
+import itertools
+from math import erf, exp, pi, sqrt
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedlib import rng
+from fedlib.errors import SpecError
+from fedlib.methods import fedmrn
+from fedlib.quadratics import (
+    STEEPEST,
+    Problem,
+    Setting,
+    curves,
+    errors,
+    mask_variance,
+    noise,
+    sent,
+    squared_gradient,
+    transmitted,
+    walk,
+    weights,
+)
+from fedlib.rng import Rng
+
+PLACE = Rng(7)
+# Client A: (w - 1)^2 / 2. Client B: 3 (w - 5)^2 / 2. Together the best w is (1 + 3 * 5) / 4 = 4.
+CURVATURE, WISH = (
+    torch.tensor([[[[1.0]], [[3.0]]]], dtype=torch.float64),
+    torch.tensor([[[1.0], [5.0]]], dtype=torch.float64),
+)
+TOY = Problem(CURVATURE, WISH, mu=1.0, smoothness=3.0, deviation=0.0)
+ORIGIN = torch.zeros(1, 1, 1, dtype=torch.float64)
+both_masks = pytest.mark.parametrize("mask", ["binary", "signed"])
+
+
+def servers(problem: Problem, setting: Setting, rounds: int, w: Tensor | None = None) -> Tensor:
+    """The server's model [rounds + 1, R, 1, d] at the start of each round."""
+    w = torch.zeros_like(problem.wish[:, :1]) if w is None else w
+    path = itertools.islice(walk(problem, setting, PLACE, w), 0, rounds * setting.local_steps + 1, setting.local_steps)
+    return torch.stack([server for server, _ in path])
+
+
+def test_optimum_and_loss_of_two_clients_by_hand() -> None:
+    assert TOY.optimum().item() == 4
+    assert TOY.loss(ORIGIN).item() == (0.5 + 37.5) / 2
+    assert TOY.gradients(ORIGIN).flatten().tolist() == [-1, -15]
+
+
+def test_optimum_solves_the_normal_equations_and_eigenvalues_keep_their_bounds() -> None:
+    problem = Problem.draw(PLACE, repetitions=3, clients=4, d=5, mu=2.0, smoothness=7.0)
+    for r in range(3):
+        a, b = problem.curvature[r].numpy(), problem.wish[r].numpy()
+        expected = np.linalg.inv(a.sum(0)) @ sum(a[k] @ b[k] for k in range(4))
+        assert np.allclose(problem.optimum()[r, 0], expected, atol=1e-12)
+    eigenvalues = torch.linalg.eigvalsh(problem.curvature)
+    assert 2 - 1e-9 < eigenvalues.min() < 3 < 6 < eigenvalues.max() < 7 + 1e-9
+    assert problem.gradients(problem.optimum()).mean(1).abs().max() < 1e-12
+    assert problem.gradients(problem.optimum()).abs().max() > 1  # the clients disagree
+
+
+def test_gradients_are_those_of_the_loss() -> None:
+    problem = dataclasses.replace(Problem.draw(PLACE, repetitions=2, clients=3, d=4), depth=1.5)
+    w = torch.linspace(-1, 1, 8, dtype=torch.float64).view(2, 1, 4).requires_grad_()
+    (gradient,) = torch.autograd.grad(problem.loss(w).sum(), w)
+    torch.testing.assert_close(problem.gradients(w).mean(1, keepdim=True), gradient)
+
+
+def test_wells_are_non_convex_and_as_smooth_and_steep_as_stated() -> None:
+    problem = dataclasses.replace(Problem.wells(PLACE, 1, 1, 1), wish=ORIGIN)
+    z = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    slope = torch.tensor([problem.gradients(point.view(1, 1, 1)).item() for point in z[::10]])
+    assert slope.max().item() == pytest.approx(STEEPEST, abs=1e-4)
+    bend = slope.diff() / (z[10] - z[0])
+    assert bend.max().item() == pytest.approx(2, abs=1e-3)
+    assert bend.min().item() == pytest.approx(-0.5, abs=1e-3)
+
+
+def test_one_round_by_hand() -> None:
+    # Two steps at rate 1/4 from 0. A: 0.25, 0.4375. B: 3.75, 4.6875. Mean 2.5625.
+    setting = Setting(local_steps=2, rate=0.25)
+    (w, u), (_, later), (end, _) = itertools.islice(walk(TOY, setting, PLACE, ORIGIN), 3)
+    assert (w.item(), u.flatten().tolist()) == (0, [0, 0])
+    assert later.flatten().tolist() == [0.25, 3.75]
+    assert end.item() == 2.5625
+
+
+def test_plain_averaging_with_one_local_step_is_gradient_descent() -> None:
+    problem = dataclasses.replace(Problem.draw(PLACE, 2, 4, 5), deviation=0.0)
+    path = servers(problem, Setting(local_steps=1, rate=0.05), rounds=12)
+    for r in range(2):
+        a, b, w = problem.curvature[r].numpy(), problem.wish[r].numpy(), np.zeros(5)
+        for t in range(12):
+            assert np.allclose(path[t, r, 0], w, atol=1e-12)
+            w = w - 0.05 * np.mean([a[k] @ (w - b[k]) for k in range(4)], axis=0)
+
+
+def stands_in(u: float, n: float, progress: float, chance: float, mask: str) -> float:
+    """One entry of a masked update, by the definition."""
+    if mask == "none":
+        return u
+    ratio = min(max(u / n, 0.0 if mask == "binary" else -1.0), 1.0)
+    keep = ratio if mask == "binary" else (ratio + 1) / 2
+    if chance >= progress:
+        return ratio * n
+    return n if chance < progress * keep else 0.0 if mask == "binary" else -n
+
+
+@pytest.mark.parametrize("mask", ["none", "binary", "signed"])
+def test_walk_equals_a_plain_loop_over_entries(mask: str) -> None:
+    """Every step and the upload have their own draws; step sizes fall within a round, the noise between rounds."""
+    problem = Problem.draw(PLACE, 1, 3, 2)
+    setting = Setting(mask=mask, law="uniform", magnitude=20.0, scaled=True, cohort=2, local_steps=3)
+    path, generator, w = servers(problem, setting, rounds=6), PLACE.child("walk").torch(), np.zeros(2)
+    a, b = problem.curvature[0].numpy(), problem.wish[0].numpy()
+    for start in range(0, 18, 3):
+        n = noise("uniform", 20 * 2 / (80 + start), torch.Size([1, 3, 2]), generator)[0].numpy()
+        chance = torch.rand(4, 1, 3, 2, generator=generator)[:, 0].numpy()
+        disturbance = torch.randn(3, 1, 3, 2, generator=generator)[:, 0].numpy()
+        cohort = weights(2, torch.Size([1, 3, 2]), generator)[0, :, 0].numpy() > 0
+        uploads = []
+        for k in range(3):
+            u = np.zeros(2)
+            for step in range(4):
+                draws = zip(u, n[k], chance[step, k], strict=True)
+                seen = np.array([stands_in(x, y, min(step + 1, 3) / 3, z, mask) for x, y, z in draws])
+                if step < 3:
+                    u = u - 2 / (80 + start + step) * (a[k] @ (w + seen - b[k]) + disturbance[step, k])
+            uploads.append(seen)
+        w = w + np.mean([uploads[k] for k in range(3) if cohort[k]], axis=0)
+        assert np.allclose(path[start // 3 + 1, 0, 0], w, atol=1e-10)
+
+
+def test_step_size_of_theorem_a() -> None:
+    problem = Problem.draw(PLACE, 1, 1, 1)
+    assert Setting().step_size(0, problem) == 2 / 80  # mu = 1, L = 10, gamma = 80
+    assert Setting().step_size(20, problem) == 2 / 100
+    assert Setting(local_steps=90).step_size(0, problem) == 2 / 90
+    assert Setting(rate=0.3).step_size(20, problem) == 0.3
+
+
+@pytest.mark.parametrize("law", ["bernoulli", "uniform"])
+def test_noise_law(law: str) -> None:
+    n = noise(law, 0.5, torch.Size([100_000]), PLACE.torch())
+    variance = 0.25 if law == "bernoulli" else 0.25 / 3
+    assert n.mean().item() == pytest.approx(0, abs=5 * sqrt(variance / 1e5))
+    assert n.square().mean().item() == pytest.approx(variance, rel=0.01)
+    assert n.abs().max() <= 0.5
+    assert law == "uniform" or n.abs().min() == 0.5
+
+
+def test_noise_that_would_divide_by_zero_is_replaced() -> None:
+    assert noise("uniform", 1e-12, torch.Size([1000]), PLACE.torch()).unique().tolist() == [float(fedmrn.FLOOR)]
+
+
+def test_noise_is_drawn_once_a_round_and_anew_in_the_next() -> None:
+    """With a tiny rate the gradients show where each client was: at w, or at w plus or minus its noise."""
+    problem = dataclasses.replace(TOY, wish=0 * WISH)
+    setting = Setting(mask="signed", law="uniform", magnitude=0.5, local_steps=40, rate=1e-9)
+    path = list(itertools.islice(walk(problem, setting, PLACE, ORIGIN), 80))
+    moves = [((u - v) / 1e-9 / CURVATURE[..., 0] - w).flatten() for (w, u), (_, v) in itertools.pairwise(path)]
+    first, second = (
+        {round(abs(value), 6) for move in part for value in move.tolist()} - {0.0} for part in (moves[:39], moves[40:])
+    )
+    assert len(first) == len(second) == 2  # one noise for each of two clients
+    assert first.isdisjoint(second)
+
+
+@both_masks
+@pytest.mark.parametrize("progress", [0.3, 1.0])
+def test_lemma_mean_and_variance(mask: str, progress: float) -> None:
+    u, n = (
+        torch.tensor([-0.9, -0.5, 0.0, 0.2, 0.7, 1.3], dtype=torch.float64),
+        torch.tensor([0.6, -1.0, 1.0, 1.0, -1.0, 1.0], dtype=torch.float64),
+    )
+    clip = {"binary": [0, -0.5, 0, 0.2, 0, 1], "signed": [-0.6, -0.5, 0, 0.2, 0.7, 1]}[mask]
+    variance = {"binary": [0, 0.25, 0, 0.16, 0, 0], "signed": [0, 0.75, 1, 0.96, 0.51, 0]}[mask]
+    expected = progress * torch.tensor(variance).double()
+    torch.testing.assert_close(mask_variance(u, n, progress, mask), expected)
+    draws = sent(u, n, progress, torch.rand(200_000, 6, generator=PLACE.torch()), Setting(mask=mask))
+    assert (draws.mean(0) - torch.tensor(clip)).abs().max() < 5 * sqrt(1 / 200_000)
+    torch.testing.assert_close(draws.var(0), expected, rtol=0.02, atol=1e-9)
+
+
+def test_lemma_binary_is_signed_at_half_the_magnitude_around_half_the_noise() -> None:
+    u, n = torch.linspace(-2, 2, 33).double(), torch.full((33,), 1.5).double()
+    chance = torch.rand(500, 33, generator=PLACE.torch())
+    binary = sent(u, n, 1.0, chance, Setting(mask="binary"))
+    signed = sent(u - n / 2, n / 2, 1.0, chance, Setting(mask="signed"))
+    torch.testing.assert_close(binary, n / 2 + signed)
+
+
+def test_lemma_average_over_symmetric_noise() -> None:
+    u = torch.tensor([-1.5, -0.6, 0.0, 0.3, 2.0], dtype=torch.float64)
+    assert transmitted(u, 0.5, "bernoulli").tolist() == [0.5, 0.5, 0, 0.3, 0.5]
+    assert transmitted(u, 1.0, "uniform").tolist() == pytest.approx([0.5, 0.42, 0, 0.255, 0.5])
+    normal = 2 * sqrt(2 / pi) * (1 - exp(-0.045)) + 0.6 * (1 - erf(0.6 / 2 / sqrt(2)))
+    assert transmitted(u, 2.0, "gauss")[1].item() == pytest.approx(normal)
+    for law, draw in {"bernoulli": rng.signs, "uniform": rng.uniform, "gauss": rng.normal}.items():
+        n = torch.from_numpy(draw(5, 0, 200_000)).double().unsqueeze(-1)
+        chance = torch.rand(200_000, 5, generator=PLACE.torch())
+        signed = sent(u, n, 1.0, chance, Setting(mask="signed")).mean(0)
+        binary = sent(u, n, 1.0, chance, Setting(mask="binary", doubled=True)).mean(0)
+        expected = u.sign() * transmitted(u, 1.0, law)
+        torch.testing.assert_close(signed, expected, atol=0.02, rtol=0)
+        torch.testing.assert_close(binary, expected, atol=0.03, rtol=0)
+
+
+def test_lemma_what_q_is() -> None:
+    u, alpha = torch.tensor([0.3, -0.1, 0.4], dtype=torch.float64), 0.5
+    n = noise("bernoulli", alpha, torch.Size([400_000, 3]), PLACE.torch())
+    chance = torch.rand(400_000, 3, generator=PLACE.child("chance").torch())
+    signed = (sent(u, n, 1.0, chance, Setting(mask="signed")) - u).square().sum(1).mean() / 0.26
+    binary = (sent(u, n, 1.0, chance, Setting(mask="binary", doubled=True)) - u).square().sum(1).mean() / 0.26
+    assert signed.item() == pytest.approx(3 * 0.25 / 0.26 - 1, rel=0.01)  # ||u||^2 = 0.26
+    assert binary.item() == pytest.approx(2 * 0.5 * 0.8 / 0.26 - 1, rel=0.01)
+
+
+def test_huge_fixed_noise_moves_every_entry_by_the_mean_of_coins() -> None:
+    problem = Problem.draw(PLACE, 1, 4, 6)
+    step = servers(problem, Setting(mask="signed", magnitude=1e5), rounds=1)[1]
+    assert set(step.flatten().tolist()) <= {-1e5, -5e4, 0.0, 5e4, 1e5}
+
+
+def test_many_signed_clients_tend_to_plain_averaging() -> None:
+    """Lemma on independent clients: the difference to the plain average has variance alpha^2 - u^2 over N."""
+    copies = 20_000
+    problem = Problem(
+        CURVATURE.repeat(1, copies, 1, 1), WISH.repeat(1, copies, 1), mu=1.0, smoothness=3.0, deviation=0.0
+    )
+    plain = servers(problem, Setting(rate=0.01), rounds=1)[1]
+    signed = servers(problem, Setting(mask="signed", magnitude=3.0, rate=0.01), rounds=1)[1]
+    assert 0 < (signed - plain).abs().item() < 5 * 3 / sqrt(2 * copies)
+
+
+def test_magnitude_in_units_of_the_step_size_shrinks_with_it() -> None:
+    problem = Problem.draw(PLACE, 1, 1, 6)
+    path = servers(problem, Setting(mask="signed", magnitude=1000, scaled=True), rounds=4)
+    moves = path.diff(dim=0).abs().flatten(1)
+    for r in range(4):
+        assert moves[r].tolist() == pytest.approx([1000 * 2 / (80 + 5 * r)] * 6)
+
+
+def test_cohort_is_drawn_without_replacement() -> None:
+    share = weights(3, torch.Size([2000, 10, 1]), PLACE.torch())
+    assert share.unique().tolist() == [0, 1 / 3]
+    assert (share.sum(1) - 1).abs().max() < 1e-12
+    assert share.mean(0).flatten().tolist() == pytest.approx([0.1] * 10, abs=0.02)
+    assert weights(None, torch.Size([2, 4, 1]), PLACE.torch()).flatten().tolist() == [0.25] * 8
+
+
+@both_masks
+@pytest.mark.parametrize("cohort", [None, 2])
+def test_error_feedback_loses_nothing(mask: str, cohort: int | None) -> None:
+    """Sent plus kept equals the update plus what was kept before; who is not in the cohort keeps what it had."""
+    problem = Problem.draw(PLACE, 3, 5, 4)
+    setting = Setting(mask=mask, magnitude=0.3, feedback=True, cohort=cohort, local_steps=1, rate=0.01)
+    path = list(itertools.islice(walk(problem, setting, PLACE, torch.zeros(3, 1, 4).double()), 30))
+    (_, kept), generator = path[0], PLACE.child("walk").torch()
+    assert not kept.any()
+    for (w, u), (next_w, next_u) in itertools.pairwise(path):
+        n = noise("bernoulli", 0.3, u.shape, generator)
+        chance = torch.rand(2, *u.shape, generator=generator)
+        gradient = problem.gradients(w + sent(u, n, 1.0, chance[0], setting)) + torch.randn(
+            u.shape, generator=generator
+        )
+        took_part = weights(cohort, u.shape, generator) > 0
+        whole = u - 0.01 * gradient
+        upload = torch.where(took_part, whole - next_u, 0)  # what must have been sent
+        values = {"binary": (0.0, 0.3), "signed": (0.3,)}[mask]
+        assert all(min(abs(abs(v) - a) for a in values) < 1e-6 for v in upload[took_part.expand_as(upload)].tolist())
+        torch.testing.assert_close(next_w, w + upload.sum(1, keepdim=True) / (cohort or 5))
+        assert torch.equal(next_u[~took_part.squeeze(-1)], u[~took_part.squeeze(-1)])
+
+
+def test_residual_stays_below_twice_the_noise_while_moves_stay_below_the_noise() -> None:
+    problem = dataclasses.replace(Problem.draw(PLACE, 2, 5, 4), deviation=0.0)
+    setting = Setting(mask="signed", magnitude=2.0, feedback=True, rate=0.005)
+    kept = torch.stack(
+        [u for _, u in itertools.islice(walk(problem, setting, PLACE, torch.zeros(2, 1, 4).double()), 0, 500, 5)]
+    )
+    assert 2 < kept.abs().max() <= 4
+
+
+def test_same_seed_same_numbers() -> None:
+    problem, setting = Problem.draw(PLACE, 2, 3, 4), Setting(mask="binary", cohort=2)
+    first = errors(problem, setting, PLACE, 100)
+    assert first.equals(errors(Problem.draw(PLACE, 2, 3, 4), setting, PLACE, 100))
+    assert not first["error"].equals(errors(problem, setting, Rng(8), 100)["error"])
+
+
+def test_errors_are_taken_at_the_ends_of_rounds() -> None:
+    frame = curves(TOY, {"plain": Setting(rate=0.1), "one step": Setting(rate=0.1, local_steps=1)}, PLACE, 100)
+    plain, one = (frame[frame["variant"] == name].set_index("t")["error"] for name in ("plain", "one step"))
+    assert plain.index.tolist() == [5, 10, 15, 20, 30, 45, 70, 100]  # rounds 20 / 10^(j/6)
+    assert one.loc[1] == pytest.approx((4 - 0.1 * (1 + 15) / 2) ** 2)
+    path = servers(TOY, Setting(rate=0.1), rounds=3)
+    assert plain.loc[15] == pytest.approx((path[3].item() - 4) ** 2)
+
+
+def test_mean_squared_gradient_by_hand() -> None:
+    # F' = 2 (w - 4): at 0 it is -8; after one step of rate 1/4 the mean of 0.25 and 3.75 is 2, where it is -4.
+    setting = Setting(local_steps=2, rate=0.25)
+    assert squared_gradient(TOY, setting, PLACE, 2, ORIGIN).item() == (64 + 16) / 2
+
+
+def test_plain_averaging_keeps_the_rate_of_theorem_a() -> None:
+    """Without drift the error falls like 1 / (gamma + t), by 2080 / 280 = 7.4; with a constant step size it stays."""
+    problem = Problem.draw(PLACE, 20, 10, 5)
+    falling, constant = (
+        errors(problem, setting, PLACE, 2000).groupby("t")["error"].mean()
+        for setting in (Setting(local_steps=1), Setting(local_steps=1, rate=0.02))
+    )
+    assert falling.loc[200] / falling.loc[2000] == pytest.approx(7.4, rel=0.3)
+    assert constant.loc[200] / constant.loc[2000] == pytest.approx(1, rel=0.3)
+
+
+@pytest.mark.parametrize("bad", [{"mask": "ternary"}, {"law": "gauss"}, {"magnitude": 0.0}])
+def test_bad_settings_are_named(bad: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=next(iter(bad))):
+        Setting(**bad)  # type: ignore[arg-type]
