@@ -50,7 +50,9 @@ endef
 bench: env ## measure speed and size
 	python bench/entropy.py
 	python bench/payload.py
+	python bench/rotation.py
 	python bench/local_training.py
+	python bench/engines.py
 	python bench/population.py
 	python bench/pfl/run.py
 	python bench/book.py

@@ -8,7 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
-from fedlib import record, rounds
+from tqdm import tqdm
+
+from fedlib import engines, grid, record, rounds
 from fedlib.data import sets, sources
 from fedlib.engines import open_engine
 from fedlib.errors import FedlibError
@@ -68,7 +70,7 @@ def add_paper(one: argparse.ArgumentParser) -> None:
 
 
 def add_engine(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--engine", default="auto", help="auto, process (one client after the other) or pool")
+    one.add_argument("--engine", default="auto", help=", ".join(engines.ENGINES))
     one.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu or cuda")
     one.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
 
@@ -82,18 +84,22 @@ def data(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    chosen = specs(options.paper, options.profile, options.only)
+    found = list(record.fresh(specs(options.paper, options.profile, options.only)))
+    left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in found if reason or options.again}
     with open_engine(options.engine, options.device, options.processes) as engine:
-        print(f"{options.paper}, profile {options.profile}: {len(chosen)} runs on {engine.device.type}")
-        for number, spec in enumerate(chosen, 1):
-            old = record.load(spec)
-            reason = "asked for again" if options.again else record.stale(old, spec) if old else "no record"
-            if reason:
-                print(f"[{number}/{len(chosen)}] {spec.name}: training, {reason}", flush=True)
-            result = rounds.load_or_run(spec, engine, again=options.again)
-            final = result["final"]
+        on = engine.device.type
+        print(
+            f"{options.paper}, profile {options.profile}: {len(found)} runs, {len(left)} to train on {on}", flush=True
+        )
+        runs, processes = [spec for spec, _ in left.values()], options.processes or engines.cores()
+        if options.engine == "auto" and on == "cpu" and len(runs) > processes > 1:
+            done = grid.run_all(runs, processes, again=options.again)
+        else:
+            done = (rounds.load_or_run(spec, engine, again=options.again) for spec in runs)
+        for result in tqdm(done, total=len(runs), unit="run", disable=None):
+            name, final = result["spec"]["name"], result["final"]
             line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
-            print(f"[{number}/{len(chosen)}] {spec.name}: {line}{'' if reason else ' (recorded)'}", flush=True)
+            tqdm.write(f"{name}: {line} (trained: {left[name][1]})")
 
 
 def page(options: argparse.Namespace) -> None:

@@ -51,10 +51,10 @@ def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
     return Exhibit(f'<div style="overflow-x: auto">{body}</div>', caption, frame, name)  # a wide one scrolls by itself
 
 
-def canvas(columns: int = 1, height: float = 3.6) -> tuple[Figure, Sequence[Any]]:
-    """One row of axes in the house style."""
+def canvas(columns: int = 1, height: float = 3.6, width: float = 4.6) -> tuple[Figure, Sequence[Any]]:
+    """One row of axes in the house style; height of the figure and width of a column in inches."""
     sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
-    figure = Figure(figsize=(4.6 * columns + 0.6, height), layout="constrained")
+    figure = Figure(figsize=(width * columns + 0.6, height), layout="constrained")
     axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
     return figure, axes
 

@@ -36,14 +36,14 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def long(records: Sequence[Record]) -> pd.DataFrame:
-    """One row an evaluated round of each record: label, split, seed, round, accuracy in %, loss, bytes so far."""
+    """One row an evaluated round of each record: label, split, seed, lr, round, accuracy in %, loss, bytes so far."""
     rows = []
     for r in records:
         up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
         down = np.cumsum([entry["downlink_bytes"] for entry in r["rounds"]])
         for entry, u, d in zip(r["rounds"], up, down, strict=True):
             if entry["accuracy"] is not None:
-                row = {name: r["spec"][name] for name in ("label", "split", "seed")}
+                row = {name: r["spec"][name] for name in ("label", "split", "seed", "lr")}
                 row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
                 rows.append(row | {"uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
     return pd.DataFrame(rows)
@@ -59,10 +59,11 @@ def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibi
     axis = axes_names[against]
     for ax, split in zip(axes, splits, strict=True):
         for index, label in enumerate(labels):
-            part = frame[(frame["split"] == split) & (frame["label"] == label)].groupby("round")
+            own = frame[(frame["split"] == split) & (frame["label"] == label)]
+            rates, part = ", ".join(f"{lr:g}" for lr in dict.fromkeys(own["lr"])), own.groupby("round")
             mean, x = part["accuracy"].mean(), part[against].mean()
             colour = f"C{index}"
-            ax.plot(x, mean, marker=MARKERS[index], color=colour, label=label, markersize=5)
+            ax.plot(x, mean, marker=MARKERS[index], color=colour, label=f"{label} (lr {rates})", markersize=5)
             ax.fill_between(x, part["accuracy"].min(), part["accuracy"].max(), color=colour, alpha=0.15, linewidth=0)
         ax.set(title=split, xlabel=axis)
         if against != "round":
@@ -86,18 +87,26 @@ def accuracy_table(records: Sequence[Record]) -> Exhibit:
         {
             "method": r["spec"]["label"],
             "partition": r["spec"]["split"],
+            "lr": r["spec"]["lr"],
             "seed": r["spec"]["seed"],
             "accuracy": 100 * r["final"]["accuracy"],
         }
         for r in records
     )
     rows = []
-    for (method, split), part in frame.groupby(["method", "partition"], sort=False):
+    for (method, split, lr), part in frame.groupby(["method", "partition", "lr"], sort=False):
         seeds = ", ".join(f"{v:.2f}" for v in part.sort_values("seed")["accuracy"])
         spread = f"{part['accuracy'].std():.2f}" if len(part) > 1 else "single seed"
         mean = f"{part['accuracy'].mean():.2f}"
         rows.append(
-            {"method": method, "partition": split, "mean (%)": mean, "deviation": spread, "each seed (%)": seeds}
+            {
+                "method": method,
+                "partition": split,
+                "lr": f"{lr:g}",
+                "mean (%)": mean,
+                "deviation": spread,
+                "each seed (%)": seeds,
+            }
         )
     caption = f"Test accuracy after the last round. {provenance(records)}"
     return table(pd.DataFrame(rows), caption, "accuracy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from fedlib.spec import read_yaml, specs
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
 SEEDS = 3  # a verdict never rests on fewer
 CLAIM = {"id", "says", "source", "measure", "arguments", "unit", "holds", "part", "why", "untested"}
-Values = dict[str, list[float]]  # case, e.g. "fedmrn-binary, iid" -> one value per seed
+Values = dict[str, list[float]]  # case, e.g. "fedmrn-binary, main, iid" -> one value per seed
+Cases = dict[tuple[str, str, str], dict[int, Record]]
 
 
 @dataclass(frozen=True)
@@ -34,47 +35,87 @@ class Score:
         return {case: statistics.fmean(values) for case, values in self.values.items()}
 
 
-def _by_case(records: list[Record], labels: list[str]) -> dict[tuple[str, str], dict[int, Record]]:
-    found: dict[tuple[str, str], dict[int, Record]] = {}
+def by_case(records: Sequence[Record], labels: Collection[str], groups: Collection[str]) -> Cases:
+    """Records by (label, group, split) and seed, each method at the learning rate of its grid that serves it best.
+
+    Best is the mean final accuracy over seeds, for every method alike; with one learning rate there is no choice.
+    """
+    found: dict[tuple[str, str, str], dict[float, dict[int, Record]]] = {}
     for r in records:
-        if r["spec"]["label"] in labels and r["spec"]["group"] == "main":
-            found.setdefault((r["spec"]["label"], r["spec"]["split"]), {})[r["spec"]["seed"]] = r
-    return found
+        s = r["spec"]
+        if s["label"] in labels and s["group"] in groups:
+            runs = found.setdefault((s["label"], s["group"], s["split"]), {}).setdefault(s["lr"], {})
+            if s["seed"] in runs:
+                raise SpecError(f"{s['name']}: another run has its label, group, split, lr and seed; give it a label")
+            runs[s["seed"]] = r
+    return {case: max(rates.values(), key=_mean_accuracy) for case, rates in found.items()}
 
 
-def bits_per_weight(records: list[Record], labels: list[str], part: str) -> Values:
+def best(records: Sequence[Record]) -> list[Record]:
+    """The records of each method, group and partition at the learning rate that serves it best; others left out."""
+    specs = [r["spec"] for r in records]
+    cases = by_case(records, {s["label"] for s in specs}, {s["group"] for s in specs})
+    return [r for runs in cases.values() for r in runs.values()]
+
+
+def _mean_accuracy(runs: dict[int, Record]) -> float:
+    return statistics.fmean(r["final"]["accuracy"] for r in runs.values())
+
+
+def bits_per_weight(records: list[Record], labels: list[str], groups: list[str], part: str) -> Values:
     """Measured bits that one part of the uploads spends per masked parameter."""
 
     def bits(r: Record) -> float:
         return 8 * r["final"]["uplink_parts"][part] / (r["final"]["uploads"] * r["parameters"]["weights"])
 
-    return {
-        f"{label}, {split}": [bits(r) for r in runs.values()]
-        for (label, split), runs in _by_case(records, labels).items()
-    }
+    return {_name(case): [bits(r) for r in runs.values()] for case, runs in by_case(records, labels, groups).items()}
+
+
+def _name(case: tuple[str, str, str], against: str = "") -> str:
+    label, group, split = case
+    return f"{label}{' against ' + against if against else ''}, {group}, {split}"
 
 
 def _pairs(
-    records: list[Record], labels: list[str], against: str, measure: Callable[[Record, Record], float]
+    records: list[Record],
+    labels: list[str],
+    groups: list[str],
+    against: list[str],
+    measure: Callable[[Record, Record], float],
 ) -> Values:
-    base = _by_case(records, [against])
+    """One value a seed for each method and each method it is held against, where both have run."""
+    base = by_case(records, against, groups)
     values: Values = {}
-    for (label, split), runs in _by_case(records, labels).items():
-        other = base.get((against, split), {})
-        values[f"{label}, {split}"] = [measure(r, other[seed]) for seed, r in runs.items() if seed in other]
+    for (label, group, split), runs in by_case(records, labels, groups).items():
+        for name in against:
+            other = base.get((name, group, split), {})
+            pairs = [measure(r, other[seed]) for seed, r in runs.items() if seed in other]
+            if pairs:
+                values[_name((label, group, split), name if len(against) > 1 else "")] = pairs
     return values
 
 
-def upload_ratio(records: list[Record], labels: list[str], against: str) -> Values:
+def upload_ratio(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
     """Bytes of the other method's mean upload over bytes of this one's, same partition and seed."""
-    return _pairs(records, labels, against, lambda r, other: upload_bytes(other) / upload_bytes(r))
+    return _pairs(records, labels, groups, against, lambda r, other: upload_bytes(other) / upload_bytes(r))
 
 
-def accuracy_gap(records: list[Record], labels: list[str], against: str) -> Values:
-    """Final test accuracy less the other method's, in points, same partition and seed."""
-    return _pairs(
-        records, labels, against, lambda r, other: 100 * (r["final"]["accuracy"] - other["final"]["accuracy"])
-    )
+def accuracy_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+    """Final test accuracy less the other method's, in points, same partition and seed, each at its learning rate."""
+
+    def gap(r: Record, other: Record) -> float:
+        return 100 * (r["final"]["accuracy"] - other["final"]["accuracy"])
+
+    return _pairs(records, labels, groups, against, gap)
+
+
+def speed_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+    """As accuracy_gap, for the mean accuracy over the evaluated rounds: higher is sooner there."""
+    return _pairs(records, labels, groups, against, lambda r, other: 100 * (_area(r) - _area(other)))
+
+
+def _area(r: Record) -> float:
+    return statistics.fmean(entry["accuracy"] for entry in r["rounds"] if entry["accuracy"] is not None)
 
 
 def upload_bytes(r: Record) -> float:
@@ -87,6 +128,7 @@ MEASURES: dict[str, Callable[..., Values]] = {
     "bits_per_weight": bits_per_weight,
     "upload_ratio": upload_ratio,
     "accuracy_gap": accuracy_gap,
+    "speed_gap": speed_gap,
 }
 
 
@@ -131,6 +173,9 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
         require_name(f"{where}: measure", claim["measure"], MEASURES)
         parameters = list(inspect.signature(MEASURES[claim["measure"]]).parameters)[1:]
         require_mapping(f"{where}: arguments", claim["arguments"], parameters)
+        for name in {"labels", "groups", "against"} & claim["arguments"].keys():
+            if not isinstance(claim["arguments"][name], list):
+                raise SpecError(f"{where}: arguments: {name}: {claim['arguments'][name]!r} must be a list")
         if set(parameters) != set(claim["arguments"]):
             raise SpecError(f"{where}: arguments: {', '.join(parameters)} must be given")
         for name in {"holds", "part"} & claim.keys():
@@ -141,16 +186,25 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
 
 
 def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
-    """One score a claim, from the fresh records of a profile alone."""
-    found = record.fresh(specs(paper, profile, root=root), root)
-    records = [r for _, r, reason in found if r is not None and not reason]
+    """One score a claim, from fresh records alone; a method of whose runs one is missing is left out of a group.
+
+    Otherwise its best learning rate would be the best of those that happen to be there.
+    """
+    found = list(record.fresh(specs(paper, profile, root=root), root))
+    partial = {(spec.label, spec.group, spec.split) for spec, _, reason in found if reason}
+    records = [r for spec, r, _ in found if r is not None and (spec.label, spec.group, spec.split) not in partial]
     result = []
     for claim in read_published(paper, root)["claims"]:
         if "untested" in claim:
             result.append(Score(paper, claim, UNTESTED, {}, claim["untested"]))
             continue
-        values = MEASURES[claim["measure"]](records, **claim["arguments"])
+        given = claim["arguments"]
+        values = MEASURES[claim["measure"]](records, **given)
         verdict, note = judge(claim, values)
+        labels = {*given["labels"], *given.get("against", [])}
+        absent = sorted(", ".join(case) for case in partial if case[0] in labels and case[1] in given["groups"])
+        if values and absent:
+            note = "; ".join(filter(None, [note, f"left out, since runs are missing: {'; '.join(absent)}"]))
         result.append(Score(paper, claim, verdict, values, note))
     return result
 

@@ -181,6 +181,7 @@ UNKNOWN_KEYS: list[tuple[Edit, list[str]]] = [
     (put("partitions/iid/beta", 0.3), ["partition", "iid", "beta"]),
     (put("partitions/iid", {"kind": "dirichlet"}), ["partition", "dirichlet", "beta"]),
     (cut("methods/fedavg/lr"), ["lr", "not given"]),
+    (cut("methods/fedavg/hyper"), ["hyper"]),
     (put("settings", {}), ["settings", "unknown key"]),
     (cut("partitions/iid/kind"), ["partition", "kind"]),
     (cut("settings"), ["fedmrn.yaml", "settings"]),
@@ -210,6 +211,10 @@ def test_an_experiment_file_that_cannot_be_read(digits: Path, capsys: pytest.Cap
     assert "fedmrn.yaml" in refused(digits, capsys, *RUN)
 
 
+def with_hyper(method: str, **hyper: Any) -> dict[str, Any]:
+    return {"method": method, "lr": 0.1, "hyper": hyper}
+
+
 COUNTS = ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every")
 VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on what is allowed
     *[(f"{HERE}/{name}", name, value, "integer 1") for name in COUNTS for value in (0, -1, 2.5)],
@@ -226,6 +231,16 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     ("methods/fedmrn-binary/hyper/noise", "hyper.noise", ["gauss"], "allowed: "),
     *[("methods/fedmrn-binary/hyper/magnitude", "hyper.magnitude", v, "1e") for v in (0, -1, 1e7, math.nan)],
     ("methods/fedmrn-binary/hyper/magnitude", "hyper.magnitude", "big", ""),
+    ("methods/fedmrn-binary/hyper/masking", "hyper.masking", "before", "allowed: after pm psm sm"),
+    ("methods/fedmrn-binary/hyper/weighting", "hyper.weighting", "clients", "allowed: batches samples"),
+    ("methods/fedmrn-binary/hyper/coding", "hyper.coding", "zip", "allowed: entropy packed"),
+    *[
+        (f"methods/fedmrn-binary/hyper/{f}", f"hyper.{f}", None, "allowed: ")
+        for f in ("masking", "weighting", "coding")
+    ],
+    ("methods/fedavg", "hyper.budget", with_hyper("topk", budget="bits"), "allowed: values indices"),
+    *[("methods/fedavg", "hyper.keep", with_hyper("fedsparsify", keep=v), "number 0.001 1") for v in (0, 1.5, "x")],
+    *[("methods/fedavg", "hyper.density", with_hyper("fedsparsify", density=v), "1e-06 1") for v in (0, 2, math.nan)],
     ("methods/fedavg/hyper", "hyper", None, ""),
     ("partitions/iid", "partition.kind", {"kind": "equal", "seed": 1}, "allowed: iid dirichlet labels resampled"),
     *[("partitions/iid", "partition.beta", {"kind": "dirichlet", "beta": v}, "") for v in (0, -1.0, math.nan)],
@@ -431,7 +446,7 @@ def test_refused_bytes_do_not_make_an_upload_look_smaller(tiny: MakeSpec, tmp_pa
     engine = Tampered(lambda u, round, attempt, position: flipped(u, len(u) // 2) if position else u)
     spoilt = rounds.run(spec, engine, root=tmp_path)
     assert spoilt["final"]["uplink_bytes"] == clean["final"]["uplink_bytes"] and spoilt["final"]["refused"] == 3
-    bits = [score.bits_per_weight([r], ["signed"], "mask")["signed, iid"] for r in (clean, spoilt)]
+    bits = [score.bits_per_weight([r], ["signed"], ["main"], "mask")["signed, main, iid"] for r in (clean, spoilt)]
     assert bits == [[1.0], [1.0]]
 
 
@@ -538,7 +553,7 @@ def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: py
     capsys.readouterr()
     assert main([*RUN]) == 0
     said = capsys.readouterr().out
-    assert "training, spec differs in lr" in said and "(recorded)" in said
+    assert "2 runs, 1 to train" in said and "(trained: spec differs in lr)" in said
     assert [line.split()[0] for line in status(capsys)] == ["fresh", "fresh"]
 
 
@@ -598,6 +613,10 @@ CLAIMS: list[tuple[Edit, list[str]]] = [
     (lambda c: c["claims"][0].pop("measure"), ["one-bit", "measure"]),
     (lambda c: c["claims"][0].pop("arguments"), ["one-bit", "arguments"]),
     (lambda c: c["claims"][0].update(arguments={"label": []}), ["one-bit", "arguments", "label"]),
+    (lambda c: c["claims"][0]["arguments"].pop("groups"), ["one-bit", "arguments", "groups", "given"]),
+    (lambda c: c["claims"][0]["arguments"].update(labels="fedavg"), ["one-bit", "labels", "'fedavg'", "list"]),
+    (lambda c: c["claims"][0]["arguments"].update(groups="main"), ["one-bit", "groups", "'main'", "list"]),
+    (lambda c: c["claims"][1]["arguments"].update(against="fedavg"), ["small-upload", "against", "'fedavg'", "list"]),
     (lambda c: c["claims"][0].pop("id"), ["id"]),
     (lambda c: c["claims"][0].update(holds=1), ["one-bit", "holds", "1"]),
     (lambda c: c["claims"][0].update(holds=[2, 1]), ["one-bit", "holds", "[2, 1]"]),
@@ -620,7 +639,7 @@ def test_scores_rest_on_fresh_records_alone(digits: Path, capsys: pytest.Capture
     assert main(list(RUN)) == 0
     fresh = {s.claim["id"]: s for s in score.scores("fedmrn", "smoke")}
     assert fresh["one-bit"].verdict == "holds"
-    assert {case: len(values) for case, values in fresh["one-bit"].values.items()} == {"fedmrn-binary, iid": 3}
+    assert {case: len(values) for case, values in fresh["one-bit"].values.items()} == {"fedmrn-binary, main, iid": 3}
     edit(digits, put("methods/fedmrn-binary/lr", 0.2))
     stale = {s.claim["id"]: s for s in score.scores("fedmrn", "smoke")}
     assert stale["one-bit"].verdict == "not tested at this scale"

@@ -17,7 +17,8 @@ from fedlib.record import Record
 
 def made_up(label: str, split: str, seed: int, accuracies: list[float]) -> Record:
     """A record with two rounds of 1 MB up, evaluated at both."""
-    spec = dict(label=label, split=split, seed=seed, profile="lab", data="digits", clients=8, cohort=2, group="main")
+    spec = dict(label=label, split=split, seed=seed, profile="lab", data="digits", clients=8, cohort=2, lr=0.1)
+    spec["group"] = "main"
     rounds = [
         dict(round=number, accuracy=a, loss=1.0, uplink_bytes=1_000_000, downlink_bytes=3_000_000)
         for number, a in enumerate(accuracies, 1)

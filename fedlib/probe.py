@@ -1,0 +1,54 @@
+"""A look inside FedMRN's clients while a run goes on: what travels is measured by the record, this is what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fedlib import local, methods
+from fedlib.inprocess import task_of
+from fedlib.methods import fedmrn
+from fedlib.methods.updates import read_update
+from fedlib.rng import Rng
+from fedlib.rounds import draw_cohort
+from fedlib.spec import Spec
+from fedlib.uploads import Uploads
+
+
+def inside(specs: Sequence[Spec], edges: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Run FedMRN specs and look: shares of u / n between `edges` in the first and last round; share of ones by round.
+
+    The ratios are those at the end of local training, all weights of all clients; values outside fall into the end
+    bins. Ones (+1 where signed) are counted in the masks as uploaded, mean over clients.
+    """
+    ratios, ones = [], []
+    for spec in specs:
+        for number, counts, share in _rounds(spec, edges):
+            ones.append({"method": spec.label, "round": number, "share of ones": share})
+            if number in (1, spec.rounds):
+                column = {"u / n": (edges[:-1] + edges[1:]) / 2, "share of entries": counts / counts.sum()}
+                ratios.append(pd.DataFrame({"method": spec.label, "round": number} | column))
+    return pd.concat(ratios, ignore_index=True), pd.DataFrame(ones)
+
+
+def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
+    task, hyper = task_of(spec.key(), torch.device("cpu")), methods.hyper(spec.method, spec.hyper)
+    state = task.initial()
+    for number in range(1, spec.rounds + 1):
+        message = fedmrn.broadcast(state, hyper, task)
+        uploads, counts, ones = [], np.zeros(len(edges) - 1), []
+        for client in draw_cohort(spec, task, number):
+            rng, shard = Rng(spec.seed).child("client", number, client), task.shard(client)
+            trainable, frozen = fedmrn.start(message, hyper, task, rng)
+            local.train(fedmrn, trainable, frozen, shard, hyper, task, rng)
+            upload = fedmrn.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
+            ratio = (trainable["u"].detach() / frozen["n"]).clamp(float(edges[0]), float(edges[-1])).numpy()
+            counts += np.histogram(ratio, edges)[0]
+            update = read_update(upload, "fedmrn", 2, fedmrn.decode, hyper, task)[0]["u"]
+            ones.append(float((update / frozen["n"] > 0.5).float().mean()))
+            uploads.append((client, upload))
+        state = fedmrn.server(state, Uploads(uploads), hyper, task)
+        yield number, counts, float(np.mean(ones))
