@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fedlib import methods
+from fedlib import local, methods
 from fedlib.errors import PayloadError
-from fedlib.inprocess import InProcess, Upload, task_of
+from fedlib.inprocess import InProcess, Memories, Upload, recalled, task_of
 from fedlib.rng import Rng
 from fedlib.spec import Spec
 from fedlib.task import Plan, State, Task
@@ -36,6 +36,7 @@ class Member:
     frozen: State
     indices: Tensor  # int64 [samples] on the CPU: its samples' places in `task.train`
     rng: Rng
+    memory: bytes | None = None
 
 
 class Batched(InProcess):
@@ -45,17 +46,21 @@ class Batched(InProcess):
         super().__init__(where)
         self.stack = stack
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
         task = task_of(spec.key(), self.device)
         method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
 
         def start(client: int) -> Member:
             rng = Rng(spec.seed).child("client", round, client)
             trainable, frozen = method.start(message, hyper, task, rng)
-            return Member(trainable, frozen, torch.from_numpy(task.partition.indices(client)), rng)
+            indices = torch.from_numpy(task.partition.indices(client))
+            return Member(trainable, frozen, indices, rng, recalled(memories, client))
 
-        def finish(member: Member) -> bytes:
-            return method.finish(member.trainable, member.frozen, len(member.indices), hyper, task, member.rng)
+        def finish(member: Member) -> bytes | local.Reply:
+            trainable, frozen, samples = member.trainable, member.frozen, len(member.indices)
+            return local.finish(method, trainable, frozen, samples, hyper, task, member.rng, member.memory)
 
         stack = max(1, self.stack or len(cohort))
         for first in range(0, len(cohort), stack):
@@ -66,8 +71,9 @@ class Batched(InProcess):
             for client, member in zip(clients, members, strict=True):
                 yield client, _attempt(finish, member) if isinstance(member, Member) else member
 
-    def client(self, spec: Spec, message: bytes, round: int, client: int) -> Upload:
-        ((_, upload),) = self.train(spec, message, round, [client])
+    def client(self, spec: Spec, message: bytes, round: int, client: int, memory: bytes | None = None) -> Upload:
+        memories = None if memory is None else {client: memory}
+        ((_, upload),) = self.train(spec, message, round, [client], memories)
         return upload
 
     def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:

@@ -21,21 +21,22 @@ def field(r: Record, name: str) -> Any:
     return r["spec"][first].get(rest, "default") if rest else r["spec"][first]
 
 
-def method_table(records: Sequence[Record], name: str) -> Exhibit:
-    """A row a method, a column a partition: accuracy at the method's best learning rate there; measured upload."""
+def method_table(records: Sequence[Record], name: str, columns: str = "split") -> Exhibit:
+    """A row a method, a column a partition (or another field): accuracy at the best learning rate; measured upload."""
     chosen = best(records)
     labels = dict.fromkeys(r["spec"]["label"] for r in chosen)
     rows, numbers = [], []
     for label in labels:
         own = [r for r in chosen if r["spec"]["label"] == label]
         row = {"method": label}
-        for split in dict.fromkeys(r["spec"]["split"] for r in chosen):
-            runs = [r for r in own if r["spec"]["split"] == split]
+        for value in dict.fromkeys(field(r, columns) for r in chosen):
+            runs = [r for r in own if field(r, columns) == value]
+            head = value if columns == "split" else f"{columns}: {value}"
             values = np.array([100 * r["final"]["accuracy"] for r in runs])
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            row[split] = f"{values.mean():.1f}{spread} (lr {runs[0]['spec']['lr']:g})" if runs else "–"
+            row[head] = f"{values.mean():.1f}{spread} (lr {runs[0]['spec']['lr']:g})" if runs else "–"
             numbers += [
-                {"method": label, "partition": split, "seed": r["spec"]["seed"], "lr": r["spec"]["lr"], "accuracy": v}
+                {"method": label, "column": head, "seed": r["spec"]["seed"], "lr": r["spec"]["lr"], "accuracy": v}
                 for r, v in zip(runs, values, strict=True)
             ]
         weights = own[0]["parameters"]["weights"]
@@ -46,7 +47,7 @@ def method_table(records: Sequence[Record], name: str) -> Exhibit:
         rows.append(row)
     caption = (
         "Test accuracy (%) after the last round, mean and sample deviation over seeds, each method at the learning "
-        "rate of the grid that serves it best in that partition; bytes and bits of a mean upload, all its parts, as "
+        "rate of the grid that serves it best there; bytes and bits of a mean upload, all its parts, as "
         f"measured, and the bits a weight that the method's definition counts. {provenance(records)}"
     )
     shown = table(pd.DataFrame(rows), caption, name)

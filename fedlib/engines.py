@@ -24,14 +24,14 @@ import torch
 
 from fedlib.errors import RunError
 from fedlib.graphed import Graphed
-from fedlib.inprocess import Base, InProcess, Upload, task_of
+from fedlib.inprocess import Base, InProcess, Memories, Upload, recalled, task_of
 from fedlib.pool import Pool
 from fedlib.spec import Spec
 from fedlib.stacked import Stacked
 from fedlib.task import State
 
 __all__ = [
-    "ENGINES", "Auto", "Engine", "Fastest", "Graphed", "InProcess", "Pool", "Stacked",
+    "ENGINES", "Auto", "Engine", "Fastest", "Graphed", "InProcess", "Pool", "Stacked", "Upload",
     "cores", "device", "open_engine", "task_of",
 ]  # fmt: skip
 ENGINES = ("auto", "process", "pool", "stacked", "graphed")  # as the command line names them
@@ -44,8 +44,10 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
-        """Uploads of the cohort, in its order."""
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
+        """Uploads of the cohort, in its order; each with the client's new memory where `memories` are given."""
 
     def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
         """Accuracy (share of the test set) and mean cross-entropy."""
@@ -103,14 +105,16 @@ class Auto(Base):
         self.pool: Pool | None = None
         self.count = processes
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
         if self.pool is not None:
-            yield from self.pool.train(spec, message, round, cohort)
+            yield from self.pool.train(spec, message, round, cohort, memories)
             return
         busy = 0.0
         for client in cohort:
             begin = time.perf_counter()
-            upload = self.local.client(spec, message, round, client)
+            upload = self.local.client(spec, message, round, client, recalled(memories, client))
             busy += time.perf_counter() - begin
             yield client, upload
         if busy * (spec.rounds - round) * (1 - 1 / self.count) > 2 * self.START:
@@ -144,7 +148,9 @@ class Fastest(Base):
         """For the record: who trained the last round, so most of them."""
         return f"Fastest: {type(self.last).__name__}"
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
         kind = (spec.method, spec.model, spec.data, spec.batch, spec.cohort)
         paces = self.paces.setdefault(kind, [[] for _ in self.rivals])
         turn = min(range(len(self.rivals)), key=lambda rival: len(paces[rival]))
@@ -155,7 +161,7 @@ class Fastest(Base):
         busy, arrived = 0.0, 0
         begin = time.perf_counter()
         try:
-            for pair in self.last.train(spec, message, round, cohort):
+            for pair in self.last.train(spec, message, round, cohort, memories):
                 busy += time.perf_counter() - begin
                 arrived += 1
                 yield pair
@@ -168,7 +174,7 @@ class Fastest(Base):
         else:
             paces[turn].append(busy / max(1, samples))
             return
-        yield from self.train(spec, message, round, cohort)
+        yield from self.train(spec, message, round, cohort, memories)
 
     def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
         return self.rivals[0].evaluate(spec, state)

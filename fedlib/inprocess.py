@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,8 @@ from fedlib.errors import PayloadError
 from fedlib.spec import Spec
 from fedlib.task import State, Task
 
-Upload = bytes | bytearray | PayloadError
+Upload = bytes | bytearray | PayloadError | local.Reply
+Memories = Mapping[int, bytes] | None  # by client, of those that have one; None without error feedback
 
 
 @functools.lru_cache(maxsize=1)
@@ -48,18 +49,24 @@ class InProcess(Base):
     def __init__(self, where: torch.device) -> None:
         self.device = where
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
         for client in cohort:
-            yield client, self.client(spec, message, round, client)
+            yield client, self.client(spec, message, round, client, recalled(memories, client))
 
-    def client(self, spec: Spec, message: bytes, round: int, client: int) -> Upload:
-        return local.run_client(spec, task_of(spec.key(), self.device), message, round, client)
+    def client(self, spec: Spec, message: bytes, round: int, client: int, memory: bytes | None = None) -> Upload:
+        return local.run_client(spec, task_of(spec.key(), self.device), message, round, client, memory)
 
     def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
         return mean(self.chunk(spec, state, index) for index in chunks(spec, self.device))
 
     def chunk(self, spec: Spec, state: State, index: int) -> tuple[int, float, int]:
         return local.evaluate(task_of(spec.key(), self.device), state, index)
+
+
+def recalled(memories: Memories, client: int) -> bytes | None:
+    return None if memories is None else memories.get(client, b"")
 
 
 def chunks(spec: Spec, where: torch.device) -> range:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,26 @@ if TYPE_CHECKING:
 CHUNK = 500  # test images evaluated at once; sums are formed chunk by chunk
 
 
-def run_client(spec: Spec, task: Task, message: bytes, round: int, client_id: int) -> bytes | PayloadError:
-    """One client's part in a round; its randomness is named after both. What cannot be sent comes back as its error."""
+class Reply(NamedTuple):
+    """An upload, and what the client keeps for its next round, which the server never sees."""
+
+    upload: bytes
+    memory: bytes
+
+
+def run_client(
+    spec: Spec, task: Task, message: bytes, round: int, client_id: int, memory: bytes | None = None
+) -> bytes | Reply | PayloadError:
+    """One client's part in a round; its randomness is named after both. What cannot be sent comes back as its error.
+
+    memory: what it kept (b"" before its first round) where the run has error feedback; None where it has not.
+    """
     method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
-    rng = Rng(spec.seed).child("client", round, client_id)
+    rng, shard = Rng(spec.seed).child("client", round, client_id), task.shard(client_id)
     try:
-        return client(method, message, task.shard(client_id), hyper, task, rng)
+        trainable, frozen = method.start(message, hyper, task, rng)
+        train(method, trainable, frozen, shard, hyper, task, rng)
+        return finish(method, trainable, frozen, len(shard[0]), hyper, task, rng, memory)
     except PayloadError as error:
         return error
 
@@ -34,6 +48,30 @@ def client(method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyp
     trainable, frozen = method.start(message, hyper, task, rng)
     train(method, trainable, frozen, shard, hyper, task, rng)
     return method.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
+
+
+def finish(
+    method: ModuleType,
+    trainable: dict[str, Tensor],
+    frozen: dict[str, Tensor],
+    samples: int,
+    hyper: Any,
+    task: Task,
+    rng: Rng,
+    memory: bytes | None,
+) -> bytes | Reply:
+    """The upload. With a memory, error feedback: what compression lost of the last update is added to this one.
+
+    Seide, Fu, Droppo, Li, Yu, "1-Bit Stochastic Gradient Descent", Interspeech 2014; here for a round's whole update.
+    """
+    if memory is None:
+        upload: bytes = method.finish(trainable, frozen, samples, hyper, task, rng)
+        return upload
+    u = trainable["u"].detach()
+    if memory:
+        u = u + torch.frombuffer(bytearray(memory), dtype=torch.float32).to(task.device)
+    upload = method.finish(trainable | {"u": u}, frozen, samples, hyper, task, rng)
+    return Reply(upload, (u.cpu() - method.sent(upload, frozen, hyper, task)).numpy().tobytes())
 
 
 def train(

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from fedlib.errors import PayloadError, RunError
-from fedlib.inprocess import Base, InProcess, Upload, chunks, mean
+from fedlib.inprocess import Base, InProcess, Memories, Upload, chunks, mean, recalled
 from fedlib.shelf import Laid, Shelf
 from fedlib.spec import Spec
 from fedlib.task import State
@@ -46,8 +46,10 @@ class Pool(Base):
             self.shelves[ours] = Shelf(ours, AHEAD)
             self.processes.append(process)
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
-        jobs = [("client", round, client) for client in cohort]
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
+        jobs = [("client", round, client, recalled(memories, client)) for client in cohort]
         return zip(cohort, self._map(("shared", spec.key(), len(message)), message, jobs), strict=True)
 
     def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:

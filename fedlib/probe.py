@@ -11,7 +11,6 @@ import torch
 from fedlib import local, methods
 from fedlib.inprocess import task_of
 from fedlib.methods import fedmrn
-from fedlib.methods.updates import read_update
 from fedlib.rng import Rng
 from fedlib.rounds import draw_cohort
 from fedlib.spec import Spec
@@ -36,7 +35,7 @@ def inside(specs: Sequence[Spec], edges: np.ndarray) -> tuple[pd.DataFrame, pd.D
 
 def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
     task, hyper = task_of(spec.key(), torch.device("cpu")), methods.hyper(spec.method, spec.hyper)
-    state = task.initial()
+    state = methods.initial(spec, task)
     for number in range(1, spec.rounds + 1):
         message = fedmrn.broadcast(state, hyper, task)
         uploads, counts, ones = [], np.zeros(len(edges) - 1), []
@@ -47,7 +46,7 @@ def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, fl
             upload = fedmrn.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
             ratio = (trainable["u"].detach() / frozen["n"]).clamp(float(edges[0]), float(edges[-1])).numpy()
             counts += np.histogram(ratio, edges)[0]
-            update = read_update(upload, "fedmrn", 2, fedmrn.decode, hyper, task)[0]["u"]
+            update = fedmrn.sent(upload, frozen, hyper, task)
             ones.append(float((update / frozen["n"] > 0.5).float().mean()))
             uploads.append((client, upload))
         state = fedmrn.server(state, Uploads(uploads), hyper, task)

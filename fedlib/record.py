@@ -220,19 +220,23 @@ class Checkpoint:
         identity = (spec.key(), code_digest(spec.method, spec.model), data.digest(spec.data), torch.__version__)
         self.key = hashlib.sha256(repr(identity).encode()).hexdigest()
 
-    def load(self) -> tuple[State, dict[str, Any]] | None:
-        """State and log of the last round that was saved for this very run, if any."""
+    def load(self) -> tuple[State, dict[int, bytes], dict[str, Any]] | None:
+        """State, clients' memories and log of the last round that was saved for this very run, if any."""
         try:
             with safetensors.safe_open(self.file, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("key") != self.key:
                     return None
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["log"])  # noqa: SIM118
+                names, log = json.loads(metadata["state"]), json.loads(metadata["log"])
+                memories = {int(name): file.get_tensor(name).numpy().tobytes() for name in {*file.keys()} - {*names}}
+                return {name: file.get_tensor(name) for name in names}, memories, log
         except (FileNotFoundError, safetensors.SafetensorError):
             return None
 
-    def save(self, state: State, log: dict[str, Any]) -> None:
-        write(self.file, safetensors.torch.save(state, {"key": self.key, "log": json.dumps(log)}))
+    def save(self, state: State, memories: dict[int, bytes], log: dict[str, Any]) -> None:
+        kept = {str(client): torch.frombuffer(bytearray(m), dtype=torch.uint8) for client, m in memories.items()}
+        metadata = {"key": self.key, "state": json.dumps(list(state)), "log": json.dumps(log)}
+        write(self.file, safetensors.torch.save(state | kept, metadata))
 
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedlib import data, methods, record
-from fedlib.engines import Engine, task_of
-from fedlib.errors import RunError
+from fedlib.engines import Engine, Upload, task_of
+from fedlib.errors import PayloadError, RunError
+from fedlib.local import Reply
 from fedlib.progress import Bar
 from fedlib.record import Record
 from fedlib.rng import Rng, sample
@@ -34,20 +36,21 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
     """
     task = task_of(spec.key(), engine.device)
     checkpoint = record.Checkpoint(spec, root)
-    state, log = checkpoint.load() or (task.initial(), {"rounds": [], "uplink_parts": {}, "seconds": 0.0})
+    empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
+    state, memories, log = checkpoint.load() or (methods.initial(spec, task), {}, empty)
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if engine.device.type == "cpu" else threads)
     try:
         with Bar(spec, log["rounds"]) as progress:
             begin = saved = time.perf_counter()
             for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
-                state, entry = one_round(spec, task, engine, state, number, log["uplink_parts"])
+                state, entry = one_round(spec, task, engine, state, number, log["uplink_parts"], memories)
                 now = time.perf_counter()
                 log["seconds"] += now - begin
                 entry["seconds"], begin = round(now - begin, 3), now
                 log["rounds"].append(entry)
                 if now - saved >= save_every and number < spec.rounds:
-                    checkpoint.save(state, log)
+                    checkpoint.save(state, memories, log)
                     saved = now
                 progress.show(entry)
     finally:
@@ -56,11 +59,21 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
 
 
 def one_round(
-    spec: Spec, task: Task, engine: Engine, state: State, number: int, parts: dict[str, int]
+    spec: Spec,
+    task: Task,
+    engine: Engine,
+    state: State,
+    number: int,
+    parts: dict[str, int],
+    memories: dict[int, bytes] | None = None,
 ) -> tuple[State, dict[str, Any]]:
-    """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record."""
+    """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record.
+
+    memories: what clients keep between their rounds, where the run has error feedback; changed in place.
+    """
     method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
     uplink, downlink, paper_bits = 0, 0, 0.0
+    memories = {} if memories is None else memories
     refused: list[tuple[int, str]] = []
 
     def measure(upload: Buffer) -> None:
@@ -74,7 +87,8 @@ def one_round(
         cohort = draw_cohort(spec, task, number, attempt)
         message = method.broadcast(state, hyper, task)
         downlink += len(message) * len(cohort)
-        uploads = Uploads(engine.train(spec, message, number, cohort), measure)
+        replies = engine.train(spec, message, number, cohort, memories if spec.feedback else None)
+        uploads = Uploads(remembered(replies, memories), measure)
         try:
             state = method.server(state, uploads, hyper, task)
             break
@@ -87,7 +101,7 @@ def one_round(
     else:
         raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
     due = number % spec.evaluate_every == 0 or number == spec.rounds
-    accuracy, loss = engine.evaluate(spec, state) if due else (None, None)
+    accuracy, loss = engine.evaluate(spec, methods.model(spec, task, state, number)) if due else (None, None)
     return state, {
         "round": number,
         "accuracy": accuracy,
@@ -98,6 +112,16 @@ def one_round(
         "clients": uploads.accepted,
         "refused": refused,
     }
+
+
+def remembered(
+    replies: Iterable[tuple[int, Upload]], memories: dict[int, bytes]
+) -> Iterator[tuple[int, Buffer | PayloadError]]:
+    """The uploads alone: a client's memory stays with the client."""
+    for client, reply in replies:
+        if isinstance(reply, Reply):
+            reply, memories[client] = reply
+        yield client, reply
 
 
 def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[int]:

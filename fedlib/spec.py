@@ -46,6 +46,7 @@ class Spec:
     lr: float  # local learning rate
     evaluate_every: int  # rounds; the last round is always evaluated
     seed: int
+    feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -59,6 +60,10 @@ class Spec:
             require_number(field, getattr(self, field), 1, 10**9, integer=True)
         require_number("seed", self.seed, 0, 2**32 - 1, integer=True)
         require_number("lr", self.lr, 1e-12, 1e12)
+        if not isinstance(self.feedback, bool):
+            raise SpecError(f"feedback: {self.feedback!r} must be true or false")
+        if self.feedback and not hasattr(methods.METHODS[self.method], "sent"):
+            raise SpecError(f"feedback: True cannot go with {self.method}, which compresses no update; use false")
         if self.cohort > self.clients:
             raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
         partition.check(self.partition)
@@ -73,16 +78,16 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(cls)}
         require_mapping("run", values, known)
-        missing = sorted(known - values.keys())
+        missing = sorted(name for name, required in known.items() if required and name not in values)
         if missing:
             raise SpecError(f"run: {', '.join(missing)} not given")
         return cls(**values)
 
 
 # What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
-AXES = {"method", "data", "model", "clients", "cohort", "rounds", "epochs", "batch", "lr", "evaluate_every"}
+AXES = {"method", "data", "model", "clients", "cohort", "rounds", "epochs", "batch", "lr", "feedback", "evaluate_every"}
 
 
 def papers(root: Path | None = None) -> list[str]:

@@ -21,6 +21,7 @@ from fedlib import data, engines, methods, record, rounds, score, spec, task
 from fedlib.__main__ import main
 from fedlib.engines import InProcess
 from fedlib.errors import PayloadError, RunError, SpecError
+from fedlib.inprocess import Memories
 from fedlib.spec import Spec
 from fedlib.wire import container
 
@@ -231,6 +232,9 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     ("methods/fedmrn-binary/hyper/noise", "hyper.noise", ["gauss"], "allowed: "),
     *[("methods/fedmrn-binary/hyper/magnitude", "hyper.magnitude", v, "1e") for v in (0, -1, 1e7, math.nan)],
     ("methods/fedmrn-binary/hyper/magnitude", "hyper.magnitude", "big", ""),
+    *[("methods/fedmrn-binary/hyper/decay", "hyper.decay", v, "number 0.001 1") for v in (0, 1.5, math.nan, "x")],
+    *[(f"{HERE}/feedback", "feedback", value, "true false") for value in (1, "yes", None)],
+    (f"{HERE}/feedback", "feedback", True, "fedavg use false"),
     ("methods/fedmrn-binary/hyper/masking", "hyper.masking", "before", "allowed: after pm psm sm"),
     ("methods/fedmrn-binary/hyper/weighting", "hyper.weighting", "clients", "allowed: batches samples"),
     ("methods/fedmrn-binary/hyper/coding", "hyper.coding", "zip", "allowed: entropy packed"),
@@ -341,10 +345,12 @@ class Tampered(InProcess):
         self.change = change
         self.broadcasts: list[tuple[int, bytes, list[int]]] = []
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Any) -> Iterator[tuple[int, Any]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Any, memories: Memories = None
+    ) -> Iterator[tuple[int, Any]]:
         attempt = sum(number == round for number, _, _ in self.broadcasts)
         self.broadcasts.append((round, message, list(cohort)))
-        for position, (client, upload) in enumerate(super().train(spec, message, round, cohort)):
+        for position, (client, upload) in enumerate(super().train(spec, message, round, cohort, memories)):
             yield client, self.change(upload, round, attempt, position)
 
 

@@ -21,7 +21,7 @@ from fedlib.data import partition, sets
 from fedlib.engines import ENGINES, Fastest, open_engine
 from fedlib.errors import PayloadError, RunError
 from fedlib.graphed import WARM_UP, Graphed
-from fedlib.inprocess import InProcess, Upload, task_of
+from fedlib.inprocess import InProcess, Memories, Upload, task_of
 from fedlib.models import cnn, initial
 from fedlib.rng import Rng
 from fedlib.spec import Spec
@@ -365,8 +365,10 @@ class Hungry(InProcess):
         super().__init__(CPU)
         self.uploads = uploads
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Upload]]:
-        yield from super().train(spec, message, round, cohort[: self.uploads])
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
+        yield from super().train(spec, message, round, cohort[: self.uploads], memories)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -17,6 +17,7 @@ import yaml
 from fedlib import engines, methods, record, rounds
 from fedlib.engines import Auto, InProcess, Pool, open_engine
 from fedlib.errors import RunError
+from fedlib.inprocess import Memories
 from fedlib.spec import Spec
 
 ROOT = Path(__file__).parents[1]
@@ -182,8 +183,10 @@ class Murderer:
     def __init__(self, pool: Pool, number: int) -> None:
         self.pool, self.number = pool, number
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        for index, pair in enumerate(self.pool.train(spec, message, round, cohort)):
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Any]]:
+        for index, pair in enumerate(self.pool.train(spec, message, round, cohort, memories)):
             yield pair
             if round == self.number and index == 0:
                 kill_one(self.pool)

@@ -387,13 +387,13 @@ def test_killed_runs_go_on_from_what_was_saved(tiny: MakeSpec, tmp_path: Path) -
     runs = [tiny(name=f"run{k}", seed=k, rounds=150) for k in range(3)]
     end(started(runs, tmp_path, saved=1))
     saved = [record.Checkpoint(spec, tmp_path).load() for spec in runs]
-    done = [log["rounds"] for _, log in (each for each in saved if each)]
+    done = [log["rounds"] for _, _, log in (each for each in saved if each)]
     assert len(done) >= 1 and all(done), "no kill fell before the end of a run"
     found = list(grid.run_all(runs, 2, root=tmp_path))
     for spec, checkpoint, entry in zip(runs, saved, found, strict=True):
         assert text(entry) == text(rounds.run(spec, InProcess(CPU), root=tmp_path / "reference"))
         if checkpoint:
-            log = checkpoint[1]["rounds"]
+            log = checkpoint[2]["rounds"]
             assert entry["rounds"][: len(log)] == log, "not trained again: even the seconds are the same"
     assert not list(tmp_path.glob(".cache/checkpoints/**/*.safetensors"))
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def task(tiny: MakeSpec) -> Task:
     return Task.of(tiny(epochs=2), CPU)
 
 
-def hyper_of(mask: str = "binary", **options: str) -> Hyper:
+def hyper_of(mask: str = "binary", **options: Any) -> Hyper:
     return Hyper(mask=mask, magnitude=MAGNITUDE[mask], **options)
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from fedlib import data, engines, methods, record, rounds
 from fedlib.engines import InProcess
+from fedlib.inprocess import Memories
 from fedlib.record import essence
 from fedlib.spec import Spec
 
@@ -439,8 +440,10 @@ class Weighing(InProcess):
         self.up: dict[int, int] = {}
         self.down: dict[int, int] = {}
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Any) -> Iterator[tuple[int, Any]]:
-        for client, upload in super().train(spec, message, round, cohort):
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Any, memories: Memories = None
+    ) -> Iterator[tuple[int, Any]]:
+        for client, upload in super().train(spec, message, round, cohort, memories):
             assert type(message) is bytes and type(upload) is bytes
             self.down[round] = self.down.get(round, 0) + len(message)
             self.up[round] = self.up.get(round, 0) + len(upload)

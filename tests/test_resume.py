@@ -18,6 +18,7 @@ import torch
 
 from fedlib import record, rounds
 from fedlib.engines import InProcess
+from fedlib.inprocess import Memories
 from fedlib.spec import Spec
 
 ROOT = Path(__file__).parents[1]
@@ -137,13 +138,14 @@ def whole(spec: Spec, root: Path) -> tuple[int, bool]:
     found = record.load(spec, root)
     if found:
         assert len(found["rounds"]) == spec.rounds
-    return (len(loaded[1]["rounds"]) if loaded else 0), found is not None
+    return (len(loaded[2]["rounds"]) if loaded else 0), found is not None
 
 
 @pytest.fixture
 def spec(tiny: MakeSpec) -> Spec:
-    """Twelve rounds, some of them not evaluated."""
-    return tiny(method="fedmrn", rounds=12, evaluate_every=5, cohort=5, epochs=2)
+    """Twelve rounds, some of them not evaluated; server and clients keep something between rounds."""
+    hyper = {"magnitude": 0.1, "decay": 0.9}
+    return tiny(method="fedmrn", hyper=hyper, feedback=True, rounds=12, evaluate_every=5, cohort=5, epochs=2)
 
 
 # Kills
@@ -229,17 +231,19 @@ def half_way(tiny: MakeSpec, tmp_path: Path) -> tuple[Spec, Path]:
     with pytest.raises(InterruptedError):
         rounds.run(spec, Interrupted(CPU), root=tmp_path, save_every=0)
     loaded = record.Checkpoint(spec, tmp_path).load()
-    assert loaded and len(loaded[1]["rounds"]) == 2
+    assert loaded and len(loaded[2]["rounds"]) == 2
     return spec, tmp_path
 
 
 class Interrupted(InProcess):
     """The reference engine, which stops in round 3."""
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Any) -> Iterator[tuple[int, Any]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Any, memories: Memories = None
+    ) -> Iterator[tuple[int, Any]]:
         if round == 3:
             raise InterruptedError
-        return super().train(spec, message, round, cohort)
+        return super().train(spec, message, round, cohort, memories)
 
 
 class Counting(InProcess):
@@ -249,9 +253,11 @@ class Counting(InProcess):
         super().__init__(CPU)
         self.asked: list[int] = []
 
-    def train(self, spec: Spec, message: bytes, round: int, cohort: Any) -> Iterator[tuple[int, Any]]:
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Any, memories: Memories = None
+    ) -> Iterator[tuple[int, Any]]:
         self.asked.append(round)
-        return super().train(spec, message, round, cohort)
+        return super().train(spec, message, round, cohort, memories)
 
 
 def test_a_run_goes_on_after_its_last_saved_round(half_way: tuple[Spec, Path]) -> None:

@@ -10,6 +10,13 @@ Each is a module with a frozen dataclass `Hyper`, `SECTIONS` (the names of an up
     server(state, uploads, hyper, task) -> state              server: uses nothing but the uploads' bytes
     paper_bits(upload, hyper, task) -> bits                   size of an upload as the paper's own definition counts it
 
+and, where the plain thing is not enough, one or more of these:
+
+    initial(hyper, task) -> state                             server: before the first round; else the model's tensors
+    model(state, hyper, task, rng) -> state                   what is evaluated; else the state itself
+    sent(upload, frozen, hyper, task) -> update               client: what the server will read as its update `u` [d],
+                                                              for error feedback; methods without it cannot have that
+
 `draws` gives tensors and floats only, and `objective` neither branches on them nor reads them out: engines stack them.
 """
 
@@ -17,10 +24,15 @@ from __future__ import annotations
 
 import dataclasses
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedlib.errors import require_mapping
 from fedlib.methods import drive, eden, fedavg, fedmrn, fedsparsify, signsgd, terngrad, topk
+from fedlib.rng import Rng
+from fedlib.task import State, Task
+
+if TYPE_CHECKING:
+    from fedlib.spec import Spec
 
 METHODS: dict[str, ModuleType] = {
     "drive": drive,
@@ -32,6 +44,23 @@ METHODS: dict[str, ModuleType] = {
     "terngrad": terngrad,
     "topk": topk,
 }
+
+
+def initial(spec: Spec, task: Task) -> State:
+    module = METHODS[spec.method]
+    state: State = (
+        module.initial(hyper(spec.method, spec.hyper), task) if hasattr(module, "initial") else task.initial()
+    )
+    return state
+
+
+def model(spec: Spec, task: Task, state: State, round: int) -> State:
+    """The model that a state stands for, to be evaluated."""
+    module = METHODS[spec.method]
+    if not hasattr(module, "model"):
+        return state
+    found: State = module.model(state, hyper(spec.method, spec.hyper), task, Rng(spec.seed).child("model", round))
+    return found
 
 
 def hyper(method: str, values: dict[str, Any]) -> Any:

@@ -71,4 +71,4 @@ def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
     return rotation.padded(count(task.weights)) + 32.0
 
 
-broadcast, start, draws, objective, finish, server = updates.method("drive", 3, encode, decode)
+broadcast, start, draws, objective, finish, server, sent = updates.method("drive", 3, encode, decode)

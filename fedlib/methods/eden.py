@@ -50,4 +50,4 @@ def decode(parts: Sequence[memoryview], hyper: Hyper, task: Task) -> Tensor:
     return rotation.unrotate(signs, seed, d, scale * CENTROIDS[1])  # Q is signs times the centroid
 
 
-broadcast, start, draws, objective, finish, server = updates.method("eden", 3, encode, decode)
+broadcast, start, draws, objective, finish, server, sent = updates.method("eden", 3, encode, decode)

@@ -17,7 +17,7 @@ are ours too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class Hyper:
     magnitude: float = 0.01  # a, in units of a weight [code: 0.01 binary, 0.005 signed]
     masking: str = "psm"  # "sm": all entries from the first step; "pm": likelier value, not drawn; "after": upload only
     weighting: str = "samples"  # omega_k; "batches" as the released code has it
+    decay: float = 1.0  # factor of the magnitude from one round to the next, for convergence; 1 in the released code
     coding: str = "packed"  # one bit an entry; "entropy": by a range coder that knows |n|
 
     def __post_init__(self) -> None:
@@ -52,6 +53,7 @@ class Hyper:
         require_number("hyper.magnitude", self.magnitude, 1e-6, 1e6)
         require_name("hyper.masking", self.masking, ("psm", "sm", "pm", "after"))
         require_name("hyper.weighting", self.weighting, ("samples", "batches"))
+        require_number("hyper.decay", self.decay, 1e-3, 1)
         require_name("hyper.coding", self.coding, ("packed", "entropy"))
 
 
@@ -87,13 +89,28 @@ def masked_update(u: Tensor, n: Tensor, progress: float, chance: Tensor, hyper: 
     return torch.where(chance < progress, hard, ratio).mul_(n)
 
 
+def initial(hyper: Hyper, task: Task) -> State:
+    return task.initial() | {name: torch.tensor([hyper.magnitude]) for name in scale(hyper)}
+
+
+def scale(hyper: Hyper) -> dict[str, torch.Size]:
+    """What the server keeps and broadcasts beside the model: the magnitude of the round, where it changes."""
+    return {"magnitude": torch.Size([1])} if hyper.decay < 1 else {}
+
+
+def present(hyper: Hyper, state: State) -> Hyper:
+    """The hyper-parameters with the magnitude of this round."""
+    return replace(hyper, magnitude=float(state["magnitude"])) if hyper.decay < 1 else hyper
+
+
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    return pack_model("fedmrn.down", state, 0, hyper, task)
+    return pack_model("fedmrn.down", state, 0, hyper, task, scale(hyper))
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    trainable, frozen = updates.start(message, "fedmrn", hyper, task)
-    return trainable, frozen | {"n": noise(rng.child("noise").seed(), hyper, task.weights).to(task.device)}
+    trainable, frozen = updates.start(message, "fedmrn", hyper, task, scale(hyper))
+    n = noise(rng.child("noise").seed(), present(hyper, frozen), task.weights)
+    return trainable, frozen | {"n": n.to(task.device)}
 
 
 def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> tuple[float, Tensor]:
@@ -116,16 +133,30 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
     u, n = updates.finite(trainable["u"]), frozen["n"]
     generator = rng.child("upload").torch(task.device)
     mask = masks(u, n, torch.rand(len(u), generator=generator, device=task.device), hyper).cpu().numpy()
-    coded = bits.pack(mask) if hyper.coding == "packed" else entropy.encode(mask, 2, contexts(n.cpu(), hyper, task))
+    coded = (
+        bits.pack(mask)
+        if hyper.coding == "packed"
+        else entropy.encode(mask, 2, contexts(n.cpu(), present(hyper, frozen), task))
+    )
     seed = rng.child("noise").seed().to_bytes(8, "little")
     return updates.pack_update("fedmrn", [seed, coded], trainable, frozen, samples, hyper, task)
 
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    def read(upload: Buffer) -> tuple[State, int]:
-        return updates.read_update(upload, "fedmrn", 2, decode, hyper, task)
+    new = updates.add_mean(
+        state, uploads, lambda upload: read(upload, state, hyper, task), task, by_batches=hyper.weighting == "batches"
+    )
+    return new | {name: state[name] * hyper.decay for name in scale(hyper)}
 
-    return updates.add_mean(state, uploads, read, task, by_batches=hyper.weighting == "batches")
+
+def read(upload: Buffer, state: State, hyper: Hyper, task: Task) -> tuple[State, int]:
+    """What an upload says, and its sample count; `state` has the magnitude of the round."""
+    now = present(hyper, state)
+    return updates.read_update(upload, "fedmrn", 2, lambda sections, _, task: decode(sections, now, task), hyper, task)
+
+
+def sent(upload: Buffer, frozen: State, hyper: Hyper, task: Task) -> Tensor:
+    return read(upload, frozen, hyper, task)[0]["u"]
 
 
 def decode(sections: Sequence[memoryview], hyper: Hyper, task: Task) -> Tensor:

@@ -14,32 +14,40 @@ from fedlib.task import State, Task
 from fedlib.uploads import Buffer
 from fedlib.wire import container, floats
 
+Shapes = Mapping[str, torch.Size]
+NO_MORE: Shapes = {}
 
-def pack_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> np.ndarray:
+
+def pack_tensors(tensors: Mapping[str, Tensor], shapes: Shapes) -> np.ndarray:
     """The named tensors, in the order of `shapes`, as float32 bytes. PayloadError where one is not finite."""
     return floats.encode([tensors[name].detach().cpu().numpy() for name in shapes], list(shapes))
 
 
-def unpack_tensors(data: memoryview, shapes: Mapping[str, torch.Size]) -> State:
+def unpack_tensors(data: memoryview, shapes: Shapes) -> State:
     """The inverse, copied out of the message. PayloadError: wrong length, or a value that is not finite."""
     arrays = floats.decode(data, list(shapes.values()), list(shapes))
     return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}
 
 
-def pack_model(kind: str, tensors: Mapping[str, Tensor], samples: int, hyper: Any, task: Task) -> bytes:
-    """The whole model in full precision. `kind` is method and direction, e.g. "fedavg.up"."""
+def pack_model(
+    kind: str, tensors: Mapping[str, Tensor], samples: int, hyper: Any, task: Task, more: Shapes = NO_MORE
+) -> bytes:
+    """The whole model in full precision, and more tensors. `kind` is method and direction, e.g. "fedavg.up"."""
     method = kind.partition(".")[0]
-    return container.pack(kind, task.fingerprint(method, hyper), samples, [pack_tensors(tensors, task.tensors)])
+    return container.pack(
+        kind, task.fingerprint(method, hyper), samples, [pack_tensors(tensors, {**task.tensors, **more})]
+    )
 
 
-def unpack_model(message: Buffer, kind: str, hyper: Any, task: Task) -> tuple[State, int]:
+def unpack_model(message: Buffer, kind: str, hyper: Any, task: Task, more: Shapes = NO_MORE) -> tuple[State, int]:
     """The inverse: tensors and sample count. PayloadError for any other message."""
-    arguments = (kind, task.fingerprint(kind.partition(".")[0], hyper), tuple(task.tensors.items()))
+    shapes = {**task.tensors, **more}
+    arguments = (kind, task.fingerprint(kind.partition(".")[0], hyper), tuple(shapes.items()))
     if kind.endswith(".down") and isinstance(message, bytes):
         arrays, samples = _checked_broadcast(message, *arguments)
     else:
         arrays, samples = _checked(message, *arguments)
-    return {name: torch.tensor(array) for name, array in zip(task.tensors, arrays, strict=True)}, samples
+    return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}, samples
 
 
 def _checked(
@@ -60,7 +68,7 @@ BLOCK = 2**15  # entries; 256 KiB in float64
 class RunningMean:
     """Mean of named tensors weighted by samples, summed in float64 in order of arrival; memory of one model."""
 
-    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
         self.scratch = torch.empty(BLOCK, dtype=torch.float64)
         self.total = 0

@@ -49,4 +49,4 @@ def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
     return count(task.weights) + 32.0 * len(task.weights)
 
 
-broadcast, start, draws, objective, finish, server = updates.method("signsgd", 2, encode, decode)
+broadcast, start, draws, objective, finish, server, sent = updates.method("signsgd", 2, encode, decode)

@@ -62,4 +62,4 @@ def _layer_of_each_entry(task: Task) -> np.ndarray:
     return np.repeat(np.arange(len(task.weights)), [shape.numel() for shape in task.weights.values()])
 
 
-broadcast, start, draws, objective, finish, server = updates.method("terngrad", 2, encode, decode)
+broadcast, start, draws, objective, finish, server, sent = updates.method("terngrad", 2, encode, decode)

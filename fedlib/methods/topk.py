@@ -75,4 +75,4 @@ def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
     return 1.0 * entries(hyper, task) * entry_bits(hyper, task)
 
 
-broadcast, start, draws, objective, finish, server = updates.method("topk", 2, encode, decode)
+broadcast, start, draws, objective, finish, server, sent = updates.method("topk", 2, encode, decode)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlib.errors import PayloadError
-from fedlib.methods.parts import RunningMean, pack_model, pack_tensors, unpack_model, unpack_tensors
+from fedlib.methods.parts import NO_MORE, RunningMean, Shapes, pack_model, pack_tensors, unpack_model, unpack_tensors
 from fedlib.rng import Rng
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, Uploads
@@ -25,10 +25,10 @@ Encode = Callable[[Tensor, Any, Task, Rng], Sequence[Section]]
 Decode = Callable[[Sequence[memoryview], Any, Task], Tensor]
 
 
-def start(message: bytes, name: str, hyper: Any, task: Task) -> tuple[State, State]:
-    """From the broadcast model: `u` = 0 and the other trainable tensors; frozen `w` [d] and the statistics."""
-    model, _ = unpack_model(message, f"{name}.down", hyper, task)
-    frozen = {name: model[name].to(task.device) for name in task.statistics}
+def start(message: bytes, name: str, hyper: Any, task: Task, more: Shapes = NO_MORE) -> tuple[State, State]:
+    """From the broadcast model: `u` = 0 and the other trainable tensors; frozen `w` [d], the statistics, and more."""
+    model, _ = unpack_model(message, f"{name}.down", hyper, task, more)
+    frozen = {name: model[name].to(task.device) for name in (*task.statistics, *more)}
     frozen["w"] = torch.cat([model[name].flatten() for name in task.weights]).to(task.device)
     trainable = {"u": torch.zeros_like(frozen["w"])} | {name: model[name].to(task.device) for name in task.vectors}
     return {name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen
@@ -83,7 +83,7 @@ def add_mean(
 
 
 def method(name: str, sections: int, encode: Encode, decode: Decode) -> tuple[Callable[..., Any], ...]:
-    """broadcast, start, draws, objective, finish and server of a method that compresses u after local training.
+    """broadcast, start, draws, objective, finish, server and sent of a method that compresses u after local training.
 
     encode: u [d] -> `sections` byte sections. decode: the inverse, u as the server sees it; PayloadError.
     """
@@ -109,4 +109,7 @@ def method(name: str, sections: int, encode: Encode, decode: Decode) -> tuple[Ca
     def server(state: State, uploads: Uploads, hyper: Any, task: Task) -> State:
         return add_mean(state, uploads, lambda upload: read_update(upload, name, sections, decode, hyper, task), task)
 
-    return broadcast, begin, draws, objective, finish, server
+    def sent(upload: Buffer, frozen: State, hyper: Any, task: Task) -> Tensor:
+        return read_update(upload, name, sections, decode, hyper, task)[0]["u"]
+
+    return broadcast, begin, draws, objective, finish, server, sent
