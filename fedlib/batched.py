@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fedlib import local, methods
+from fedlib import local, methods, optim
 from fedlib.errors import PayloadError
 from fedlib.inprocess import InProcess, Memories, Upload, recalled, task_of
 from fedlib.rng import Rng
@@ -36,6 +36,7 @@ class Member:
     frozen: State
     indices: Tensor  # int64 [samples] on the CPU: its samples' places in `task.train`
     rng: Rng
+    moments: State  # of its optimizer
     memory: bytes | None = None
 
 
@@ -56,11 +57,14 @@ class Batched(InProcess):
             rng = Rng(spec.seed).child("client", round, client)
             trainable, frozen = method.start(message, hyper, task, rng)
             indices = torch.from_numpy(task.partition.indices(client))
-            return Member(trainable, frozen, indices, rng, recalled(memories, client))
+            memory = recalled(memories, client)
+            return Member(trainable, frozen, indices, rng, local.recalled(task, trainable, memory), memory)
 
         def finish(member: Member) -> bytes | local.Reply:
             trainable, frozen, samples = member.trainable, member.frozen, len(member.indices)
-            return local.finish(method, trainable, frozen, samples, hyper, task, member.rng, member.memory)
+            return local.finish(
+                method, trainable, frozen, member.moments, samples, hyper, task, member.rng, member.memory
+            )
 
         stack = max(1, self.stack or len(cohort))
         for first in range(0, len(cohort), stack):
@@ -110,10 +114,8 @@ def progress(plan: Plan, samples: int, epoch: int, start: int) -> float:
     return (epoch * (steps // plan.epochs) + start // plan.batch + 1) / steps
 
 
-def descend(loss: Tensor, parameters: list[Tensor], lr: float) -> None:
-    gradients = torch.autograd.grad(loss, parameters)
-    with torch.no_grad():
-        torch._foreach_add_(parameters, gradients, alpha=-lr)
+def descend(loss: Tensor, trainable: State, moments: State, plan: Plan) -> None:
+    optim.step(plan, trainable, torch.autograd.grad(loss, list(trainable.values())), moments)
 
 
 def same(first: Any, *others: Any) -> Any:

@@ -41,6 +41,7 @@ class Graphed(Batched):
                     step(order[start : start + task.plan.batch], draws)
             member.trainable.update(step.trainable)  # to be read before the next client is trained
             member.frozen.update(step.frozen)
+            member.moments.update(step.moments)
 
     def close(self) -> None:
         self.step = None
@@ -56,6 +57,7 @@ class StaticStep:
         self.method, self.hyper, self.task = method, hyper, task
         self.trainable = {name: torch.empty_like(tensor).requires_grad_() for name, tensor in like.trainable.items()}
         self.frozen = {name: torch.empty_like(tensor) for name, tensor in like.frozen.items()}
+        self.moments = {name: torch.empty_like(tensor) for name, tensor in like.moments.items()}
         longest = min(task.plan.batch, len(task.train[1]))
         self.index = torch.zeros(longest, dtype=torch.int64, device=task.device)
         self.draws: Any = None
@@ -74,7 +76,8 @@ class StaticStep:
 
     def load(self, member: Member) -> None:
         with torch.no_grad():
-            for own, given in ((self.trainable, member.trainable), (self.frozen, member.frozen)):
+            pairs = (self.trainable, member.trainable), (self.frozen, member.frozen), (self.moments, member.moments)
+            for own, given in pairs:
                 for name, tensor in own.items():
                     tensor.copy_(given[name])
 
@@ -106,7 +109,7 @@ class StaticStep:
         index = self.index[:length]
         batch = self.task.train[0][index], self.task.train[1][index]
         loss = self.method.objective(self.trainable, self.frozen, batch, self.draws, self.hyper, self.task)
-        descend(loss, list(self.trainable.values()), self.task.plan.lr)
+        descend(loss, self.trainable, self.moments, self.task.plan)
 
     def place(self, leaf: Any) -> Any:
         """Where one of the draws is kept; float64 rounds a number as Python does."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedlib import methods
+from fedlib import methods, optim
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
 from fedlib.task import State, Task
@@ -31,14 +31,15 @@ def run_client(
 ) -> bytes | Reply | PayloadError:
     """One client's part in a round; its randomness is named after both. What cannot be sent comes back as its error.
 
-    memory: what it kept (b"" before its first round) where the run has error feedback; None where it has not.
+    memory: what it kept (b"" before its first round), in a run whose clients keep something; None in all others.
     """
     method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
     rng, shard = Rng(spec.seed).child("client", round, client_id), task.shard(client_id)
     try:
         trainable, frozen = method.start(message, hyper, task, rng)
-        train(method, trainable, frozen, shard, hyper, task, rng)
-        return finish(method, trainable, frozen, len(shard[0]), hyper, task, rng, memory)
+        moments = recalled(task, trainable, memory)
+        train(method, trainable, frozen, shard, hyper, task, rng, moments)
+        return finish(method, trainable, frozen, moments, len(shard[0]), hyper, task, rng, memory)
     except PayloadError as error:
         return error
 
@@ -50,23 +51,30 @@ def client(method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyp
     return method.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
 
 
+def recalled(task: Task, trainable: State, memory: bytes | None) -> State:
+    """The optimizer's moments at the start of a client's round."""
+    return optim.moments(task.plan, trainable, memory if memory and task.plan.persistent else b"")
+
+
 def finish(
     method: ModuleType,
-    trainable: dict[str, Tensor],
-    frozen: dict[str, Tensor],
+    trainable: State,
+    frozen: State,
+    moments: State,
     samples: int,
     hyper: Any,
     task: Task,
     rng: Rng,
     memory: bytes | None,
 ) -> bytes | Reply:
-    """The upload. With a memory, error feedback: what compression lost of the last update is added to this one.
+    """The upload; with a memory, also what the client keeps now: its optimizer's moments, or the error to feed back.
 
-    Seide, Fu, Droppo, Li, Yu, "1-Bit Stochastic Gradient Descent", Interspeech 2014; here for a round's whole update.
+    Error feedback: what compression lost of the last update is added to this one. Seide, Fu, Droppo, Li, Yu, "1-Bit
+    Stochastic Gradient Descent", Interspeech 2014; here for a round's whole update.
     """
-    if memory is None:
+    if memory is None or task.plan.persistent:
         upload: bytes = method.finish(trainable, frozen, samples, hyper, task, rng)
-        return upload
+        return upload if memory is None else Reply(upload, optim.packed(moments))
     u = trainable["u"].detach()
     if memory:
         u = u + torch.frombuffer(bytearray(memory), dtype=torch.float32).to(task.device)
@@ -76,16 +84,18 @@ def finish(
 
 def train(
     method: ModuleType,
-    trainable: dict[str, Tensor],
-    frozen: dict[str, Tensor],
+    trainable: State,
+    frozen: State,
     shard: tuple[Tensor, Tensor],
     hyper: Any,
     task: Task,
     rng: Rng,
+    moments: State | None = None,
 ) -> None:
-    """S steps of SGD on `method.objective`, in place. `frozen` has no gradient; BatchNorm statistics do change."""
+    """S steps on `method.objective`, in place. `frozen` has no gradient; BatchNorm statistics do change."""
     x, y = shard
     parameters = list(trainable.values())
+    moments = recalled(task, trainable, None) if moments is None else moments
     order, local = rng.child("order").torch(), rng.child("draws").torch(task.device)
     step, steps = 0, task.plan.steps(len(x))
     task.network.train()
@@ -96,8 +106,7 @@ def train(
             draws = method.draws(step / steps, hyper, task, local)
             loss = method.objective(trainable, frozen, (x[index], y[index]), draws, hyper, task)
             gradients = torch.autograd.grad(loss, parameters)
-            with torch.no_grad():  # what torch.optim.SGD does, without its bookkeeping
-                torch._foreach_add_(parameters, gradients, alpha=-task.plan.lr)
+            optim.step(task.plan, trainable, gradients, moments)
 
 
 @torch.no_grad()

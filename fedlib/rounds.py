@@ -69,16 +69,19 @@ def one_round(
 ) -> tuple[State, dict[str, Any]]:
     """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record.
 
-    memories: what clients keep between their rounds, where the run has error feedback; changed in place.
+    memories: what clients keep between their rounds, where the spec says that they do; changed in place.
     """
     method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
     uplink, downlink, paper_bits = 0, 0, 0.0
+    other_bits: dict[str, float] = {}
     memories = {} if memories is None else memories
     refused: list[tuple[int, str]] = []
 
     def measure(upload: Buffer) -> None:
         nonlocal paper_bits
         paper_bits += method.paper_bits(upload, hyper, task)
+        for name, value in methods.other_bits(spec, task, upload).items():
+            other_bits[name] = other_bits.get(name, 0.0) + value
         sizes = container.section_sizes(upload)
         for part, size in zip((*method.SECTIONS, "container"), (*sizes, len(upload) - sum(sizes)), strict=True):
             parts[part] = parts.get(part, 0) + size
@@ -87,7 +90,7 @@ def one_round(
         cohort = draw_cohort(spec, task, number, attempt)
         message = method.broadcast(state, hyper, task)
         downlink += len(message) * len(cohort)
-        replies = engine.train(spec, message, number, cohort, memories if spec.feedback else None)
+        replies = engine.train(spec, message, number, cohort, memories if spec.feedback or spec.persistent else None)
         uploads = Uploads(remembered(replies, memories), measure)
         try:
             state = method.server(state, uploads, hyper, task)
@@ -101,7 +104,7 @@ def one_round(
     else:
         raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
     due = number % spec.evaluate_every == 0 or number == spec.rounds
-    accuracy, loss = engine.evaluate(spec, methods.model(spec, task, state, number)) if due else (None, None)
+    accuracy, loss = evaluate(spec, task, engine, state, number) if due else (None, None)
     return state, {
         "round": number,
         "accuracy": accuracy,
@@ -111,7 +114,16 @@ def one_round(
         "paper_bits": paper_bits,
         "clients": uploads.accepted,
         "refused": refused,
+        **({"other_bits": other_bits} if other_bits else {}),
+        **methods.notes(spec, task, state),
     }
+
+
+def evaluate(spec: Spec, task: Task, engine: Engine, state: State, number: int) -> tuple[float, float]:
+    """Accuracy and loss on the test set, in the mean over the models that a state stands for (mostly itself alone)."""
+    found = [engine.evaluate(spec, model) for model in methods.models(spec, task, state, number)]
+    accuracies, losses = zip(*found, strict=True)
+    return sum(accuracies) / len(found), sum(losses) / len(found)
 
 
 def remembered(

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fedlib import data, methods, models
+from fedlib import data, methods, models, optim
 from fedlib.data import partition
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name, require_number
@@ -46,6 +46,8 @@ class Spec:
     lr: float  # local learning rate
     evaluate_every: int  # rounds; the last round is always evaluated
     seed: int
+    optimizer: str = "sgd"  # local; or "adam"
+    persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
     feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
 
     def __post_init__(self) -> None:
@@ -54,14 +56,18 @@ class Spec:
             ("method", methods.METHODS),
             ("data", data.sets.ENTRIES),
             ("model", models.MODELS),
+            ("optimizer", optim.OPTIMIZERS),
         ):
             require_name(field, getattr(self, field), allowed)
         for field in ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every"):
             require_number(field, getattr(self, field), 1, 10**9, integer=True)
         require_number("seed", self.seed, 0, 2**32 - 1, integer=True)
         require_number("lr", self.lr, 1e-12, 1e12)
-        if not isinstance(self.feedback, bool):
-            raise SpecError(f"feedback: {self.feedback!r} must be true or false")
+        for field in ("feedback", "persistent"):
+            if not isinstance(getattr(self, field), bool):
+                raise SpecError(f"{field}: {getattr(self, field)!r} must be true or false")
+        if self.persistent and (self.optimizer == "sgd" or self.feedback):
+            raise SpecError("persistent: True needs optimizer adam (sgd keeps nothing) and no feedback; use false")
         if self.feedback and not hasattr(methods.METHODS[self.method], "sent"):
             raise SpecError(f"feedback: True cannot go with {self.method}, which compresses no update; use false")
         if self.cohort > self.clients:
@@ -86,8 +92,24 @@ class Spec:
         return cls(**values)
 
 
+# What an experiment file says of a method: fields of Spec.
+METHOD = {"method", "lr", "optimizer", "persistent", "feedback", "hyper"}
 # What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
-AXES = {"method", "data", "model", "clients", "cohort", "rounds", "epochs", "batch", "lr", "feedback", "evaluate_every"}
+AXES = {
+    "method",
+    "data",
+    "model",
+    "clients",
+    "cohort",
+    "rounds",
+    "epochs",
+    "batch",
+    "lr",
+    "optimizer",
+    "persistent",
+    "feedback",
+    "evaluate_every",
+}
 
 
 def papers(root: Path | None = None) -> list[str]:
@@ -117,7 +139,7 @@ def read_experiments(paper: str, root: Path | None = None) -> dict[str, Any]:
     for name, setting in content["settings"].items():
         require_mapping(f"{path.name}: settings.{name}", setting, {"unit", "source", *PROFILES})
     for name, method in content["methods"].items():
-        require_mapping(f"{path.name}: methods.{name}", method, {"method", "lr", "hyper", "paper", "source"})
+        require_mapping(f"{path.name}: methods.{name}", method, METHOD | {"paper", "source"})
         hyper = method.get("hyper")
         require_mapping(f"{path.name}: methods.{name}.hyper", hyper, hyper or ())
     for name, parts in content["partitions"].items():

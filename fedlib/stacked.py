@@ -32,6 +32,7 @@ class Stacked(Batched):
         members = sorted(members, key=lambda member: -len(member.indices))  # equal lengths become neighbours
         sizes = [len(member.indices) for member in members]
         trainable, frozen = stacked([m.trainable for m in members]), stacked([m.frozen for m in members])
+        moments = stacked([m.moments for m in members])
         generators = [member.rng.child("draws").torch(task.device) for member in members]
         for epoch, table in enumerate(orders(members, task)):
             for start in range(0, sizes[0], task.plan.batch):
@@ -42,19 +43,21 @@ class Stacked(Batched):
                     ]
                     draws = tree_map(lambda *leaves: together(leaves, task.device), *drawn)
                     index = table[rows, start : start + length]
-                    # Views: trainable tensors and BatchNorm statistics change in place in the stack.
+                    # Views: trainable tensors, moments and BatchNorm statistics change in place in the stack.
                     own = {name: tensor[rows].detach().requires_grad_() for name, tensor in trainable.items()}
-                    held = {name: tensor[rows] for name, tensor in frozen.items()}
-                    step(method, own, held, (task.train[0][index], task.train[1][index]), draws, hyper, task)
+                    held, kept = ({name: tensor[rows] for name, tensor in s.items()} for s in (frozen, moments))
+                    step(method, own, held, kept, (task.train[0][index], task.train[1][index]), draws, hyper, task)
         for row, member in enumerate(members):
             member.trainable.update({name: tensor[row] for name, tensor in trainable.items()})
             member.frozen.update({name: tensor[row] for name, tensor in frozen.items()})
+            member.moments.update({name: tensor[row] for name, tensor in moments.items()})
 
 
 def step(
     method: ModuleType,
     trainable: State,
     frozen: State,
+    moments: State,
     batch: tuple[Tensor, Tensor],
     draws: Any,
     hyper: Any,
@@ -69,7 +72,7 @@ def step(
     dims = (0, 0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, draws))
     losses = vmap(objective, in_dims=dims)(trainable, frozen, batch, draws)
     # A client's tensors enter its own loss alone, so the gradient of the sum is the gradient of each.
-    descend(losses.sum(), list(trainable.values()), task.plan.lr)
+    descend(losses.sum(), trainable, moments, task.plan)
 
 
 def groups(sizes: Sequence[int], start: int, batch: int) -> Iterator[tuple[slice, int]]:

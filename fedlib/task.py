@@ -31,11 +31,13 @@ def count(shapes: Mapping[str, torch.Size]) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Local training of one client in one round: plain SGD without momentum or weight decay."""
+    """Local training of one client in one round: SGD without momentum or weight decay, or Adam."""
 
     epochs: int
     batch: int  # samples a step; the last, smaller batch is kept
     lr: float
+    optimizer: str = "sgd"
+    persistent: bool = False  # what the optimizer keeps outlives the round, at the client
 
     def steps(self, samples: int) -> int:
         """S = E * ceil(D / B)."""
@@ -71,12 +73,17 @@ class Task:
             weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
             vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
             statistics={name: b.shape for name, b in network.named_buffers()},
-            plan=Plan(spec.epochs, spec.batch, spec.lr),
+            plan=Plan(spec.epochs, spec.batch, spec.lr, spec.optimizer, spec.persistent),
             train=(dataset.train_x, dataset.train_y),
             test=(dataset.test_x, dataset.test_y),
             partition=partition.make(dataset.train_y.cpu().numpy(), spec.clients, **spec.partition),
             device=device,
         )
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, torch.Size]:
+        """Weights and vectors in the network's order, each layer's bias after its weights."""
+        return {name: p.shape for name, p in self.network.named_parameters()}
 
     @property
     def tensors(self) -> dict[str, torch.Size]:

@@ -217,6 +217,17 @@ def with_hyper(method: str, **hyper: Any) -> dict[str, Any]:
 
 
 COUNTS = ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every")
+NAMES = [  # settings of fedpm, and the names that each allows
+    ("penalty", "allowed: mean_entropy mean_prob pooled_entropy"),
+    ("masking", "allowed: bernoulli threshold top"),
+    ("ste", "allowed: identity prob"),
+    ("weight_scale", "allowed: critical fedpm kaiming"),
+    ("aggregation", "allowed: bayes mean"),
+    ("weighting", "allowed: clients samples"),
+    ("coding", "allowed: global layers pooled"),
+    ("downlink", "allowed: full levels"),
+    ("evaluated", "allowed: mean sampled threshold"),
+]
 VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on what is allowed
     *[(f"{HERE}/{name}", name, value, "integer 1") for name in COUNTS for value in (0, -1, 2.5)],
     *[(f"{HERE}/rounds", "rounds", value, "integer 1") for value in ("ten", True, None, [3])],
@@ -245,6 +256,25 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     ("methods/fedavg", "hyper.budget", with_hyper("topk", budget="bits"), "allowed: values indices"),
     *[("methods/fedavg", "hyper.keep", with_hyper("fedsparsify", keep=v), "number 0.001 1") for v in (0, 1.5, "x")],
     *[("methods/fedavg", "hyper.density", with_hyper("fedsparsify", density=v), "1e-06 1") for v in (0, 2, math.nan)],
+    (f"{MAIN}/grid", "optimizer", {"optimizer": ["adagrad"]}, "allowed: adam sgd"),
+    (f"{MAIN}/grid", "optimizer", {"optimizer": [None]}, "allowed: adam sgd"),
+    *[(f"{MAIN}/grid", "persistent", {"persistent": [value]}, "true false") for value in (1, "yes", None)],
+    (f"{MAIN}/grid", "persistent", {"persistent": [True]}, "needs optimizer adam use false"),
+    *[("methods/fedavg", "hyper.lam", with_hyper("fedpm", lam=v), "number 0 1e+06") for v in (-0.1, 1e7, math.nan)],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedpm", **{f: v}), words)
+        for f, words in NAMES
+        for v in ("x", None)
+    ],
+    *[("methods/fedavg", "hyper.keep", with_hyper("fedpm", keep=v), "number 1e-06 1") for v in (0, 1.5, "x")],
+    *[("methods/fedavg", "hyper.prior", with_hyper("fedpm", prior=v), "number 1 1e+06") for v in (0.5, -1, math.nan)],
+    *[("methods/fedavg", "hyper.reset_period", with_hyper("fedpm", reset_period=v), "integer 1") for v in (0, 1.5)],
+    *[("methods/fedavg", "hyper.delta", with_hyper("fedpm", delta=v), "number 0.49") for v in (0, 0.5, math.nan)],
+    *[("methods/fedavg", "hyper.vote", with_hyper("signvote", vote=v), "allowed: majority mean") for v in ("x", None)],
+    *[
+        ("methods/fedavg", "hyper.step", with_hyper("signvote", step=v), "number 1e-09 1000")
+        for v in (0, 1e4, math.nan)
+    ],
     ("methods/fedavg/hyper", "hyper", None, ""),
     ("partitions/iid", "partition.kind", {"kind": "equal", "seed": 1}, "allowed: iid dirichlet labels resampled"),
     *[("partitions/iid", "partition.beta", {"kind": "dirichlet", "beta": v}, "") for v in (0, -1.0, math.nan)],

@@ -1,6 +1,7 @@
 """The networks: parameter counts that the papers' messages are counted by, and their initial weights."""
 
 import hashlib
+import math
 
 import pytest
 import torch
@@ -41,6 +42,70 @@ def test_two_layer_cnn_counts() -> None:
     by_hand = (3 * 32 * 9 + 32) + (32 * 64 * 9 + 64) + (64 * 14 * 14 * 128 + 128) + (128 * 10 + 10)
     assert sum(p.numel() for p in network.parameters()) == by_hand == 1_626_442
     assert all(not p.any() for name, p in network.named_parameters() if name.endswith("bias"))
+
+
+# FedPM's networks: every parameter is masked, biases included. Specification of sparse networks, section 6.2.
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "classes", "n", "biases", "layers"),
+    [
+        ("conv4", 1, 28, 10, 1_933_258, 906, 7),
+        ("conv4", 1, 28, 47, 1_942_767, 943, 7),
+        ("conv6", 3, 32, 10, 2_262_602, 1_418, 9),
+        ("conv10", 3, 32, 100, 19_197_092, 4_580, 13),
+        ("conv4-narrow", 1, 28, 10, 121_594, 234, 7),
+        ("mlp256", 1, 8, 10, 84_480, 0, 3),
+    ],
+)
+def test_counts_of_masked_networks(
+    name: str, channels: int, side: int, classes: int, n: int, biases: int, layers: int
+) -> None:
+    network = models.build(name, channels, side, classes, Rng(0))
+    assert sum(p.numel() for p in network.parameters()) == n
+    assert sum(p.numel() for p in network.parameters() if p.ndim == 1) == biases
+    assert sum(p.ndim > 1 for p in network.parameters()) == layers
+    assert not list(network.buffers()), "no BatchNorm"
+    assert network(torch.zeros(2, channels, side, side)).shape == (2, classes)
+
+
+def test_conv6_is_the_network_of_the_spec() -> None:
+    """Twice convolution and ReLU, then a pool, three times; three linear layers: spelt out, on the same weights."""
+    network = models.build("conv6", 3, 32, 10, Rng(3)).requires_grad_(False)
+    shapes = [tuple(p.shape) for p in network.parameters()]
+    assert [math.prod(shape) for shape in shapes] == [
+        *(1_728, 64, 36_864, 64, 73_728, 128, 147_456, 128, 294_912, 256, 589_824, 256),
+        *(1_048_576, 256, 65_536, 256, 2_560, 10),
+    ]
+    parameters = list(network.parameters())
+    for bias in parameters[1::2]:
+        bias.add_(0.1)  # or a forgotten one would not show
+    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+    x = hidden = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for index, (kernel, bias) in enumerate(pairs[:6], 1):
+        hidden = nn.functional.conv2d(hidden, kernel, bias, padding=1).relu()
+        hidden = nn.functional.max_pool2d(hidden, 2) if index % 2 == 0 else hidden
+    hidden = hidden.flatten(1)
+    for index, (matrix, bias) in enumerate(pairs[6:]):
+        hidden = nn.functional.linear(hidden if index == 0 else hidden.relu(), matrix, bias)
+    assert float(hidden.std()) > 0.1
+    torch.testing.assert_close(network(x), hidden)
+
+
+@pytest.mark.parametrize(("name", "channels", "side"), [("conv6", 3, 32), ("conv4-narrow", 1, 28), ("mlp256", 1, 8)])
+def test_initial_values_of_masked_networks(name: str, channels: int, side: int) -> None:
+    """He's, which keep the size of the activations through ReLU, for methods that train them; biases are 0."""
+    for p in models.build(name, channels, side, 10, Rng(1)).parameters():
+        if p.ndim == 1:
+            assert not p.any()
+            continue
+        n, deviation = p.numel(), math.sqrt(2 / p[0].numel())
+        assert abs(float(p.detach().mean())) < 5 * deviation / n**0.5
+        assert abs(float(p.detach().std()) / deviation - 1) < 5 / (2 * n) ** 0.5
+
+
+@pytest.mark.parametrize(("name", "side"), [("conv4", 3), ("conv4-narrow", 3), ("conv6", 7), ("conv10", 31)])
+def test_images_too_small_for_the_pools_are_named(name: str, side: int) -> None:
+    with pytest.raises(SpecError, match=rf"{side} x {side} is too small"):
+        models.build(name, 1, side, 10, Rng(0))
 
 
 def test_cnn4_is_the_network_of_the_spec() -> None:
@@ -102,5 +167,7 @@ def test_layers_and_seeds_get_weights_of_their_own() -> None:
 
 
 def test_unknown_name_is_refused() -> None:
-    with pytest.raises(SpecError, match="model: 'cnn5' is unknown; allowed: cnn2, cnn4, cnn8, mlp"):
+    with pytest.raises(
+        SpecError, match=r"model: 'cnn5' is unknown; allowed: cnn2, cnn4, cnn8, conv10, .*, mlp, mlp256$"
+    ):
         models.build("cnn5", 1, 28, 10, Rng(0))

@@ -52,7 +52,7 @@ def kept(tiny: MakeSpec, tmp_path: Path) -> tuple[Spec, record.Record]:
     [
         *[("seed", 1), ("lr", 0.2), ("rounds", 4), ("epochs", 2), ("batch", 16), ("clients", 11), ("cohort", 3)],
         *[("evaluate_every", 1), ("method", "fedmrn"), ("model", "cnn2"), ("data", "fashion-mnist")],
-        *[("partition", {"kind": "iid", "seed": 2}), ("label", "other")],
+        *[("partition", {"kind": "iid", "seed": 2}), ("label", "other"), ("optimizer", "adam")],
     ],
 )
 def test_another_spec_makes_a_record_stale(
@@ -131,7 +131,7 @@ def digests() -> dict[str, str]:
 
 SHARED = (
     *("local", "rng", "wire/container", "wire/floats", "methods/parts", "models/cnn"),
-    *("data/partition", "task", "uploads", "rounds"),
+    *("data/partition", "task", "uploads", "rounds", "optim"),
 )
 
 
@@ -146,6 +146,7 @@ def test_a_change_of_a_shared_module_changes_every_digest(package: Path, name: s
 
 
 COMPRESSED = methods.METHODS.keys() - {"fedavg"}
+CODED = {"fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
 
 
 @pytest.mark.parametrize(
@@ -154,10 +155,11 @@ COMPRESSED = methods.METHODS.keys() - {"fedavg"}
         *[(f"methods/{name}", {name}) for name in methods.METHODS if name != "drive"],
         ("methods/drive", {"drive", "eden"}),  # EDEN takes what it can from DRIVE
         ("wire/rotation", {"drive", "eden"}),
-        ("methods/updates", COMPRESSED),
+        ("methods/updates", COMPRESSED - {"fedpm"}),
+        ("methods/masknet", {"fedpm"}),
         ("wire/bits", COMPRESSED),
-        ("wire/entropy", {"fedmrn", "fedsparsify", "terngrad", "topk"}),
-        ("wire/contexts", {"fedmrn", "fedsparsify", "terngrad", "topk"}),
+        ("wire/entropy", CODED),
+        ("wire/contexts", CODED),
     ],
 )
 def test_a_change_of_what_some_methods_use_changes_their_digests_alone(
@@ -215,6 +217,11 @@ def test_another_model_file_changes_the_digest_of_its_models_alone(package: Path
     (package / "models" / "other.py").write_text("other = 1\n")
     assert digests() == digests()
     assert record.code_digest("fedavg", "cnn4") == record.code_digest("fedavg", "mlp")  # of one module
+    before = {model: record.code_digest("fedpm", model) for model in ("mlp", "mlp256", "conv6")}
+    file = package / "models" / "masked.py"
+    file.write_text(file.read_text() + "\nchanged = 1\n")
+    record.code_digest.cache_clear()
+    assert {m for m in before if record.code_digest("fedpm", m) != before[m]} == {"mlp256", "conv6"}
 
 
 # Essence of a source file

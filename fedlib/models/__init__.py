@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedlib.errors import require_name
-from fedlib.models import cnn
+from fedlib.models import cnn, masked
 from fedlib.rng import Rng
 
 # name -> builder from (channels, side, classes, root of the random draws), initial weights included
@@ -16,7 +16,12 @@ MODELS: dict[str, Callable[[int, int, int, Rng], nn.Sequential]] = {
     "cnn2": cnn.cnn2,
     "cnn4": cnn.cnn4,
     "cnn8": cnn.cnn8,
+    "conv10": masked.conv10,
+    "conv4": masked.conv4,
+    "conv4-narrow": masked.conv4_narrow,
+    "conv6": masked.conv6,
     "mlp": cnn.mlp,
+    "mlp256": masked.mlp256,
 }
 
 
