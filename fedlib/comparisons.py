@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedlib.exhibits import Exhibit, canvas, drawn, table
+from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, table
 from fedlib.figures import provenance
 from fedlib.record import Record
-from fedlib.score import best, upload_bytes
+from fedlib.score import best, last_bits, model_bytes, parameters, upload_bytes
 from fedlib.spec import Spec
 
 
@@ -100,3 +100,95 @@ def group_table(specs: Sequence[Spec], caption: str) -> Exhibit:
             row[name] = ", ".join(dict.fromkeys(f"{getattr(s, name)}" for s in own))
         rows.append(row)
     return table(pd.DataFrame(rows), caption, "groups")
+
+
+def trade_off(records: Sequence[Record], name: str) -> Exhibit:
+    """Final accuracy against the measured bits a parameter of a mean upload: a point a method, a panel a partition."""
+    frame = pd.DataFrame(
+        {
+            "method": r["spec"]["label"],
+            "partition": r["spec"]["split"],
+            "seed": r["spec"]["seed"],
+            "bits a parameter": 8 * upload_bytes(r) / parameters(r),
+            "accuracy": 100 * r["final"]["accuracy"],
+        }
+        for r in records
+    )
+    splits, methods = (list(dict.fromkeys(frame[column])) for column in ("partition", "method"))
+    figure, axes = canvas(len(splits), height=4.2)
+    for ax, split in zip(axes, splits, strict=True):
+        for index, method in enumerate(methods):
+            part = frame[(frame["partition"] == split) & (frame["method"] == method)]
+            x, y = part["bits a parameter"], part["accuracy"]
+            ax.errorbar(
+                *(x.mean(), y.mean(), [[y.mean() - y.min()], [y.max() - y.mean()]]),
+                **dict(
+                    fmt=MARKERS[index % len(MARKERS)], color=f"C{index % 10}", markersize=8, capsize=3, label=method
+                ),
+                markerfacecolor="none" if index >= 10 else None,
+            )
+        ax.set(title=split, xlabel="measured bits a parameter and upload", xscale="log")
+    axes[0].set_ylabel("test accuracy (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    means = frame.groupby(["partition", "method"], sort=False)[["bits a parameter", "accuracy"]].mean()
+    facts = "; ".join(
+        f"{', '.join(key)}: {bits:.2f} bits, {y:.1f} %"
+        for key, (bits, y) in zip(means.index, means.to_numpy(), strict=True)
+    )
+    caption = (
+        "Final test accuracy against what an upload costs, mean over all rounds and seeds; bars from the smallest seed "
+        f"to the largest. Up and to the left is better. {provenance(records)}"
+    )
+    return drawn(figure, f"Scatter plot of accuracy against bits. {facts}.", caption, frame, name)
+
+
+def bits_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
+    """A row a method and coding: bits a parameter of the last round's uploads, by each definition and as measured."""
+    rows = []
+    keys = dict.fromkeys((r["spec"]["label"], field(r, "hyper.coding")) for r in records)
+    for label, coding in keys:
+        own = [r for r in records if r["spec"]["label"] == label and field(r, "hyper.coding") == coding]
+
+        def mean(measure: Any, own: list[Record] = own) -> str:
+            return f"{np.mean([measure(r) for r in own]):.4f}"
+
+        rows.append(
+            {
+                "method": label,
+                "coded by": "pooled" if coding == "default" else coding,
+                "measured": mean(lambda r: 8 * _each(r, "uplink_bytes")),
+                "H(p1), the papers'": mean(last_bits),
+                "official code": mean(lambda r: r["rounds"][-1]["other_bits"]["official code"] / _uploads(r)),
+                "seeds": len(own),
+            }
+        )
+    return table(pd.DataFrame(rows), f"{caption} {provenance(records)}", name)
+
+
+def _uploads(r: Record) -> float:
+    """Parameters of all uploads of the last round together."""
+    return float(len(r["rounds"][-1]["clients"]) * parameters(r))
+
+
+def _each(r: Record, entry: str) -> float:
+    return float(r["rounds"][-1][entry] / _uploads(r))
+
+
+def storage_table(records: Sequence[Record], name: str) -> Exhibit:
+    """A row a method and partition: bytes of the final model's file, beside the network as float32."""
+    rows = []
+    for label, split in dict.fromkeys((r["spec"]["label"], r["spec"]["split"]) for r in records):
+        own = [r for r in records if (r["spec"]["label"], r["spec"]["split"]) == (label, split)]
+        sizes, dense = [model_bytes(r) for r in own], 4 * parameters(own[0])
+        row = {"method": label, "partition": split, "bytes of the file": f"{np.mean(sizes):,.0f}"}
+        row |= {"as float32": f"{dense:,}", "times smaller": f"{np.mean([dense / size for size in sizes]):.1f}"}
+        rows.append(row | {"accuracy (%)": f"{100 * np.mean([r['final']['accuracy'] for r in own]):.1f}"})
+    caption = "Size of the final model: the seed of its weights and one mask, in a file that loads again."
+    caption = f"{caption} {provenance(records)}"
+    return table(pd.DataFrame(rows), caption, name)
+
+
+def by_round(records: Sequence[Record], value: Any, by: Any) -> pd.DataFrame:
+    """A row a round and case, mean over seeds: `value(record, entry)` for each round's entry, `by(record)` its case."""
+    rows = [{"case": by(r), "round": e["round"], "value": value(r, e)} for r in records for e in r["rounds"]]
+    return pd.DataFrame(rows).groupby(["case", "round"], sort=False)["value"].mean().reset_index()

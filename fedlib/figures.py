@@ -36,7 +36,8 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def long(records: Sequence[Record]) -> pd.DataFrame:
-    """One row an evaluated round of each record: label, split, seed, lr, round, accuracy in %, loss, bytes so far."""
+    """One row an evaluated round of each record: label, split, seed, lr, round, accuracy in %, loss, bytes so far, and
+    the bits a parameter of the round's mean upload, as the paper's definition counts them."""
     rows = []
     for r in records:
         up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
@@ -45,12 +46,16 @@ def long(records: Sequence[Record]) -> pd.DataFrame:
             if entry["accuracy"] is not None:
                 row = {name: r["spec"][name] for name in ("label", "split", "seed", "lr")}
                 row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
-                rows.append(row | {"uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
+                bits = entry["paper_bits"] / len(entry["clients"]) / sum(r["parameters"].values())
+                rows.append(row | {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
     return pd.DataFrame(rows)
 
 
-def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibit:
-    """Test accuracy against `round` or `uplink_megabytes`: a line a method, a panel a partition, mean and range."""
+QUANTITIES = {"accuracy": "test accuracy (%)", "bits": "bits a parameter, by definition"}
+
+
+def accuracy_curves(records: Sequence[Record], against: str = "round", quantity: str = "accuracy") -> Exhibit:
+    """Test accuracy (or `bits`) against `round` or `uplink_megabytes`: line and range a method, a panel a partition."""
     frame = long(records)
     splits = list(dict.fromkeys(frame["split"]))
     figure, axes = canvas(len(splits))
@@ -61,24 +66,23 @@ def accuracy_curves(records: Sequence[Record], against: str = "round") -> Exhibi
         for index, label in enumerate(labels):
             own = frame[(frame["split"] == split) & (frame["label"] == label)]
             rates, part = ", ".join(f"{lr:g}" for lr in dict.fromkeys(own["lr"])), own.groupby("round")
-            mean, x = part["accuracy"].mean(), part[against].mean()
+            mean, x = part[quantity].mean(), part[against].mean()
             colour = f"C{index}"
             ax.plot(x, mean, marker=MARKERS[index], color=colour, label=f"{label} (lr {rates})", markersize=5)
-            ax.fill_between(x, part["accuracy"].min(), part["accuracy"].max(), color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(x, part[quantity].min(), part[quantity].max(), color=colour, alpha=0.15, linewidth=0)
         ax.set(title=split, xlabel=axis)
         if against != "round":
             ax.set_xscale("log")
-    axes[0].set_ylabel("test accuracy (%)")
+    axes[0].set_ylabel(QUANTITIES[quantity])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     last = frame[frame["round"] == frame.groupby(["label", "split", "seed"])["round"].transform("max")]
-    ends = last.groupby(["split", "label"])["accuracy"].mean()
-    alt = f"Line chart of test accuracy against {axis}. Mean accuracy at the end: " + "; ".join(
-        f"{where}: {value:.1f} %" for where, value in zip((", ".join(key) for key in ends.index), ends, strict=True)
+    ends = last.groupby(["split", "label"])[quantity].mean()
+    alt = f"Line chart of {QUANTITIES[quantity]} against {axis}. Mean at the end: " + "; ".join(
+        f"{where}: {value:.3g}" for where, value in zip((", ".join(key) for key in ends.index), ends, strict=True)
     )
-    caption = (
-        f"Test accuracy against {axis}. Line: mean over seeds; band: smallest to largest seed. {provenance(records)}"
-    )
-    return drawn(figure, alt, caption, frame, f"accuracy-against-{against.replace('_', '-')}")
+    what = QUANTITIES[quantity].capitalize()
+    caption = f"{what} against {axis}. Line: mean over seeds; band: smallest to largest seed. {provenance(records)}"
+    return drawn(figure, alt, caption, frame, f"{quantity}-against-{against.replace('_', '-')}")
 
 
 def accuracy_table(records: Sequence[Record]) -> Exhibit:

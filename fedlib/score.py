@@ -71,6 +71,39 @@ def bits_per_weight(records: list[Record], labels: list[str], groups: list[str],
     return {_name(case): [bits(r) for r in runs.values()] for case, runs in by_case(records, labels, groups).items()}
 
 
+def bits_per_parameter(records: list[Record], labels: list[str], groups: list[str]) -> Values:
+    """Measured bits of a mean upload, all its parts, per parameter of the network."""
+    cases = by_case(records, labels, groups)
+    return {_name(case): [8 * upload_bytes(r) / parameters(r) for r in runs.values()] for case, runs in cases.items()}
+
+
+def final_bits(records: list[Record], labels: list[str], groups: list[str]) -> Values:
+    """Bits per parameter that the paper's own definition counts in the last round."""
+    return {
+        _name(case): [last_bits(r) for r in runs.values()] for case, runs in by_case(records, labels, groups).items()
+    }
+
+
+def storage_ratio(records: list[Record], labels: list[str], groups: list[str]) -> Values:
+    """Bytes of the network as float32 over bytes of the model's file after the last round."""
+    cases = by_case(records, labels, groups)
+    return {_name(case): [4 * parameters(r) / model_bytes(r) for r in runs.values()] for case, runs in cases.items()}
+
+
+def parameters(r: Record) -> int:
+    return int(sum(r["parameters"].values()))
+
+
+def last_bits(r: Record) -> float:
+    """Mean over the last round's uploads, per parameter, by the paper's definition."""
+    last = r["rounds"][-1]
+    return float(last["paper_bits"] / len(last["clients"]) / parameters(r))
+
+
+def model_bytes(r: Record) -> int:
+    return int(r["rounds"][-1]["notes"]["model file"])
+
+
 def _name(case: tuple[str, str, str], against: str = "") -> str:
     label, group, split = case
     return f"{label}{' against ' + against if against else ''}, {group}, {split}"
@@ -109,6 +142,11 @@ def accuracy_gap(records: list[Record], labels: list[str], groups: list[str], ag
     return _pairs(records, labels, groups, against, gap)
 
 
+def bits_ratio(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+    """The other method's bits per parameter in the last round over this one's, by the paper's definition."""
+    return _pairs(records, labels, groups, against, lambda r, other: last_bits(other) / max(last_bits(r), 1e-9))
+
+
 def speed_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
     """As accuracy_gap, for the mean accuracy over the evaluated rounds: higher is sooner there."""
     return _pairs(records, labels, groups, against, lambda r, other: 100 * (_area(r) - _area(other)))
@@ -129,6 +167,10 @@ MEASURES: dict[str, Callable[..., Values]] = {
     "upload_ratio": upload_ratio,
     "accuracy_gap": accuracy_gap,
     "speed_gap": speed_gap,
+    "bits_per_parameter": bits_per_parameter,
+    "final_bits": final_bits,
+    "bits_ratio": bits_ratio,
+    "storage_ratio": storage_ratio,
 }
 
 

@@ -19,13 +19,16 @@ def made_up(label: str, split: str, seed: int, accuracies: list[float]) -> Recor
     """A record with two rounds of 1 MB up, evaluated at both."""
     spec = dict(label=label, split=split, seed=seed, profile="lab", data="digits", clients=8, cohort=2, lr=0.1)
     spec["group"] = "main"
+    more = dict(paper_bits=7_500_000.0, clients=[3, 5])
     rounds = [
-        dict(round=number, accuracy=a, loss=1.0, uplink_bytes=1_000_000, downlink_bytes=3_000_000)
+        dict(round=number, accuracy=a, loss=1.0, uplink_bytes=1_000_000, downlink_bytes=3_000_000, **more)
         for number, a in enumerate(accuracies, 1)
     ]
     final: dict[str, Any] = {"accuracy": accuracies[-1], "uploads": 4, "uplink_bytes": 2_000_000}
     final["uplink_parts"] = {"mask": 1_999_000, "container": 1_000}
-    return {"spec": spec, "rounds": rounds, "final": final, "made": {"device": "cpu (test)"}}
+    parameters = {"weights": 4_999_000, "others": 1_000}
+    made = {"device": "cpu (test)"}
+    return {"spec": spec, "parameters": parameters, "rounds": rounds, "final": final, "made": made}
 
 
 @pytest.fixture
@@ -45,11 +48,16 @@ def image_of(exhibit: Exhibit) -> Image.Image:
 
 def test_curves_carry_their_values_and_their_provenance(records: list[Record]) -> None:
     shown = figures.accuracy_curves(records, against="uplink_megabytes")
-    assert "iid, a: 80.0 %" in shown.body and "iid, b: 20.0 %" in shown.body  # alt text, by hand: (75 + 85) / 2
+    assert (
+        "test accuracy (%)" in shown.body and "iid, a: 80; iid, b: 20" in shown.body
+    )  # alt text, by hand: (75 + 85) / 2
     for words in ("Profile lab", "digits", "8 clients, 2 a round", "seeds 0, 1", "cpu (test)"):
         assert words in shown.caption
     assert list(shown.frame["uplink_megabytes"]) == [1.0, 2.0] * 3
     assert list(shown.frame["downlink_megabytes"]) == [3.0, 6.0] * 3
+    assert list(shown.frame["bits"]) == [0.75] * 6  # 7.5 Mbit of two uploads of 5 million parameters
+    bits = figures.accuracy_curves(records, quantity="bits")
+    assert "bits a parameter" in bits.body and "iid, a: 0.75; iid, b: 0.75" in bits.body
 
 
 def test_a_single_seed_is_called_one(records: list[Record]) -> None:

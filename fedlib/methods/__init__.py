@@ -12,8 +12,10 @@ Each is a module with a frozen dataclass `Hyper`, `SECTIONS` (the names of an up
 
 and, where the plain thing is not enough, one or more of these:
 
-    initial(hyper, task) -> state                             server: before the first round; else the model's tensors
-    model(state, hyper, task, rng) -> state                   what is evaluated; else the state itself
+    initial(hyper, task, rng) -> state                        server: before the first round; else the model's tensors
+    models(state, hyper, task, rng) -> states                 what is evaluated, in the mean; else the state itself
+    notes(state, hyper, task) -> dict                         what the record says of a round beside the rest
+    other_bits(upload, hyper, task) -> dict                   further definitions of an upload's size, by name
     sent(upload, frozen, hyper, task) -> update               client: what the server will read as its update `u` [d],
                                                               for error feedback; methods without it cannot have that
 
@@ -27,9 +29,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedlib.errors import require_mapping
-from fedlib.methods import drive, eden, fedavg, fedmrn, fedsparsify, signsgd, terngrad, topk
+from fedlib.methods import drive, eden, fedavg, fedmrn, fedpm, fedsparsify, signsgd, signvote, terngrad, topk
 from fedlib.rng import Rng
 from fedlib.task import State, Task
+from fedlib.uploads import Buffer
 
 if TYPE_CHECKING:
     from fedlib.spec import Spec
@@ -39,28 +42,41 @@ METHODS: dict[str, ModuleType] = {
     "eden": eden,
     "fedavg": fedavg,
     "fedmrn": fedmrn,
+    "fedpm": fedpm,
     "fedsparsify": fedsparsify,
     "signsgd": signsgd,
+    "signvote": signvote,
     "terngrad": terngrad,
     "topk": topk,
 }
 
 
 def initial(spec: Spec, task: Task) -> State:
-    module = METHODS[spec.method]
-    state: State = (
-        module.initial(hyper(spec.method, spec.hyper), task) if hasattr(module, "initial") else task.initial()
-    )
-    return state
-
-
-def model(spec: Spec, task: Task, state: State, round: int) -> State:
-    """The model that a state stands for, to be evaluated."""
-    module = METHODS[spec.method]
-    if not hasattr(module, "model"):
-        return state
-    found: State = module.model(state, hyper(spec.method, spec.hyper), task, Rng(spec.seed).child("model", round))
+    """What the server has before the first round."""
+    module, rng = METHODS[spec.method], Rng(spec.seed).child("server")
+    found: State = _optional(module, "initial", hyper(spec.method, spec.hyper), task, rng) or task.initial()
     return found
+
+
+def models(spec: Spec, task: Task, state: State, round: int) -> list[State]:
+    """The models that a state stands for: their mean accuracy is the round's."""
+    module, rng = METHODS[spec.method], Rng(spec.seed).child("models", round)
+    found: list[State] = _optional(module, "models", state, hyper(spec.method, spec.hyper), task, rng) or [state]
+    return found
+
+
+def notes(spec: Spec, task: Task, state: State) -> dict[str, Any]:
+    """{"notes": ...} for the record, or nothing."""
+    found = _optional(METHODS[spec.method], "notes", state, hyper(spec.method, spec.hyper), task)
+    return {"notes": found} if found else {}
+
+
+def other_bits(spec: Spec, task: Task, upload: Buffer) -> dict[str, float]:
+    return _optional(METHODS[spec.method], "other_bits", upload, hyper(spec.method, spec.hyper), task) or {}
+
+
+def _optional(module: ModuleType, name: str, *arguments: Any) -> Any:
+    return getattr(module, name)(*arguments) if hasattr(module, name) else None
 
 
 def hyper(method: str, values: dict[str, Any]) -> Any:

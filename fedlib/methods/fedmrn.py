@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlib.errors import PayloadError, require_name, require_number
 from fedlib.methods import updates
-from fedlib.methods.parts import pack_model
+from fedlib.methods.parts import pack_model, positive
 from fedlib.rng import Rng, normal, signs, uniform
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, Uploads
@@ -83,13 +83,14 @@ def masked_update(u: Tensor, n: Tensor, progress: float, chance: Tensor, hyper: 
     """
     ratio = clipped(u, n, hyper)
     likely = ratio * progress if hyper.mask == "binary" else (ratio + 1).mul_(0.5 * progress)
-    hard = (likely > 0.5 * progress if hyper.masking == "pm" else chance < likely).to(u.dtype)
+    hard = positive(likely - (0.5 * progress if hyper.masking == "pm" else chance))
     if hyper.mask == "signed":
         hard.mul_(2).sub_(1)
-    return torch.where(chance < progress, hard, ratio).mul_(n)
+    masked = positive(progress - chance)
+    return (masked * hard + (1 - masked) * ratio) * n
 
 
-def initial(hyper: Hyper, task: Task) -> State:
+def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
     return task.initial() | {name: torch.tensor([hyper.magnitude]) for name in scale(hyper)}
 
 

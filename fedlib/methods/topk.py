@@ -1,5 +1,5 @@
 """Top-k on updates: Aji, Heafield, "Sparse Communication for Distributed Gradient Descent", EMNLP 2017, applied to a
-whole local update. What is left out is dropped: there is no error feedback, a client keeps nothing between rounds.
+whole local update. What is left out is dropped, unless the run has error feedback (`Spec.feedback`).
 
     the k entries with the largest |u| of all layers together -> `kept`
     budget of one bit a weight                                -> `entries`
