@@ -102,10 +102,15 @@ def state_of(theta: Tensor, hyper: Hyper = PLAIN, seed: int = 7) -> State:
     return state
 
 
-def upload_of(mask: Tensor, samples: int, hyper: Hyper, task: Task, theta: Tensor | None = None) -> bytes:
+SEED: State = {"seed": torch.tensor([7])}
+
+
+def upload_of(
+    mask: Tensor, samples: int, hyper: Hyper, task: Task, theta: Tensor | None = None, seed: State = SEED
+) -> bytes:
     known = None if theta is None else fedpm.contexts(theta, hyper, task)
     sections = masknet.packed_mask(mask.numpy(), known)
-    return container.pack("fedpm.up", task.fingerprint("fedpm", hyper), samples, sections)
+    return container.pack("fedpm.up", fedpm.fingerprint(seed, hyper, task), samples, sections)
 
 
 def masks(count: int, n: int, density: float = 0.4, seed: int = 0) -> list[Tensor]:
@@ -204,7 +209,7 @@ def test_02_only_scores_are_trained() -> None:
     task = small()
     trainable, frozen = begun(PLAIN, task)
     assert trainable.keys() == {"s"} and trainable["s"].requires_grad and trainable["s"].is_leaf
-    assert frozen.keys() == {"w", "theta"} and not any(tensor.requires_grad for tensor in frozen.values())
+    assert frozen.keys() == {"w", "theta", "seed"} and not any(tensor.requires_grad for tensor in frozen.values())
     assert optim.moments(task.plan, trainable).keys() == {"first s", "second s", "steps"}
     fedpm.objective(trainable, frozen, images(), uniform(271), PLAIN, task).backward()
     assert frozen["w"].grad is None and trainable["s"].grad is not None
@@ -447,16 +452,16 @@ def test_client_round_equals_the_pseudo_code(ste: str, lam: float) -> None:
     torch.testing.assert_close(trainable["s"].detach(), expected, rtol=1e-4, atol=1e-3)
     assert float((expected - before).abs().max()) > 0.5
     upload = fedpm.finish(trainable, frozen, 23, hyper, task, place)
-    assert int((mask_in(upload, hyper, task) != mask).sum()) <= 1, "a draw on the edge may fall to either side"
+    assert int((mask_in(upload, hyper, task, seed=frozen) != mask).sum()) <= 1, "a draw on the edge"
 
 
-def mask_in(upload: Buffer, hyper: Hyper, task: Task, theta: Tensor | None = None) -> Tensor:
+def mask_in(upload: Buffer, hyper: Hyper, task: Task, theta: Tensor | None = None, seed: State | None = None) -> Tensor:
     """The mask of an upload, as the server reads it from a cohort of one."""
     n = sum(shape.numel() for shape in task.tensors.values())
     plain = dataclasses.replace(hyper, aggregation="mean")
     state = state_of(torch.full((n,), 0.5) if theta is None else theta)
-    sections = container.unpack(upload, "fedpm.up", task.fingerprint("fedpm", hyper), [4, 10**6]).sections
-    again = container.pack("fedpm.up", task.fingerprint("fedpm", plain), 1, sections)
+    sections = container.unpack(upload, "fedpm.up", fedpm.fingerprint(seed or SEED, hyper, task), [4, 10**6]).sections
+    again = container.pack("fedpm.up", fedpm.fingerprint(SEED, plain, task), 1, sections)
     return server(state, plain, task, again)["theta"] > 0.5
 
 
@@ -479,7 +484,7 @@ def test_05_uploaded_and_trained_masks_have_the_means_theta() -> None:
     theta = torch.sigmoid(scores[:5].double())
     uploaded, trained = torch.zeros(5), torch.zeros(5)
     for number in range(5):
-        trainable, frozen = {"s": scores}, {"theta": torch.full((100_000,), 0.5)}
+        trainable, frozen = {"s": scores}, {"theta": torch.full((100_000,), 0.5)} | SEED
         upload = fedpm.finish(trainable, frozen, 1, PLAIN, task, Rng(number))
         uploaded += mask_in(upload, PLAIN, task).view(-1, 5).sum(0)
         drawn = fedpm.draws(0.5, PLAIN, task, torch.Generator().manual_seed(number))
@@ -494,7 +499,9 @@ def test_05_each_client_and_round_draws_its_own_mask() -> None:
     places = [Rng(seed).child("client", number, k) for seed in (0, 1) for number in (1, 2) for k in (0, 1)]
     found = [
         mask_in(
-            fedpm.finish({"s": torch.zeros(4000)}, {"theta": torch.zeros(4000)}, 1, PLAIN, task, place), PLAIN, task
+            fedpm.finish({"s": torch.zeros(4000)}, {"theta": torch.zeros(4000)} | SEED, 1, PLAIN, task, place),
+            PLAIN,
+            task,
         )
         for place in places
     ]
@@ -808,6 +815,7 @@ def test_12_the_ledger_adds_up_what_was_passed(tiny: MakeSpec, tmp_path: Path) -
     spec, scale = of_fedpm(tiny), Weighing()
     found = finished(spec, tmp_path, scale)
     task, hyper = task_of(spec.key(), CPU), Hyper()
+    seed = methods.initial(spec, task)
     assert [entry["uplink_bytes"] for entry in found["rounds"]] == [sum(map(len, up)) for up in scale.up]
     assert [entry["downlink_bytes"] for entry in found["rounds"]] == scale.down
     assert all(4 * (8 + 4 * 4736) < size <= 4 * (8 + 4 * 4736 + 64) for size in scale.down), "32 n bits a client"
@@ -815,7 +823,7 @@ def test_12_the_ledger_adds_up_what_was_passed(tiny: MakeSpec, tmp_path: Path) -
     assert list(parts) == ["ones", "mask", "container"] and sum(parts.values()) == found["final"]["uplink_bytes"]
     assert parts["ones"] == 4 * 12 and 0 < parts["container"] <= 64 * 12
     for entry, uploads in zip(found["rounds"], scale.up, strict=True):
-        kept = [int(mask_in(upload, hyper, task).sum()) for upload in uploads]
+        kept = [int(mask_in(upload, hyper, task, seed=seed).sum()) for upload in uploads]
         own = [4736 * masknet.bits_a_parameter(k / 4736) for k in kept]
         assert entry["paper_bits"] == pytest.approx(sum(own))
         official = [4736 * masknet.bits_a_parameter(0.01 + 0.98 * k / 4736) + math.log2(4736) for k in kept]
@@ -952,7 +960,7 @@ def test_threshold_by_hand() -> None:
     task, hyper = flat_task(5), Hyper(masking="threshold")
     scores = torch.tensor([-1.0, 0.0, 1e-6, 30.0, -0.0])
     for place in (Rng(0), Rng(1)):
-        upload = fedpm.finish({"s": scores}, {"theta": torch.zeros(5)}, 1, hyper, task, place)
+        upload = fedpm.finish({"s": scores}, {"theta": torch.zeros(5)} | SEED, 1, hyper, task, place)
         assert mask_in(upload, hyper, task).tolist() == [False, False, True, True, False]
 
 
@@ -962,7 +970,9 @@ def test_top_by_hand(keep: float, kept: list[int]) -> None:
     task, hyper = flat_task(4, 6), Hyper(masking="top", keep=keep)
     scores = torch.tensor([-5.0, -4.0, -6.0, -7.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0])
     for place in (Rng(0), Rng(1)):
-        mask = mask_in(fedpm.finish({"s": scores}, {"theta": torch.zeros(10)}, 1, hyper, task, place), hyper, task)
+        mask = mask_in(
+            fedpm.finish({"s": scores}, {"theta": torch.zeros(10)} | SEED, 1, hyper, task, place), hyper, task
+        )
         falling = [1, 0, 2, 3], [5, 7, 9, 8, 6, 4]  # places of the scores, the largest first
         expected = {*falling[0][: kept[0]], *falling[1][: kept[1]]}
         assert set(mask.nonzero().flatten().tolist()) == expected
@@ -1178,7 +1188,7 @@ def test_a_broadcast_with_a_seed_of_another_length_is_refused(size: int) -> None
 
 
 def test_uploads_for_another_run_are_refused() -> None:
-    """Another number of parameters, another architecture of the same number, other settings, another method."""
+    """Another number of parameters, another architecture with as many, other settings, weights or method."""
     task, hyper = flat_task(30, 10), Hyper()
     mask = masks(1, 40)[0]
     good = upload_of(mask, 5, hyper, task)
@@ -1189,6 +1199,7 @@ def test_uploads_for_another_run_are_refused() -> None:
         container.pack("fedavg.up", task.fingerprint("fedavg", hyper), 5, [bytes(160)]),
         fedpm.broadcast(state_of(torch.zeros(40)), hyper, task),
         upload_of(mask, 0, hyper, task),
+        upload_of(mask, 5, hyper, task, seed={"seed": torch.tensor([8])}),
     ]
     uploads = Uploads(enumerate([*bad, good]))
     found = fedpm.server(state_of(torch.zeros(40)), uploads, hyper, task)
@@ -1211,7 +1222,7 @@ def test_an_upload_that_lies_about_its_ones_is_refused() -> None:
     task, mask = flat_task(40), masks(1, 40)[0]
     ones, coded = masknet.packed_mask(mask.numpy(), None)
     count = int(mask.sum())
-    fingerprint = task.fingerprint("fedpm", PLAIN)
+    fingerprint = fedpm.fingerprint(SEED, PLAIN, task)
     lies = [(count + 1).to_bytes(4, "little"), bytes(4), b"\xff" * 4, ones[:1], b"", ones[:3]]
     sections = [[lie, coded] for lie in lies] + [[ones, coded[:-1]], [ones, coded + b"\0"], [ones, b""], [ones]]
     sections += [[ones, coded, b""], [coded, ones]]
@@ -1227,7 +1238,7 @@ def test_scores_that_are_not_finite_are_not_sent(value: float) -> None:
     for masking in ("bernoulli", "threshold", "top"):
         s = torch.tensor([0.0, value, 0.0])
         with pytest.raises(PayloadError, match="not finite: local training diverged"):
-            fedpm.finish({"s": s}, {"theta": torch.zeros(3)}, 1, Hyper(masking=masking), flat_task(3), Rng(0))
+            fedpm.finish({"s": s}, {"theta": torch.zeros(3)} | SEED, 1, Hyper(masking=masking), flat_task(3), Rng(0))
 
 
 def test_diverged_training_is_not_sent() -> None:
@@ -1296,6 +1307,8 @@ def test_messages_with_a_flipped_bit_are_payload_errors(which: int, kind: str, a
 def test_sections_of_any_bytes_are_read_or_payload_errors(which: int, kind: str, sections: list[bytes]) -> None:
     """With a right checksum: what is read nevertheless is 271 probabilities."""
     fingerprint = small().fingerprint("fedpm", HYPERS[which])
+    if kind == "up":
+        fingerprint = fedpm.fingerprint(SEED, HYPERS[which], small())
     message = container.pack(f"fedpm.{kind}", fingerprint, 9 * (kind == "up"), sections)
     try:
         found = read(message, which, kind)
@@ -1312,7 +1325,7 @@ def test_altered_sections_with_a_right_checksum(which: int, at: int, change: int
     size = sum(container.section_sizes(message))
     body = bytearray(message[-4 - size : -4])
     body[at % size] ^= change
-    fingerprint = small().fingerprint("fedpm", HYPERS[which])
+    fingerprint = fedpm.fingerprint(SEED, HYPERS[which], small())
     altered = container.pack("fedpm.up", fingerprint, 9, [bytes(body[:4]), bytes(body[4:])])
     before = read(message, which, "up")
     try:

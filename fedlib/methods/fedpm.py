@@ -131,7 +131,12 @@ def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
 
 
 def seed_of(state: State) -> int:
-    return int(state["seed"].numpy().view(np.uint64)[0])
+    return int(state["seed"].cpu().numpy().view(np.uint64)[0])
+
+
+def fingerprint(state: State, hyper: Hyper, task: Task) -> bytes:
+    """Of an upload: a mask means nothing over the weights of another seed."""
+    return task.fingerprint(f"fedpm {seed_of(state)}", hyper)
 
 
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
@@ -145,7 +150,9 @@ def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, St
     seed, theta = read_broadcast(message, n, hyper, task)
     clamped = theta.to(task.device).double().clamp(hyper.delta, 1 - hyper.delta)  # float32 has no 1 - 1e-9
     w = fixed_weights(seed, hyper.weight_scale, task).to(task.device)
-    return {"s": torch.logit(clamped).float().requires_grad_()}, {"w": w, "theta": theta.to(task.device)}
+    known = {"theta": theta, "seed": torch.from_numpy(np.array([seed], dtype=np.uint64).view(np.int64))}
+    frozen = {"w": w} | {name: tensor.to(task.device) for name, tensor in known.items()}
+    return {"s": torch.logit(clamped).float().requires_grad_()}, frozen
 
 
 def read_broadcast(message: bytes, n: int, hyper: Hyper, task: Task) -> tuple[int, Tensor]:
@@ -208,7 +215,7 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
         raise PayloadError("scores are not finite: local training diverged; lower the learning rate")
     mask = drawn(torch.sigmoid(s), hyper, task, rng.child("upload").torch(task.device)).bool().cpu().numpy()
     sections = packed_mask(mask, contexts(frozen["theta"].cpu(), hyper, task))
-    return container.pack("fedpm.up", task.fingerprint("fedpm", hyper), samples, sections)
+    return container.pack("fedpm.up", fingerprint(frozen, hyper, task), samples, sections)
 
 
 def contexts(theta: Tensor, hyper: Hyper, task: Task) -> np.ndarray | None:
@@ -225,10 +232,10 @@ def contexts(theta: Tensor, hyper: Hyper, task: Task) -> np.ndarray | None:
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
     n = len(state["theta"])
     known = contexts(state["theta"], hyper, task)
-    fingerprint = task.fingerprint("fedpm", hyper)
+    expected = fingerprint(state, hyper, task)
 
     def read(upload: Buffer) -> tuple[State, int]:
-        found = container.unpack(upload, "fedpm.up", fingerprint, [4, 64 + n // 8])
+        found = container.unpack(upload, "fedpm.up", expected, [4, 64 + n // 8])
         return {"mask": torch.from_numpy(unpacked_mask(found.sections, n, known)).float()}, found.samples
 
     mean, masks = RunningMean({"mask": torch.Size([n])}), 0
