@@ -102,8 +102,11 @@ def group_table(specs: Sequence[Spec], caption: str) -> Exhibit:
     return table(pd.DataFrame(rows), caption, "groups")
 
 
-def trade_off(records: Sequence[Record], name: str) -> Exhibit:
-    """Final accuracy against the measured bits a parameter of a mean upload: a point a method, a panel a partition."""
+def trade_off(records: Sequence[Record], name: str, dense: str = "fedavg") -> Exhibit:
+    """Final accuracy against the measured bits a parameter of a mean upload: a point a method, a panel a partition.
+
+    dense: the method that is drawn as a line, since it costs too many bits for the axis.
+    """
     frame = pd.DataFrame(
         {
             "method": r["spec"]["label"],
@@ -120,6 +123,9 @@ def trade_off(records: Sequence[Record], name: str) -> Exhibit:
         for index, method in enumerate(methods):
             part = frame[(frame["partition"] == split) & (frame["method"] == method)]
             x, y = part["bits a parameter"], part["accuracy"]
+            if method == dense:
+                ax.axhline(y.mean(), color="black", linestyle="--", label=f"{dense} ({x.mean():.0f} bits)")
+                continue
             ax.errorbar(
                 *(x.mean(), y.mean(), [[y.mean() - y.min()], [y.max() - y.mean()]]),
                 **dict(
@@ -127,7 +133,8 @@ def trade_off(records: Sequence[Record], name: str) -> Exhibit:
                 ),
                 markerfacecolor="none" if index >= 10 else None,
             )
-        ax.set(title=split, xlabel="measured bits a parameter and upload", xscale="log")
+        ax.set_xlim(left=0)
+        ax.set(title=split, xlabel="measured bits a parameter and upload")
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     means = frame.groupby(["partition", "method"], sort=False)[["bits a parameter", "accuracy"]].mean()

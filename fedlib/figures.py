@@ -68,7 +68,9 @@ def accuracy_curves(records: Sequence[Record], against: str = "round", quantity:
             rates, part = ", ".join(f"{lr:g}" for lr in dict.fromkeys(own["lr"])), own.groupby("round")
             mean, x = part[quantity].mean(), part[against].mean()
             colour = f"C{index}"
-            ax.plot(x, mean, marker=MARKERS[index], color=colour, label=f"{label} (lr {rates})", markersize=5)
+            ax.plot(
+                x, mean, marker=MARKERS[index % len(MARKERS)], color=colour, label=f"{label} (lr {rates})", markersize=5
+            )
             ax.fill_between(x, part[quantity].min(), part[quantity].max(), color=colour, alpha=0.15, linewidth=0)
         ax.set(title=split, xlabel=axis)
         if against != "round":
@@ -270,9 +272,16 @@ def lines(
     figure, axes = canvas(height=4.0)
     figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
     for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
-        style = {"marker": MARKERS[index], "linestyle": ("-", "--", "-.", ":")[index % 4], "markersize": 5}
+        style = {
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": ("-", "--", "-.", ":")[index % 4],
+            "markersize": 5,
+        }
         every = max(1, len(part) // 12)
         axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
     axes[0].set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
-    axes[0].legend()
+    if frame[by].nunique() <= 6:
+        axes[0].legend()
+    else:  # too many for a corner
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn(figure, alt, caption, frame, name)
