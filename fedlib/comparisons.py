@@ -133,8 +133,8 @@ def trade_off(records: Sequence[Record], name: str, dense: str = "fedavg") -> Ex
                 ),
                 markerfacecolor="none" if index >= 10 else None,
             )
-        ax.set_xlim(left=0)
         ax.set(title=split, xlabel="measured bits a parameter and upload")
+        ax.set_xlim(0, 1.08 * frame.loc[frame["method"] != dense, "bits a parameter"].max())
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     means = frame.groupby(["partition", "method"], sort=False)[["bits a parameter", "accuracy"]].mean()
