@@ -55,7 +55,7 @@ class Batched(InProcess):
 
         def start(client: int) -> Member:
             rng = Rng(spec.seed).child("client", round, client)
-            trainable, frozen = method.start(message, hyper, task, rng)
+            trainable, frozen = local.start(method, message, task.shard(client), hyper, task, rng)
             indices = torch.from_numpy(task.partition.indices(client))
             memory = recalled(memories, client)
             return Member(trainable, frozen, indices, rng, local.recalled(task, trainable, memory), memory)

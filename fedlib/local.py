@@ -36,7 +36,7 @@ def run_client(
     method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
     rng, shard = Rng(spec.seed).child("client", round, client_id), task.shard(client_id)
     try:
-        trainable, frozen = method.start(message, hyper, task, rng)
+        trainable, frozen = start(method, message, shard, hyper, task, rng)
         moments = recalled(task, trainable, memory)
         train(method, trainable, frozen, shard, hyper, task, rng, moments)
         return finish(method, trainable, frozen, moments, len(shard[0]), hyper, task, rng, memory)
@@ -46,9 +46,17 @@ def run_client(
 
 def client(method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyper: Any, task: Task, rng: Rng) -> bytes:
     """The function from bytes to bytes that a client is. PayloadError: unreadable message, or an update not finite."""
-    trainable, frozen = method.start(message, hyper, task, rng)
+    trainable, frozen = start(method, message, shard, hyper, task, rng)
     train(method, trainable, frozen, shard, hyper, task, rng)
     return method.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
+
+
+def start(
+    method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyper: Any, task: Task, rng: Rng
+) -> tuple[State, State]:
+    """What a client trains and what stays; a method that asks for it has looked at the client's data before."""
+    trainable, frozen = method.start(message, hyper, task, rng)
+    return trainable, frozen | methods.survey(method, trainable, frozen, shard, hyper, task)
 
 
 def recalled(task: Task, trainable: State, memory: bytes | None) -> State:

@@ -16,14 +16,17 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam: Kingma, Ba, ICLR 2015, the val
 
 
 def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> State:
-    """What the optimizer keeps between steps: nothing for SGD; for Adam two tensors a tensor, and the count of steps.
+    """What the optimizer keeps between steps: nothing for plain SGD; with momentum one tensor a tensor; for Adam two,
+    and the count of steps.
 
     kept: the bytes of earlier moments, to go on from; without them all is zero.
     """
-    if plan.optimizer == "sgd":
+    if not plan.keeps:
         return {}
-    shapes = {f"{which} {name}": t.shape for which in ("first", "second") for name, t in trainable.items()}
-    shapes["steps"] = torch.Size([])
+    orders = ("first",) if plan.optimizer == "sgd" else ("first", "second")
+    shapes = {f"{which} {name}": t.shape for which in orders for name, t in trainable.items()}
+    if plan.optimizer == "adam":
+        shapes["steps"] = torch.Size([])
     where = next(iter(trainable.values())).device
     if not kept:
         return {name: torch.zeros(shape, device=where) for name, shape in shapes.items()}
@@ -41,6 +44,11 @@ def packed(state: State) -> bytes:
 def step(plan: Plan, trainable: Mapping[str, Tensor], gradients: Sequence[Tensor], state: State) -> None:
     """One step, in place. Stacked clients: every tensor, the count of steps included, has them as first dimension."""
     if plan.optimizer == "sgd":  # what torch.optim.SGD does, without its bookkeeping
+        if plan.momentum:
+            firsts = [state[f"first {name}"] for name in trainable]
+            torch._foreach_mul_(firsts, plan.momentum)
+            torch._foreach_add_(firsts, list(gradients))
+            gradients = firsts
         torch._foreach_add_(list(trainable.values()), list(gradients), alpha=-plan.lr)
         return
     steps = state["steps"]

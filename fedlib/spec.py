@@ -47,6 +47,7 @@ class Spec:
     evaluate_every: int  # rounds; the last round is always evaluated
     seed: int
     optimizer: str = "sgd"  # local; or "adam"
+    momentum: float = 0.0  # of sgd
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
     feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
 
@@ -63,11 +64,14 @@ class Spec:
             require_number(field, getattr(self, field), 1, 10**9, integer=True)
         require_number("seed", self.seed, 0, 2**32 - 1, integer=True)
         require_number("lr", self.lr, 1e-12, 1e12)
+        require_number("momentum", self.momentum, 0, 0.999999)
+        if self.momentum and self.optimizer != "sgd":
+            raise SpecError(f"momentum: {self.momentum} goes with optimizer sgd only; {self.optimizer} has its own")
         for field in ("feedback", "persistent"):
             if not isinstance(getattr(self, field), bool):
                 raise SpecError(f"{field}: {getattr(self, field)!r} must be true or false")
-        if self.persistent and (self.optimizer == "sgd" or self.feedback):
-            raise SpecError("persistent: True needs optimizer adam (sgd keeps nothing) and no feedback; use false")
+        if self.persistent and (self.feedback or (self.optimizer == "sgd" and not self.momentum)):
+            raise SpecError("persistent: True needs optimizer adam or momentum, and no feedback; use false")
         if self.feedback and not hasattr(methods.METHODS[self.method], "sent"):
             raise SpecError(f"feedback: True cannot go with {self.method}, which compresses no update; use false")
         if self.cohort > self.clients:
@@ -93,7 +97,7 @@ class Spec:
 
 
 # What an experiment file says of a method: fields of Spec.
-METHOD = {"method", "lr", "optimizer", "persistent", "feedback", "hyper"}
+METHOD = {"method", "lr", "optimizer", "momentum", "persistent", "feedback", "hyper"}
 # What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
 AXES = {
     "method",
@@ -106,6 +110,7 @@ AXES = {
     "batch",
     "lr",
     "optimizer",
+    "momentum",
     "persistent",
     "feedback",
     "evaluate_every",

@@ -31,13 +31,19 @@ def count(shapes: Mapping[str, torch.Size]) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Local training of one client in one round: SGD without momentum or weight decay, or Adam."""
+    """Local training of one client in one round: SGD, with momentum or without, or Adam; no weight decay."""
 
     epochs: int
     batch: int  # samples a step; the last, smaller batch is kept
     lr: float
     optimizer: str = "sgd"
     persistent: bool = False  # what the optimizer keeps outlives the round, at the client
+    momentum: float = 0.0  # of SGD: m <- momentum m + gradient, and the step is lr m
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the optimizer keeps anything from step to step."""
+        return self.optimizer == "adam" or self.momentum > 0
 
     def steps(self, samples: int) -> int:
         """S = E * ceil(D / B)."""
@@ -73,7 +79,7 @@ class Task:
             weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
             vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
             statistics={name: b.shape for name, b in network.named_buffers()},
-            plan=Plan(spec.epochs, spec.batch, spec.lr, spec.optimizer, spec.persistent),
+            plan=Plan(spec.epochs, spec.batch, spec.lr, spec.optimizer, spec.persistent, spec.momentum),
             train=(dataset.train_x, dataset.train_y),
             test=(dataset.test_x, dataset.test_y),
             partition=partition.make(dataset.train_y.cpu().numpy(), spec.clients, **spec.partition),

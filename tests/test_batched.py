@@ -42,8 +42,9 @@ SETTINGS: list[dict[str, Any]] = [{"method": name} for name in methods.METHODS] 
     {"method": "fedpm", "hyper": {"ste": "prob", "weight_scale": "fedpm"}, "optimizer": "adam"},
     {"method": "fedpm", "hyper": {"masking": "threshold", "aggregation": "bayes"}, "optimizer": "adam"},
     {"method": "fedpm", "hyper": {"masking": "top", "penalty": "mean_entropy"}, "optimizer": "adam"},
+    {"method": "feddq", "hyper": {"schedule": "ascending", "quantizer": "norm", "most": 15}, "momentum": 0.5},
 ]
-NAMES = [*methods.METHODS, "fedmrn signed", "fedpm adam", "fedpm threshold", "fedpm top"]
+NAMES = [*methods.METHODS, "fedmrn signed", "fedpm adam", "fedpm threshold", "fedpm top", "feddq ascending"]
 SPOILT = 5  # the client whose images are huge in data set "spoilt"
 
 # Slow where torch has no batching rule; a test below says where that is.

@@ -146,7 +146,7 @@ def test_a_change_of_a_shared_module_changes_every_digest(package: Path, name: s
 
 
 COMPRESSED = methods.METHODS.keys() - {"fedavg"}
-CODED = {"fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
+CODED = {"feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,10 @@ CODED = {"fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
         *[(f"methods/{name}", {name}) for name in methods.METHODS if name != "drive"],
         ("methods/drive", {"drive", "eden"}),  # EDEN takes what it can from DRIVE
         ("wire/rotation", {"drive", "eden"}),
-        ("methods/updates", COMPRESSED - {"fedpm"}),
+        ("methods/updates", COMPRESSED - {"feddq", "fedpm"}),
         ("methods/masknet", {"fedpm"}),
+        ("methods/quantizers", {"feddq"}),
+        ("wire/levels", {"feddq"}),
         ("wire/bits", COMPRESSED),
         ("wire/entropy", CODED),
         ("wire/contexts", CODED),

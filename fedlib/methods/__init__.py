@@ -14,6 +14,8 @@ and, where the plain thing is not enough, one or more of these:
 
     initial(hyper, task, rng) -> state                        server: before the first round; else the model's tensors
     models(state, hyper, task, rng) -> states                 what is evaluated, in the mean; else the state itself
+    survey(trainable, frozen, shard, hyper, task) -> State    client: before its first step, what it finds in its data,
+                                                              to stand among `frozen`
     notes(state, hyper, task) -> dict                         what the record says of a round beside the rest
     other_bits(upload, hyper, task) -> dict                   further definitions of an upload's size, by name
     sent(upload, frozen, hyper, task) -> update               client: what the server will read as its update `u` [d],
@@ -28,8 +30,10 @@ import dataclasses
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fedlib.errors import require_mapping
-from fedlib.methods import drive, eden, fedavg, fedmrn, fedpm, fedsparsify, signsgd, signvote, terngrad, topk
+from fedlib.methods import drive, eden, fedavg, feddq, fedmrn, fedpm, fedsparsify, signsgd, signvote, terngrad, topk
 from fedlib.rng import Rng
 from fedlib.task import State, Task
 from fedlib.uploads import Buffer
@@ -41,6 +45,7 @@ METHODS: dict[str, ModuleType] = {
     "drive": drive,
     "eden": eden,
     "fedavg": fedavg,
+    "feddq": feddq,
     "fedmrn": fedmrn,
     "fedpm": fedpm,
     "fedsparsify": fedsparsify,
@@ -69,6 +74,13 @@ def notes(spec: Spec, task: Task, state: State) -> dict[str, Any]:
     """{"notes": ...} for the record, or nothing."""
     found = _optional(METHODS[spec.method], "notes", state, hyper(spec.method, spec.hyper), task)
     return {"notes": found} if found else {}
+
+
+def survey(
+    module: ModuleType, trainable: State, frozen: State, shard: tuple[Tensor, Tensor], hyper: Any, task: Task
+) -> State:
+    found: State = _optional(module, "survey", trainable, frozen, shard, hyper, task) or {}
+    return found
 
 
 def other_bits(spec: Spec, task: Task, upload: Buffer) -> dict[str, float]:

@@ -15,6 +15,7 @@ from fedlib.rng import Rng
 MODELS: dict[str, Callable[[int, int, int, Rng], nn.Sequential]] = {
     "cnn2": cnn.cnn2,
     "cnn4": cnn.cnn4,
+    "cnn7": cnn.cnn7,
     "cnn8": cnn.cnn8,
     "conv10": masked.conv10,
     "conv4": masked.conv4,
@@ -22,6 +23,7 @@ MODELS: dict[str, Callable[[int, int, int, Rng], nn.Sequential]] = {
     "conv6": masked.conv6,
     "mlp": cnn.mlp,
     "mlp256": masked.mlp256,
+    "vanilla": cnn.vanilla,
 }
 
 

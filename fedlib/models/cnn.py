@@ -57,6 +57,34 @@ def cnn2(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     return normal_weights(network, deviation=0.03, root=root)
 
 
+def vanilla(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
+    """Two 5x5 convolutions without padding, each with a pool, and a hidden layer: the network of FedDQ's script for
+    Fashion-MNIST (`lqu-001/FedDQ`, 8946cc1). 1x28x28: 582,026 parameters (10 classes)."""
+    features = 64 * (((side - 4) // 2 - 4) // 2) ** 2
+    if features < 1:
+        raise SpecError(f"model: vanilla needs images of 16 x 16 pixels or more; these have {side} x {side}")
+    network = nn.Sequential(
+        *(nn.Conv2d(channels, 32, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(features, 512), nn.ReLU(), nn.Linear(512, classes)),
+    )
+    return normal_weights(network, None, root)
+
+
+def cnn7(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
+    """Four convolutions and three linear layers: the network of FedDQ's script for CIFAR-10, without its dropout.
+    3x32x32: 9,074,218 parameters (10 classes)."""
+    convolutions: list[nn.Module] = []
+    for index, (before, after) in enumerate(((channels, 48), (48, 96), (96, 192), (192, 256)), 1):
+        convolutions += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+        if index % 2 == 0:
+            convolutions.append(nn.MaxPool2d(2))
+    if side < 4:
+        raise SpecError(f"model: cnn7 halves images twice; {side} x {side} pixels are too small, 4 are enough")
+    linear = [nn.Linear(256 * (side // 4) ** 2, 512), nn.ReLU(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, classes)]
+    return normal_weights(nn.Sequential(*convolutions, nn.Flatten(), *linear), None, root)
+
+
 def mlp(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Perceptron with one hidden layer of 64 ReLU units and no biases. 1x8x8: 4,736 weights (10 classes)."""
     hidden = nn.Linear(channels * side * side, 64, bias=False)

@@ -1,0 +1,132 @@
+"""Quantizers of one tensor x [n]: x becomes integers of a width, and two numbers that say what these stand for.
+
+    affine      level k stands for low + k step, step = range / intervals; stochastic or nearest rounding
+    symmetric   nearest, around zero: level k stands for (k - 2^(width - 1)) step with the same step, so that entries
+                beyond about half a range saturate. This is what two of FedDQ's three scripts do
+    norm        QSGD's (Alistarh, Grubic, Li, Tomioka, Vojnovic, NeurIPS 2017, section 3.1): a sign, and |x_i| in steps
+                of scale / intervals, rounded stochastically; the scale is the norm of x
+    buckets     the same for every 512 entries, with their largest magnitude as scale (their section 5)
+
+FedDQ's scripts: `lqu-001/FedDQ`, 8946cc1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlib.errors import PayloadError
+from fedlib.rng import Rng
+from fedlib.wire.levels import Levels
+
+AFFINE = ("affine_stochastic", "affine_nearest", "symmetric_nearest")
+NORMED = ("norm", "buckets")
+BUCKET = 512  # entries
+NOTHING = 1e-30  # a range below is none
+_BLOCK = 2**16  # entries at a time: they stay in the cache
+_NONE = np.empty(0, np.uint8)
+
+
+def extent(x: Tensor) -> tuple[float, float]:
+    """Lowest entry and range of a tensor, exact as float64. PayloadError where an entry is not finite."""
+    low, high = (float(bound) for bound in torch.aminmax(x))
+    if not math.isfinite(high - low):
+        raise PayloadError("update is not finite: local training diverged; lower the learning rate")
+    return low, high - low
+
+
+def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None) -> Levels:
+    """x in [low, low + span], in `intervals` steps. rng: of stochastic rounding; None rounds to the nearest level."""
+    step = np.float32(span / intervals)
+    if not step > 0:
+        return Levels(0, low, 0.0, _NONE)
+    width = intervals.bit_length()
+    return Levels(width, low, float(step), _rounded(x, low, float(step), 0, intervals, width, rng))
+
+
+def symmetric(x: Tensor, span: float, width: int) -> Levels:
+    step, half = float(np.float32(span / ((1 << width) - 1))), 1 << (width - 1)
+    if not step > 0:
+        return Levels(0, 0.0, 0.0, _NONE)
+    return Levels(width, 0.0, step, _rounded(x, 0.0, step, 0, 2 * half - 1, width, None, half))
+
+
+def restored(found: Levels, n: int, quantizer: str) -> Tensor:
+    """x as the receiver sees it [n]: of `affine` and `symmetric`. PayloadError for levels above the highest."""
+    if not found.width:
+        return torch.full((n,), found.first)
+    if quantizer == "symmetric_nearest":
+        return _floats(found.levels).sub_(1 << (found.width - 1)).mul_(found.second)
+    return _floats(found.levels).mul_(found.second).add_(found.first)
+
+
+def normed(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np.ndarray]:
+    """Levels, the lowest bit of each the sign, and the scales as float32, one for each `bucket` entries (0: for all).
+
+    bucket: scaled by the largest magnitude of the bucket; with 0 by the norm.
+    """
+    low, span = extent(x)
+    if low == 0 and span == 0:
+        return Levels(0, 0.0, 0.0, _NONE), np.zeros(scales_of(x.numel(), bucket), np.float32)
+    rows = _rows(x, bucket)
+    scales = rows.abs().amax(1) if bucket else rows.double().norm(dim=1).float()
+    share = rows.abs().mul_(intervals).div_(scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).flatten()
+    draws = rng.torch(x.device)
+    magnitudes = share.add_(torch.rand(share.shape, generator=draws, device=x.device)).floor_().clamp_(max=intervals)
+    signed = magnitudes.mul_(2).add_(rows.flatten() < 0)[: x.numel()]
+    width = intervals.bit_length() + 1
+    return Levels(width, float(intervals), 0.0, _integers(signed, width)), scales.cpu().numpy()
+
+
+def restored_normed(found: Levels, n: int, scales: np.ndarray, bucket: int) -> Tensor:
+    """The inverse, as the receiver sees it [n]. PayloadError: no intervals, or more than fit the width."""
+    if not found.width:
+        return torch.zeros(n)
+    if not 1 <= found.first < 1 << found.width:
+        raise PayloadError(f"header: {found.first} intervals of width {found.width}")
+    levels = _floats(found.levels)
+    magnitudes = levels.mul(0.5).floor_()
+    signs = levels.sub_(magnitudes, alpha=2).mul_(-2).add_(1)
+    rows = _rows(magnitudes.mul_(signs), bucket)
+    return rows.mul_(torch.from_numpy(scales.astype(np.float32) / np.float32(found.first)).unsqueeze(1)).flatten()[:n]
+
+
+def scales_of(n: int, bucket: int) -> int:
+    """How many scales a tensor has."""
+    return -(-n // bucket) if bucket else 1
+
+
+def _rows(x: Tensor, bucket: int) -> Tensor:
+    flat = x.flatten()
+    if not bucket:
+        return flat.unsqueeze(0)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % bucket)).view(-1, bucket)
+
+
+def _rounded(
+    x: Tensor, low: float, step: float, least: int, most: int, width: int, rng: Rng | None, centre: int = 0
+) -> np.ndarray:
+    """(x - low) / step as integers in [least, most]; the centre is added to what was rounded."""
+    flat, draws = x.detach().flatten(), rng.torch(x.device) if rng else None
+    levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)
+    for start in range(0, flat.numel(), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        y = (block - low).div_(step)
+        if draws is None:
+            y.round_().add_(centre)
+        else:  # the integer below y + a number from [0, 1) is y in the mean
+            y.add_(torch.rand(y.shape, generator=draws, device=y.device)).floor_()
+        levels[start : start + _BLOCK] = _integers(y.clamp_(least, most), width)
+    return levels
+
+
+def _integers(whole: Tensor, width: int) -> np.ndarray:
+    numbers: np.ndarray = whole.cpu().numpy()
+    return numbers.astype(np.int32).astype(np.uint8 if width <= 8 else np.uint16)
+
+
+def _floats(levels: np.ndarray) -> Tensor:
+    return torch.from_numpy(levels.astype(np.float32))
