@@ -51,6 +51,7 @@ bench: env ## measure speed and size
 	python bench/entropy.py
 	python bench/payload.py
 	python bench/rotation.py
+	python bench/quantize.py
 	python bench/local_training.py
 	python bench/engines.py
 	python bench/population.py

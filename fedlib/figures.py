@@ -37,7 +37,8 @@ def provenance(records: Sequence[Record]) -> str:
 
 def long(records: Sequence[Record]) -> pd.DataFrame:
     """One row an evaluated round of each record: label, split, seed, lr, round, accuracy in %, loss, bytes so far, and
-    the bits a parameter of the round's mean upload, as the paper's definition counts them."""
+    the bits a parameter of the round's mean upload, as the paper's definition counts them; and the training loss that
+    clients reported, if they did."""
     rows = []
     for r in records:
         up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
@@ -47,15 +48,20 @@ def long(records: Sequence[Record]) -> pd.DataFrame:
                 row = {name: r["spec"][name] for name in ("label", "split", "seed", "lr")}
                 row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
                 bits = entry["paper_bits"] / len(entry["clients"]) / sum(r["parameters"].values())
+                row["reported"] = entry.get("notes", {}).get("loss")
                 rows.append(row | {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
     return pd.DataFrame(rows)
 
 
-QUANTITIES = {"accuracy": "test accuracy (%)", "bits": "bits a parameter, by definition"}
+QUANTITIES = {
+    "accuracy": "test accuracy (%)",
+    "bits": "bits a parameter, by definition",
+    "reported": "training loss, reported by clients",
+}
 
 
 def accuracy_curves(records: Sequence[Record], against: str = "round", quantity: str = "accuracy") -> Exhibit:
-    """Test accuracy (or `bits`) against `round` or `uplink_megabytes`: line and range a method, a panel a partition."""
+    """Test accuracy (or another of QUANTITIES) against `round` or `uplink_megabytes`: line a method, panel a split."""
     frame = long(records)
     splits = list(dict.fromkeys(frame["split"]))
     figure, axes = canvas(len(splits))

@@ -1,4 +1,4 @@
-"""A look inside FedMRN's clients while a run goes on: what travels is measured by the record, this is what does not."""
+"""A look inside clients while a run goes on: what travels is measured by the record, this is what does not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 
 from fedlib import local, methods
-from fedlib.inprocess import task_of
+from fedlib.inprocess import InProcess, task_of
 from fedlib.methods import fedmrn
 from fedlib.rng import Rng
-from fedlib.rounds import draw_cohort
+from fedlib.rounds import draw_cohort, one_round
 from fedlib.spec import Spec
+from fedlib.task import State, Task
 from fedlib.uploads import Uploads
 
 
@@ -51,3 +52,34 @@ def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, fl
             uploads.append((client, upload))
         state = fedmrn.server(state, Uploads(uploads), hyper, task)
         yield number, counts, float(np.mean(ones))
+
+
+def gradient_noise(spec: Spec, every: int, batches: int = 40) -> pd.DataFrame:
+    """Run a FedDQ spec, and measure the noise of a mini-batch's gradient at the model of every so many rounds.
+
+    sigma: the root of E ||g - mean g||^2 over `batches` batches, all parameters together. guide: 1.5 eta sigma
+    sqrt(tau / d), the resolution whose quantization noise is as large as that of sampling; eta is lr / (1 - momentum).
+    """
+    task = task_of(spec.key(), torch.device("cpu"))
+    state, engine, rows = methods.initial(spec, task), InProcess(torch.device("cpu")), []
+    for number in range(1, spec.rounds + 1):
+        if number == 1 or number % every == 0:
+            sigma = _noise(spec, task, state, number, batches)
+            size, steps = (
+                sum(shape.numel() for shape in task.parameters.values()),
+                task.plan.steps(len(task.shard(0)[1])),
+            )
+            guide = 1.5 * spec.lr / (1 - spec.momentum) * sigma * (steps / size) ** 0.5
+            rows.append({"round": number, "sigma": sigma, "guide": guide})
+        state, _ = one_round(spec, task, engine, state, number, {})
+    return pd.DataFrame(rows)
+
+
+def _noise(spec: Spec, task: Task, state: State, number: int, batches: int) -> float:
+    model = {name: state[name].detach().requires_grad_() for name in task.parameters}
+    generator, gradients = Rng(spec.seed).child("noise", number).torch(), []
+    for _ in range(batches):
+        index = torch.randint(len(task.train[1]), (spec.batch,), generator=generator)
+        loss = task.loss(model, (task.train[0][index], task.train[1][index]))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.values()))]))
+    return float(torch.stack(gradients).var(dim=0).sum().sqrt())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlib import record
+from fedlib import record, targets
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name
 from fedlib.record import Record
@@ -152,6 +152,39 @@ def speed_gap(records: list[Record], labels: list[str], groups: list[str], again
     return _pairs(records, labels, groups, against, lambda r, other: 100 * (_area(r) - _area(other)))
 
 
+def saving_to_target(
+    records: list[Record], labels: list[str], groups: list[str], against: list[str], quantity: str, largest: bool
+) -> Values:
+    """Percent of what the other method spends (`rounds`, `bits` or `megabytes`) until both reach the same accuracy.
+
+    The target is `targets.SHARE` of FedAvg's best. largest: of the methods in `against` only the one with the largest
+    mean saving, for claims that say "up to".
+    """
+
+    def percent(r: Record, other: Record) -> float:
+        goal = targets.target(records, r)
+        return targets.saving(targets.reached(r, goal), targets.reached(other, goal), quantity)
+
+    dense = by_case(records, ["fedavg"], groups)
+    there = [group for group in groups if any(case[1] == group for case in dense)]
+    found = _pairs(records, labels, there, against, percent)
+    if not largest or not found:
+        return found
+    case = max(found, key=lambda name: statistics.fmean(found[name]))
+    return {case: found[case]}
+
+
+def range_ratio(records: list[Record], labels: list[str], groups: list[str]) -> Values:
+    """Range of the updates in the last round over that in the first: mean over tensors of the ratio of mean ranges."""
+
+    def ratio(r: Record) -> float:
+        first, last = (r["rounds"][index]["notes"]["ranges"] for index in (0, -1))
+        return statistics.fmean(last[name] / first[name] for name in first if first[name])
+
+    cases = by_case(records, labels, groups)
+    return {_name(case): [ratio(r) for r in runs.values()] for case, runs in cases.items()}
+
+
 def _area(r: Record) -> float:
     return statistics.fmean(entry["accuracy"] for entry in r["rounds"] if entry["accuracy"] is not None)
 
@@ -171,6 +204,8 @@ MEASURES: dict[str, Callable[..., Values]] = {
     "final_bits": final_bits,
     "bits_ratio": bits_ratio,
     "storage_ratio": storage_ratio,
+    "saving_to_target": saving_to_target,
+    "range_ratio": range_ratio,
 }
 
 

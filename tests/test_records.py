@@ -158,6 +158,7 @@ CODED = {"feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by en
         ("methods/updates", COMPRESSED - {"feddq", "fedpm"}),
         ("methods/masknet", {"fedpm"}),
         ("methods/quantizers", {"feddq"}),
+        ("methods/schedules", {"feddq"}),
         ("wire/levels", {"feddq"}),
         ("wire/bits", COMPRESSED),
         ("wire/entropy", CODED),

@@ -3,29 +3,31 @@
 Qu, Song, Tsui, "FedDQ: Communication-Efficient Federated Learning with Descending Quantization", GLOBECOM 2022
 (arXiv:2110.02291). Of the paper, the abstracts could be read; the rule is that of its code (`lqu-001/FedDQ`, 8946cc1).
 
-    range       FedDQ: ceil(log2(range of the tensor / resolution)) bits -> `width`
-    fixed       the same width always, as in FedPAQ (Reisizadeh et al., AISTATS 2020)
-    ascending   AdaQuantFL (Jhunjhunwala et al., ICASSP 2021): s_0 sqrt(f_0 / f) intervals -> `next_intervals`
-    loss        our mirror image of it, s_0 sqrt(f / f_0): the formula of the paper's first version is unknown
+    the number of bits   -> `fedlib.methods.schedules`: the range rule, fixed widths, AdaQuantFL's, and a loss-based one
+    the quantizers       -> `fedlib.methods.quantizers`
+    the message          -> `fedlib.wire.levels`
+    a round              -> `survey`, `finish`, `server`
 
-f is the training loss that clients measure on the model they receive, f_0 that of the first round. The server steps by
-the mean of the updates that it reads; nothing but integers of the stated width, and two numbers a tensor, travels up.
+The server steps by the mean of the updates that it reads; nothing but integers of the stated width, and two numbers a
+tensor, travels up.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.errors import PayloadError, SpecError, require_name, require_number
+from fedlib.errors import PayloadError
 from fedlib.methods import quantizers
 from fedlib.methods.parts import NO_MORE, RunningMean, Shapes, pack_model, pack_tensors, unpack_model, unpack_tensors
+from fedlib.methods.schedules import Hyper as Hyper
+from fedlib.methods.schedules import bounded
+from fedlib.methods.schedules import next_intervals as next_intervals
+from fedlib.methods.schedules import width as width
 from fedlib.rng import Rng
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, Uploads
@@ -33,73 +35,14 @@ from fedlib.wire import bits, container, entropy, levels
 from fedlib.wire.levels import Levels
 
 SECTIONS = ("headers", "levels", "scales", "loss")
-LEAST_LOSS_INTERVALS = 3  # of the loss-based schedule
 INTERVALS: Shapes = {"intervals": torch.Size([])}  # for this round, of the schedules that the server sets
 LOSS: Shapes = {"loss": torch.Size([])}
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """Defaults are FedDQ's on Fashion-MNIST, except that rounding is stochastic and that biases are sent."""
-
-    schedule: str = "range"  # or "fixed", "ascending", "loss"
-    quantizer: str = "affine_stochastic"  # or "affine_nearest", "symmetric_nearest", "norm", "buckets"
-    resolution: float = 0.005  # of schedule range: the step stays near it; unit of a parameter (code)
-    width: int = 4  # of schedule fixed: bits an entry; a norm quantizer takes one more, for the sign
-    least: int = 2  # bits, of schedule range (code: for one of three networks)
-    most: int = 16  # bits, of all schedules (project)
-    first: int = 2  # intervals in the first round, of schedules ascending (2: AdaQuantFL) and loss (255: project)
-    biases: str = "sent"  # or "kept": as two of the three scripts, all but the weights stays as it was (code)
-    coding: str = "packed"  # or "entropy"
-    downlink: float = 0.0  # the same rule for the broadcast model, nearest: its resolution; 0 sends float32 (project)
-    report: bool = False  # clients send the loss of what they received, whether the schedule needs it or not
-
-    def __post_init__(self) -> None:
-        require_name("hyper.schedule", self.schedule, ("range", "fixed", "ascending", "loss"))
-        require_name("hyper.quantizer", self.quantizer, quantizers.AFFINE + quantizers.NORMED)
-        require_name("hyper.biases", self.biases, ("sent", "kept"))
-        require_name("hyper.coding", self.coding, ("packed", "entropy"))
-        for field, lowest in (("least", 1), ("most", 1), ("width", 1), ("first", 1)):
-            highest = 2**16 - 1 if field == "first" else bits.WIDEST
-            require_number(f"hyper.{field}", getattr(self, field), lowest, highest, integer=True)
-        require_number("hyper.resolution", self.resolution, 1e-12, 1e12)
-        require_number("hyper.downlink", self.downlink, 0, 1e12)
-        if self.least > self.most:
-            raise SpecError(f"hyper.least: {self.least} exceeds hyper.most: {self.most}; lower it")
-        if self.quantizer in quantizers.NORMED and (self.schedule == "range" or self.most == bits.WIDEST):
-            raise SpecError(
-                f"hyper.quantizer: {self.quantizer!r} knows no range, and needs a bit for the sign; "
-                f"take another schedule than range, and hyper.most below {bits.WIDEST}"
-            )
-        if not isinstance(self.report, bool):
-            raise SpecError(f"hyper.report: {self.report!r} must be true or false")
-
-    @property
-    def reports(self) -> bool:
-        return self.report or self.schedule in ("ascending", "loss")
-
-
-def width(span: float, hyper: Hyper) -> int:
-    """FedDQ's rule: bits an entry for a tensor of this range; 0 for a constant one."""
-    if span < quantizers.NOTHING:
-        return 0
-    return min(hyper.most, max(hyper.least, math.ceil(math.log2(span / hyper.resolution))))
-
-
-def next_intervals(loss: float, first_loss: float, hyper: Hyper) -> int:
-    """Intervals for the next round, after one in which clients measured `loss`."""
-    if hyper.schedule == "ascending":
-        found = hyper.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
-    else:
-        found = max(LEAST_LOSS_INTERVALS, hyper.first * math.sqrt(max(loss, 0.0) / first_loss))
-    most = 2**hyper.most - 1
-    return most if found >= most else math.ceil(found)
 
 
 def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
     """The model; and, of schedules that follow the loss, the intervals of the first round and no loss yet."""
     shapes = about(hyper, task)
-    start = {"intervals": float(hyper.first)}
+    start = {"intervals": float(bounded(hyper.first, hyper))}
     return task.initial() | {name: torch.full(shape, start.get(name, 0.0)) for name, shape in shapes.items()}
 
 
@@ -134,11 +77,16 @@ def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
 def received(message: Buffer, hyper: Hyper, task: Task) -> State:
     """The broadcast model and the round's intervals. PayloadError for any other message."""
     if not hyper.downlink:
-        return unpack_model(message, "feddq.down", hyper, task, INTERVALS)[0]
-    limits = [levels.HEADER.size * len(task.tensors), 2 * count(task.tensors), 4]
-    read = container.unpack(message, "feddq.down", task.fingerprint("feddq", hyper), limits)
-    tensors = _tensors(read.sections[0], read.sections[1], None, task.tensors, "affine_nearest", False)[0]
-    return tensors | unpack_tensors(read.sections[2], INTERVALS)
+        model = unpack_model(message, "feddq.down", hyper, task, INTERVALS)[0]
+    else:
+        limits = [levels.HEADER.size * len(task.tensors), 2 * count(task.tensors), 4]
+        read = container.unpack(message, "feddq.down", task.fingerprint("feddq", hyper), limits)
+        model = _tensors(read.sections[0], read.sections[1], None, task.tensors, "affine_nearest", False)[0]
+        model |= unpack_tensors(read.sections[2], INTERVALS)
+    intervals = float(model["intervals"])
+    if not (intervals.is_integer() and 1 <= intervals < 2**bits.WIDEST):
+        raise PayloadError(f"intervals: {intervals}, expected an integer from 1 to {2**bits.WIDEST - 1}")
+    return model
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
@@ -232,7 +180,10 @@ def read_update(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
         "widths": torch.tensor([float(t.width) for t in found]),
         "ranges": torch.tensor([_range(t, hyper) for t in found]),
     }
-    return tensors | about_them | unpack_tensors(loss, LOSS if hyper.reports else NO_MORE), samples
+    reported = unpack_tensors(loss, LOSS if hyper.reports else NO_MORE)
+    if hyper.reports and reported["loss"] < 0:
+        raise PayloadError(f"loss: {float(reported['loss'])}, expected none below 0")
+    return tensors | about_them | reported, samples
 
 
 def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:

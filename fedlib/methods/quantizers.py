@@ -31,7 +31,9 @@ _NONE = np.empty(0, np.uint8)
 
 
 def extent(x: Tensor) -> tuple[float, float]:
-    """Lowest entry and range of a tensor, exact as float64. PayloadError where an entry is not finite."""
+    """Lowest entry and range of a tensor, exact as float64; 0 of none. PayloadError where an entry is not finite."""
+    if not x.numel():
+        return 0.0, 0.0
     low, high = (float(bound) for bound in torch.aminmax(x))
     if not math.isfinite(high - low):
         raise PayloadError("update is not finite: local training diverged; lower the learning rate")
@@ -82,11 +84,13 @@ def normed(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np
 
 
 def restored_normed(found: Levels, n: int, scales: np.ndarray, bucket: int) -> Tensor:
-    """The inverse, as the receiver sees it [n]. PayloadError: no intervals, or more than fit the width."""
+    """The inverse, as the receiver sees it [n]. PayloadError: intervals that do not fit the width or the levels."""
     if not found.width:
         return torch.zeros(n)
-    if not 1 <= found.first < 1 << found.width:
-        raise PayloadError(f"header: {found.first} intervals of width {found.width}")
+    if not (found.first.is_integer() and found.first >= 1 and int(found.first).bit_length() == found.width - 1):
+        raise PayloadError(f"header: {found.first} intervals of width {found.width}, one bit of which is the sign")
+    if n and found.levels.max() >> 1 > found.first:
+        raise PayloadError(f"levels: {found.levels.max() >> 1}, expected at most {found.first:.0f}")
     levels = _floats(found.levels)
     magnitudes = levels.mul(0.5).floor_()
     signs = levels.sub_(magnitudes, alpha=2).mul_(-2).add_(1)
