@@ -109,6 +109,8 @@ def test_06_payload_of_entries_at_their_width(hyper: Hyper) -> None:
     assert len(head) == 9 * 4 and scales == b"" and len(loss) == 4 * (hyper.schedule == "loss")
     assert len(body) == sum(math.ceil(d * b / 8) for d, b in zip(SIZES, widths, strict=True))
     assert feddq.paper_bits(message, hyper, SMALL) == sum(d * b for d, b in zip(SIZES, widths, strict=True))
+    told = feddq.read_update(message, hyper, SMALL)[0]
+    assert told["widths"].tolist() == widths and told["ranges"].tolist() == pytest.approx(ranges, rel=1e-6)
     assert 0 < len(message) - len(head) - len(body) - len(loss) <= 64
 
 
@@ -240,6 +242,8 @@ BAD: list[tuple[str, Hyper, Any, str]] = [
     *[("intervals above the width", hyper, header(1, first=1e5), "intervals") for hyper in (NORM, BUCKETS)],
     ("intervals that need the sign's bit", NORM, header(1, first=8.0), "intervals"),
     ("intervals that need the sign's bit", BUCKETS, header(1, first=4.0), "intervals"),
+    ("intervals that need less", NORM, header(1, first=3.0), "intervals"),
+    ("levels above the intervals", BUCKETS, header(1, first=2.0), "levels: 3, expected at most 2"),
     ("intervals and a half", NORM, header(1, first=2.5), "intervals"),
     *[("loss nan", hyper, section(3, lambda data: NAN), "loss") for hyper in (SYMMETRIC, BUCKETS)],
     *[("loss cut", hyper, section(3, lambda data: data[:-1]), "floats") for hyper in (SYMMETRIC, BUCKETS)],

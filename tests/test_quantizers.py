@@ -119,6 +119,15 @@ def test_01_02_unbiased_with_the_exact_variance(width: int) -> None:
     assert error <= d * step**2 / 4
 
 
+@pytest.mark.parametrize("quantizer", ["affine", "symmetric"])
+def test_nearest_rounding_takes_ties_to_the_even_level(quantizer: str) -> None:
+    if quantizer == "affine":
+        assert codes(affine(torch.tensor([0.0, 0.5, 1.5, 2.5, 7.0]), 3)).tolist() == [0, 0, 2, 2, 7]
+    else:
+        found = quantizers.symmetric(torch.tensor([-3.5, -1.5, -0.5, 0.5, 2.5, 3.5]), 7.0, 3)
+        assert (codes(found) - 4).tolist() == [-4, -2, 0, 0, 2, 3]
+
+
 def test_nearest_rounding_is_biased_where_stochastic_is_not() -> None:
     x = torch.tensor([0.0, 0.3, 1.0]).repeat(1000)
     assert float(quantizers.restored(affine(x, 1), 3000, "affine_nearest").mean()) == pytest.approx(1 / 3)
@@ -206,6 +215,26 @@ def test_what_is_not_finite_is_never_quantized(bad: float, quantizer: str) -> No
             feddq.quantized(x, 3, hyper, Rng(0))
 
 
+@pytest.mark.parametrize("values", [[-3e38, 0.0, 3e38], [1e38] * 99 + [0.0]])
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("quantizer", quantizers.AFFINE + quantizers.NORMED)
+def test_finite_entries_near_the_end_of_float32_are_refused_or_read(
+    quantizer: str, width: int, values: list[float]
+) -> None:
+    """Their range, their norm or a product on the way to the levels may not be finite."""
+    hyper, x = Hyper(quantizer=quantizer, schedule="fixed", width=width, most=15), torch.tensor(values)
+    try:
+        found, scales = feddq.quantized(x, 3, hyper, Rng(0))
+    except PayloadError:
+        return
+    if scales.size:
+        bucket = quantizers.BUCKET * (quantizer == "buckets")
+        back = quantizers.restored_normed(found, len(x), scales, bucket)
+    else:
+        back = quantizers.restored(found, len(x), quantizer)
+    assert bool(torch.isfinite(back).all())
+
+
 # Quantizers by norm
 
 
@@ -285,6 +314,9 @@ def test_norm_of_a_zero_tensor_and_of_equal_entries(bucket: int, n: int) -> None
     count = 2 if bucket and n > 512 else 1
     assert (found.width, found.levels.size, scales.tolist()) == (0, 0, [0.0] * count)
     assert quantizers.restored_normed(found, n, scales, bucket).tolist() == [0.0] * n
+    if bucket:  # each is the largest of its bucket, and exact, however many the intervals
+        found, _ = quantizers.normed(torch.full((40 * bucket,), 0.3), 2**15 - 1, Rng(0), bucket)
+        assert set(codes(found)) == {2**16 - 2}
     if bucket or n == 1:
         found, scales = quantizers.normed(torch.full((n,), -0.7), 3, Rng(0), bucket)
         assert quantizers.restored_normed(found, n, scales, bucket).tolist() == pytest.approx([-0.7] * n)

@@ -69,7 +69,8 @@ def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
     for name in task.tensors:
         low, span = quantizers.extent(state[name])
         rule = width(span, Hyper(resolution=hyper.downlink, least=hyper.least, most=hyper.most))
-        sent.append(quantizers.affine(state[name], low, span, max(1, 2**rule - 1), None))
+        found = quantizers.affine(state[name], low, span, 2**rule - 1, None) if rule else constant(low)
+        sent.append(found)
     parts: list[Any] = [levels.headers(sent), levels.pack(sent, False), pack_tensors(state, INTERVALS)]
     return container.pack("feddq.down", task.fingerprint("feddq", hyper), 0, parts)
 
@@ -146,10 +147,15 @@ def quantized(x: Tensor, intervals: int, hyper: Hyper, rng: Rng) -> tuple[Levels
     if hyper.quantizer in quantizers.NORMED:
         return quantizers.normed(x, intervals, rng, _bucket(hyper))
     if span < quantizers.NOTHING:
-        return Levels(0, low, 0.0, np.empty(0, np.uint8)), none
+        return constant(low), none
     if hyper.quantizer == "symmetric_nearest":
         return quantizers.symmetric(x, span, intervals.bit_length()), none
     return quantizers.affine(x, low, span, intervals, rng if hyper.quantizer == "affine_stochastic" else None), none
+
+
+def constant(value: float) -> Levels:
+    """A tensor of one value."""
+    return Levels(0, value, 0.0, np.empty(0, np.uint8))
 
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
@@ -205,7 +211,7 @@ def notes(state: State, hyper: Hyper, task: Task) -> dict[str, Any]:
     """In the mean over the round's clients: bits an entry and range of each tensor, and the loss, where measured."""
     names = list(travelling(hyper, task))
     found: dict[str, Any] = {
-        what: {name: round(float(value), 8) for name, value in zip(names, state[what], strict=True)}
+        what: {name: float(f"{value:.6g}") for name, value in zip(names, state[what], strict=True)}
         for what in ("widths", "ranges")
     }
     if hyper.reports:

@@ -12,8 +12,6 @@ FedDQ's scripts: `lqu-001/FedDQ`, 8946cc1.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,16 +25,18 @@ NORMED = ("norm", "buckets")
 BUCKET = 512  # entries
 NOTHING = 1e-30  # a range below is none
 _BLOCK = 2**16  # entries at a time: they stay in the cache
+LARGEST = torch.finfo(torch.float32).max
+DIVERGED = "update is not finite: local training diverged; lower the learning rate"
 _NONE = np.empty(0, np.uint8)
 
 
 def extent(x: Tensor) -> tuple[float, float]:
-    """Lowest entry and range of a tensor, exact as float64; 0 of none. PayloadError where an entry is not finite."""
+    """Lowest entry and range of a tensor, exact as float64; 0 of none. PayloadError: not finite as float32."""
     if not x.numel():
         return 0.0, 0.0
     low, high = (float(bound) for bound in torch.aminmax(x))
-    if not math.isfinite(high - low):
-        raise PayloadError("update is not finite: local training diverged; lower the learning rate")
+    if not high - low <= LARGEST:
+        raise PayloadError(DIVERGED)
     return low, high - low
 
 
@@ -50,6 +50,7 @@ def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None) 
 
 
 def symmetric(x: Tensor, span: float, width: int) -> Levels:
+    """In steps of span / (2^width - 1), whichever schedule set the width."""
     step, half = float(np.float32(span / ((1 << width) - 1))), 1 << (width - 1)
     if not step > 0:
         return Levels(0, 0.0, 0.0, _NONE)
@@ -57,9 +58,11 @@ def symmetric(x: Tensor, span: float, width: int) -> Levels:
 
 
 def restored(found: Levels, n: int, quantizer: str) -> Tensor:
-    """x as the receiver sees it [n]: of `affine` and `symmetric`. PayloadError for levels above the highest."""
+    """x as the receiver sees it [n]: of `affine` and `symmetric`. PayloadError for a step that is not positive."""
     if not found.width:
         return torch.full((n,), found.first)
+    if not found.second > 0:
+        raise PayloadError(f"header: step {found.second}, expected one above 0")
     if quantizer == "symmetric_nearest":
         return _floats(found.levels).sub_(1 << (found.width - 1)).mul_(found.second)
     return _floats(found.levels).mul_(found.second).add_(found.first)
@@ -75,7 +78,9 @@ def normed(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np
         return Levels(0, 0.0, 0.0, _NONE), np.zeros(scales_of(x.numel(), bucket), np.float32)
     rows = _rows(x, bucket)
     scales = rows.abs().amax(1) if bucket else rows.double().norm(dim=1).float()
-    share = rows.abs().mul_(intervals).div_(scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).flatten()
+    if not bool(torch.isfinite(scales).all()):
+        raise PayloadError(DIVERGED)
+    share = rows.abs().div_(scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).mul_(intervals).flatten()
     draws = rng.torch(x.device)
     magnitudes = share.add_(torch.rand(share.shape, generator=draws, device=x.device)).floor_().clamp_(max=intervals)
     signed = magnitudes.mul_(2).add_(rows.flatten() < 0)[: x.numel()]
@@ -91,6 +96,8 @@ def restored_normed(found: Levels, n: int, scales: np.ndarray, bucket: int) -> T
         raise PayloadError(f"header: {found.first} intervals of width {found.width}, one bit of which is the sign")
     if n and found.levels.max() >> 1 > found.first:
         raise PayloadError(f"levels: {found.levels.max() >> 1}, expected at most {found.first:.0f}")
+    if (scales < 0).any():
+        raise PayloadError(f"scales: {scales.min()}, expected none below 0")
     levels = _floats(found.levels)
     magnitudes = levels.mul(0.5).floor_()
     signs = levels.sub_(magnitudes, alpha=2).mul_(-2).add_(1)
