@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def long(records: Sequence[Record]) -> pd.DataFrame:
                 row = {name: r["spec"][name] for name in ("label", "split", "seed", "lr")}
                 row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
                 bits = entry["paper_bits"] / len(entry["clients"]) / sum(r["parameters"].values())
-                row["reported"] = entry.get("notes", {}).get("loss")
+                row["reported"] = entry.get("notes", {}).get("loss", math.nan)
                 rows.append(row | {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
     return pd.DataFrame(rows)
 
@@ -160,7 +161,7 @@ def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
     for label, method in experiments["methods"].items():
         if "paper" not in method:  # a check of this project's own, which the authors' scripts do not have
             continue
-        settings = {"lr": method["lr"]} | method["hyper"]
+        settings = {name: method[name] for name in ("lr",) if name in method} | method["hyper"]
         text = ", ".join(f"{name} {value}" for name, value in settings.items())
         paper = method["paper"]
         rows.append({"setting": label, "authors' scripts": paper, "here": text, "unit": "", "source": method["source"]})

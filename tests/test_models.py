@@ -44,6 +44,24 @@ def test_two_layer_cnn_counts() -> None:
     assert all(not p.any() for name, p in network.named_parameters() if name.endswith("bias"))
 
 
+# FedDQ's networks: 582,026 parameters, 581,408 without biases; 9,074,218 and 9,073,040 (specification, section 5).
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "weights", "biases"),
+    [
+        ("vanilla", 1, 28, [25 * 32, 25 * 32 * 64, 1024 * 512, 512 * 10], 618),
+        ("cnn7", 3, 32, [27 * 48, 432 * 96, 864 * 192, 1728 * 256, 16384 * 512, 512 * 64, 640], 1_178),
+    ],
+)
+def test_counts_of_quantized_networks(name: str, channels: int, side: int, weights: list[int], biases: int) -> None:
+    network = models.build(name, channels, side, 10, Rng(0))
+    assert [p.numel() for p in network.parameters() if p.ndim > 1] == weights
+    assert sum(p.numel() for p in network.parameters() if p.ndim == 1) == biases
+    assert sum(weights) + biases == {"vanilla": 582_026, "cnn7": 9_074_218}[name]
+    assert network(torch.zeros(2, channels, side, side)).shape == (2, 10)
+    with pytest.raises(SpecError, match=f"{name} .* x"):
+        models.build(name, channels, {"vanilla": 15, "cnn7": 3}[name], 10, Rng(0))
+
+
 # FedPM's networks: every parameter is masked, biases included. Specification of sparse networks, section 6.2.
 @pytest.mark.parametrize(
     ("name", "channels", "side", "classes", "n", "biases", "layers"),
@@ -168,6 +186,6 @@ def test_layers_and_seeds_get_weights_of_their_own() -> None:
 
 def test_unknown_name_is_refused() -> None:
     with pytest.raises(
-        SpecError, match=r"model: 'cnn5' is unknown; allowed: cnn2, cnn4, cnn8, conv10, .*, mlp, mlp256$"
+        SpecError, match=r"model: 'cnn5' is unknown; allowed: cnn2, cnn4, cnn7, cnn8, conv10, .*, mlp, mlp256, .*"
     ):
         models.build("cnn5", 1, 28, 10, Rng(0))
