@@ -83,6 +83,8 @@ def accuracy_curves(records: Sequence[Record], against: str = "round", quantity:
         if against != "round":
             ax.set_xscale("log")
     axes[0].set_ylabel(QUANTITIES[quantity])
+    if quantity == "reported":  # a loss falls by factors
+        axes[0].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     last = frame[frame["round"] == frame.groupby(["label", "split", "seed"])["round"].transform("max")]
     ends = last.groupby(["split", "label"])[quantity].mean()
@@ -275,7 +277,10 @@ def client_table(dealt: dict[str, Partition], labels: np.ndarray, batch: int, ca
 def lines(
     frame: pd.DataFrame, x: str, y: str, by: str, alt: str, caption: str, name: str, scale: str = "linear"
 ) -> Exhibit:
-    """Column `y` against `x`, one line a value of `by`; column names are the axis labels. `scale` is for both axes."""
+    """Column `y` against `x`, one line a value of `by`; column names are the axis labels.
+
+    scale: of both axes, "linear" or "log"; "log y" is for the vertical one alone.
+    """
     figure, axes = canvas(height=4.0)
     figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
     for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
@@ -286,7 +291,8 @@ def lines(
         }
         every = max(1, len(part) // 12)
         axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
-    axes[0].set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
+    horizontal, vertical = ("linear", "log") if scale == "log y" else (scale, scale)
+    axes[0].set(xlabel=x, ylabel=y, xscale=horizontal, yscale=vertical)
     if frame[by].nunique() <= 6:
         axes[0].legend()
     else:  # too many for a corner

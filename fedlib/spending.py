@@ -82,6 +82,9 @@ def sweep_figure(records: Sequence[Record], axis: str, guides: Mapping[str, floa
         for index, (what, value) in enumerate(guides.items()):
             ax.axvline(value, color="black", linestyle=("--", ":")[index], label=f"guide {what}")
         ax.set(xscale="log", xlabel=short)
+        values = sorted(set(frame[short]))
+        ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
+        ax.minorticks_off()
     axes[0].set_ylabel("test accuracy (%)")
     axes[1].set_ylabel("bits an entry")
     axes[0].legend()
@@ -113,18 +116,19 @@ def target_table(records: Sequence[Record], caption: str, against: str) -> Exhib
             found = [r for r in records if (r["spec"]["group"], r["spec"]["split"], r["spec"]["label"]) == place]
             return sorted(found, key=lambda r: r["spec"]["seed"])
 
-        own, goal = of(label), targets.target(records, of(label)[0])
-        reached = [targets.reached(r, goal) for r in own]
-        row = {"group": group, "partition": split, "target (%)": f"{100 * goal:.1f}", "method": label}
+        own = of(label)
+        goals = [targets.target(records, r) for r in own]
+        reached = [targets.reached(r, goal) for r, goal in zip(own, goals, strict=True)]
+        row = {"group": group, "partition": split, "target (%)": f"{100 * np.mean(goals):.1f}", "method": label}
         for quantity, shown in (("rounds", "rounds"), ("bits", "Mbit"), ("megabytes", "MB measured")):
             values = [x.cost(quantity) / (1e6 if quantity == "bits" else 1) for x in reached]
             row[shown] = _spread(values) if all(x.ever for x in reached) else "not reached"
         missed = sum(not x.ever for x in reached)
         row["seeds that reach it"] = f"{len(own) - missed} of {len(own)}"
-        pairs = list(zip(own, of(against), strict=False))
+        others = [targets.reached(r, goal) for r, goal in zip(of(against), goals, strict=False)]
         for quantity in ("rounds", "bits"):
-            saved = [targets.saving(targets.reached(a, goal), targets.reached(b, goal), quantity) for a, b in pairs]
-            row[f"{quantity} saved over {against} (%)"] = _spread(saved) if saved and not missed else "–"
+            saved = [targets.saving(a, b, quantity) for a, b in zip(reached, others, strict=False)]
+            row[f"{quantity} saved over {against} (%)"] = _spread(saved, ",.0f") if saved and not missed else "–"
         rows.append(row)
         numbers += [
             {"group": group, "partition": split, "method": label, "seed": r["spec"]["seed"]} | x._asdict()
@@ -134,21 +138,23 @@ def target_table(records: Sequence[Record], caption: str, against: str) -> Exhib
     return Exhibit(shown_table.body, shown_table.caption, pd.DataFrame(numbers), "targets")
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {np.std(values, ddof=1):.3g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3g}{deviation}"
+def _spread(values: Sequence[float], form: str = ".3g") -> str:
+    deviation = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
 
 
 def wire_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
     """A row a method: bytes of a mean upload, by definition, as measured and in parts; and of a mean download."""
     rows = []
+    parts = dict.fromkeys(part for r in records for part in r["final"]["uplink_parts"] if part != "container")
     for label in dict.fromkeys(r["spec"]["label"] for r in records):
         own = [r for r in records if r["spec"]["label"] == label]
         row: dict[str, Any] = {"method": label}
         row["payload, as the paper counts"] = _mean_bytes(own, lambda r: r["final"]["paper_bits"] / 8)
         row["measured"] = _mean_bytes(own, lambda r: r["final"]["uplink_bytes"])
-        for part in own[0]["final"]["uplink_parts"]:
-            row[part] = _mean_bytes(own, lambda r, part=part: r["final"]["uplink_parts"][part])
+        for part in (*parts, "container"):
+            there = part in own[0]["final"]["uplink_parts"]
+            row[part] = _mean_bytes(own, lambda r, part=part: r["final"]["uplink_parts"][part]) if there else "–"
         row["entropy of the levels"] = _mean_bytes(own, _entropy) if "other_bits" in own[0]["rounds"][0] else "–"
         row["download, measured"] = _mean_bytes(own, lambda r: r["final"]["downlink_bytes"])
         rows.append(row)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedlib.record import Record
 
-SHARE = 0.99  # of the best accuracy that full precision reaches on the same group, partition and seed
+SHARE = 0.99  # of the best accuracy that full precision reaches in the same group, partition and seed
 
 
 class Reached(NamedTuple):
@@ -42,14 +41,15 @@ def best_accuracy(r: Record) -> float:
 
 
 def target(records: Sequence[Record], like: Record, dense: str = "fedavg", share: float = SHARE) -> float:
-    """`share` of the best accuracy of the runs of `dense` in a run's group and partition, mean over their seeds."""
-    s = like["spec"]
-    found = [
-        best_accuracy(r)
-        for r in records
-        if (r["spec"]["label"], r["spec"]["group"], r["spec"]["split"]) == (dense, s["group"], s["split"])
-    ]
-    return share * statistics.fmean(found)
+    """`share` of the best accuracy of the run of `dense` with a run's group, partition and seed."""
+    (found,) = (r for r in records if place(r) == (dense, *place(like)[1:]))
+    return share * best_accuracy(found)
+
+
+def place(r: Record) -> tuple[str, str, str, int]:
+    """Label, group, partition and seed."""
+    s = r["spec"]
+    return s["label"], s["group"], s["split"], s["seed"]
 
 
 def saving(own: Reached, other: Reached, quantity: str) -> float:
