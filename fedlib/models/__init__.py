@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedlib.errors import require_name
-from fedlib.models import cnn, masked
+from fedlib.models import cnn, masked, partial
 from fedlib.rng import Rng
 
 # name -> builder from (channels, side, classes, root of the random draws), initial weights included
@@ -21,8 +21,13 @@ MODELS: dict[str, Callable[[int, int, int, Rng], nn.Sequential]] = {
     "conv4": masked.conv4,
     "conv4-narrow": masked.conv4_narrow,
     "conv6": masked.conv6,
+    "emnist": partial.emnist,
+    "emnist-narrow": partial.emnist_narrow,
     "mlp": cnn.mlp,
     "mlp256": masked.mlp256,
+    "resnet18-gn": partial.resnet18_gn,
+    "resnet18-gn-100head": partial.resnet18_gn_100head,
+    "transformer": partial.transformer,
     "vanilla": cnn.vanilla,
 }
 

@@ -1,0 +1,88 @@
+"""Which tensors FedPT freezes: policies by name, fixed before training, without a look at data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+
+from fedlib.errors import SpecError
+
+# policy -> patterns of the names of frozen parameters; the names are those of fedlib.models.partial. A layer's bias is
+# frozen with its weights; norms are always trained.
+POLICIES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "emnist/dense1": ("dense1.*",),
+    "emnist/conv": ("conv1.*", "conv2.*"),
+    "emnist/all_but_head": ("conv1.*", "conv2.*", "dense1.*"),
+    "cifar/s4": ("stage4.block?.conv?.weight",),
+    "cifar/s34": ("stage[34].block?.conv?.weight",),
+    "cifar/s234": ("stage[234].block?.conv?.weight",),
+    "cifar/s1234": ("stage[1234].block?.conv?.weight",),
+    "so/ffn": ("block*.feed.*",),
+    "so/att": ("block*.attention.*",),
+    "so/blocks": ("block*.feed.*", "block*.attention.*"),
+}
+RANDOM = "random/"
+
+
+def frozen_names(policy: str, parameters: Mapping[str, torch.Size]) -> set[str]:
+    """Names of the parameters that `policy` freezes; `random/p` (0 < p < 1) leaves about the fraction p trained.
+
+    SpecError: unknown policy, one that is not for this network, one that leaves nothing to train.
+    """
+    if isinstance(policy, str) and policy.startswith(RANDOM):
+        frozen = drawn(_fraction(policy, parameters), parameters)
+    elif isinstance(policy, str) and policy in POLICIES:
+        frozen = matching(POLICIES[policy], parameters)
+    else:
+        raise SpecError(f"hyper.policy: {policy!r} is unknown; {_allowed(parameters)}")
+    if policy != "none" and not _fits(policy, frozen, parameters):
+        names = list(parameters)
+        span = f"(its parameters: {names[0]} to {names[-1]})"
+        raise SpecError(f"hyper.policy: {policy!r} does not fit this network {span}; {_allowed(parameters)}")
+    if len(frozen) == len(parameters):
+        raise SpecError(f"hyper.policy: {policy!r} leaves nothing to train; {_allowed(parameters)}")
+    return frozen
+
+
+def matching(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Names that one of the shell patterns fits; `*` takes dots too."""
+    patterns = tuple(patterns)
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def drawn(p: float, parameters: Mapping[str, torch.Size]) -> set[str]:
+    """All but some whole tensors: in the order of the hashes of their names, each that keeps the trained fraction at p
+    or below is trained. At the end none of the frozen ones would fit."""
+    room = p * sum(shape.numel() for shape in parameters.values())
+    frozen = set()
+    for name in sorted(parameters, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if parameters[name].numel() <= room:
+            room -= parameters[name].numel()
+        else:
+            frozen.add(name)
+    return frozen
+
+
+def _fraction(policy: str, parameters: Mapping[str, torch.Size]) -> float:
+    try:
+        p = float(policy.removeprefix(RANDOM))
+    except ValueError:
+        p = 0.0
+    if not 0 < p < 1:
+        raise SpecError(f"hyper.policy: {policy!r} must end in a number between 0 and 1; {_allowed(parameters)}")
+    return p
+
+
+def _fits(policy: str, frozen: Collection[str], parameters: Mapping[str, torch.Size]) -> bool:
+    # Each pattern must find something: half a policy is another policy.
+    patterns: Sequence[str] = POLICIES.get(policy, ())
+    return bool(frozen) and all(matching([pattern], parameters) for pattern in patterns)
+
+
+def _allowed(parameters: Mapping[str, torch.Size]) -> str:
+    fitting = {policy for policy in POLICIES if _fits(policy, matching(POLICIES[policy], parameters), parameters)}
+    return f"allowed for this network: {', '.join(['none', *sorted(fitting)])}, random/p with 0 < p < 1"

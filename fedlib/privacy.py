@@ -1,0 +1,219 @@
+"""Training that is private for a whole client: clipped updates, Gaussian noise once a round or in a tree, epsilon.
+
+Noise is measured by the noise multiplier nm: its standard deviation in the sum of a cohort's updates, divided by the
+clipping norm C. Sources: McMahan et al. 2018 (DP-FedAvg), Kairouz et al. 2021 (DP-FTRL, arXiv 2103.00039). What a run
+spends is computed by the package dp-accounting; the short formulas below it check the package and serve the book.
+
+This is for research: the generators are repeatable and no cipher, and noise in floating point leaks (Mironov 2012).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
+from fedlib.participation import kappa
+from fedlib.rng import Rng
+from fedlib.task import State
+
+# What may differ between two neighbouring sets of clients, by mechanism and sampler, in the accountant's word.
+NEIGHBOURS = {
+    ("dp_fedavg", "poisson"): "ADD_OR_REMOVE_ONE",
+    ("dp_fedavg", "fixed"): "REPLACE_ONE",
+    ("dp_ftrl", "spaced"): "REPLACE_SPECIAL",  # by a client whose updates are zero
+}
+SAMPLERS = {
+    "poisson": "each client by itself with probability cohort / clients",
+    "fixed": "exactly `cohort` distinct clients, anew each round",
+    "spaced": "a client at most `participations` times, at least `separation` rounds apart",
+}
+INTEGERS = np.array([*range(2, 64), *range(64, 257, 16)], dtype=np.float64)  # Rényi orders; others may not converge
+ORDERS = 1 + np.geomspace(0.015, 1e4, 4001)  # for divergences that are linear in the order
+
+
+# Clipping and noise
+
+
+def clip(update: Mapping[str, Tensor], bound: float) -> tuple[State, float]:
+    """The update times min(1, bound / norm), and the norm: jointly over all tensors. PayloadError: it is not finite."""
+    norms = [float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) for tensor in update.values()]
+    norm = math.hypot(*norms)
+    if not math.isfinite(norm):
+        raise PayloadError(f"update: its norm is {norm}, so it cannot be clipped; leave this client out of the round")
+    if norm <= bound:
+        return dict(update), norm
+    return {name: tensor * (bound / norm) for name, tensor in update.items()}, norm
+
+
+def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All entries in a row, in the mapping's order."""
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> State:
+    """The inverse."""
+    parts = flat.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def gaussian(rng: Rng, size: int, std: float, device: torch.device | str = "cpu") -> Tensor:
+    """`size` independent float32 draws from N(0, std^2), the same for the same place `rng`."""
+    return torch.randn(size, generator=rng.torch(device), device=device) * std
+
+
+def private_mean(total: Tensor, rng: Rng, *, noise_multiplier: float, bound: float, cohort: float) -> Tensor:
+    """DP-FedAvg: (flat sum of clipped updates + N(0, (nm C)^2)) / M; M is fixed, the expected cohort."""
+    return (total + gaussian(rng, total.numel(), noise_multiplier * bound, total.device)) / cohort
+
+
+def tree_nodes(rounds: int) -> list[tuple[int, int]]:
+    """(level, index) of the nodes that cover the first `rounds` rounds: node (l, i) covers i 2^l to (i + 1) 2^l - 1."""
+    return [(level, (rounds >> level) - 1) for level in reversed(range(rounds.bit_length())) if rounds >> level & 1]
+
+
+def tree_noise(rng: Rng, rounds: int, size: int, std: float, device: torch.device | str = "cpu") -> Tensor:
+    """Noise of the sum over the first `rounds` rounds, float64: variance popcount(rounds) std^2 per entry.
+
+    Each node's draw is made anew from its name, so nothing is kept between rounds but `rng`.
+    """
+    noise = torch.zeros(size, dtype=torch.float64, device=device)
+    for level, index in tree_nodes(rounds):
+        noise += gaussian(rng.child(level, index), size, std, device)
+    return noise
+
+
+def expected_norm(size: int, std: float) -> float:
+    """Mean Euclidean norm of `size` draws from N(0, std^2); about std sqrt(size)."""
+    return std * math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
+
+
+@dataclass(frozen=True)
+class Ftrl:
+    """What the server of DP-FTRL-M keeps: flat y^0, and in float64 the sum of pseudo-gradients and its momentum."""
+
+    start: Tensor
+    total: Tensor
+    velocity: Tensor
+
+
+def ftrl_start(point: Tensor) -> Ftrl:
+    """The first state; also the state after a restart of the tree, which needs a new place for its noise too."""
+    zeros = torch.zeros_like(point, dtype=torch.float64)
+    return Ftrl(point, zeros, zeros)
+
+
+def ftrl_step(
+    state: Ftrl, gradient: Tensor, noise: Tensor | float, *, lr: float, momentum: float
+) -> tuple[Ftrl, Tensor]:
+    """One round: the new state and the new flat point. `gradient` is minus the mean of the clipped updates and `noise`
+    the tree's for all rounds so far (std nm C / M a node); without noise it is SGD with momentum (Kairouz et al.)."""
+    total = state.total + gradient
+    velocity = momentum * state.velocity + total + noise
+    return Ftrl(state.start, total, velocity), (state.start - lr * velocity).to(state.start.dtype)
+
+
+# What a run spends
+
+
+def epsilon(
+    mechanism: str,
+    sampler: str,
+    *,
+    noise_multiplier: float,
+    rounds: int,
+    delta: float | None,
+    clients: int | None = None,
+    cohort: float | None = None,
+    participations: int | None = None,
+    separation: int | None = None,
+    accountant: str = "rdp",
+) -> float:
+    """Epsilon at `delta`, an upper bound, between the neighbours that NEIGHBOURS names. It never depends on the model.
+
+    Mechanisms: "dp_fedavg" (`private_mean`) and "dp_ftrl" (one tree, not restarted); samplers: see SAMPLERS.
+    Accountants: "rdp", and "pld", tighter, for Poisson sampling only. "fixed": replacing a client moves the sum by 2 C.
+    SpecError: a sampler for which the mechanism's accounting does not hold, a number missing or out of range.
+    RunError: the package dp-accounting is missing.
+    """
+    require_name("mechanism", mechanism, {name for name, _ in NEIGHBOURS})
+    require_name("sampler", sampler, SAMPLERS)
+    if (mechanism, sampler) not in NEIGHBOURS:
+        fitting = ", ".join(f"{name!r} ({SAMPLERS[name]})" for own, name in NEIGHBOURS if own == mechanism)
+        raise SpecError(f"sampler: {sampler!r} is not what the accounting of {mechanism} assumes; sample by {fitting}")
+    require_name("accountant", accountant, {"rdp", "pld"})
+    if accountant == "pld" and sampler != "poisson":
+        raise SpecError(f"accountant: 'pld' knows no event for the sampler {sampler!r}; take 'rdp'")
+    if delta is None:
+        raise SpecError("delta: None, but an epsilon means nothing without its delta; give one, say clients ** -1.1")
+    require_number("delta", delta, 1e-300, 1)
+    require_number("noise_multiplier", noise_multiplier, 0, 1e6)
+    require_number("rounds", rounds, 1, 1e6, integer=True)
+    if mechanism == "dp_fedavg":
+        require_number("clients", clients, 1, 1e12, integer=True)
+        require_number("cohort", cohort, 1e-9, float(clients or 0), integer=sampler == "fixed")
+    else:
+        require_number("participations", participations, 1, 1e9, integer=True)
+        if participations != 1:
+            require_number("separation", separation, 1, 1e9, integer=True)
+    try:
+        dp: Any = importlib.import_module("dp_accounting")
+        library: Any = importlib.import_module(f"dp_accounting.{accountant}")
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"epsilon: no package {error.name!r}; pip install 'fedlib[privacy]' for dp-accounting"
+        ) from error
+    if noise_multiplier == 0:
+        return math.inf
+    orders, times = (INTEGERS, rounds) if mechanism == "dp_fedavg" else (ORDERS, 1)
+    if sampler == "poisson":
+        event = dp.PoissonSampledDpEvent((cohort or 0) / (clients or 1), dp.GaussianDpEvent(noise_multiplier))
+    elif sampler == "fixed":
+        # The event takes the noise relative to the sensitivity, and that is 2 C when a client is replaced.
+        event = dp.SampledWithoutReplacementDpEvent(clients, cohort, dp.GaussianDpEvent(noise_multiplier / 2))
+    elif participations == 1:
+        event = dp.SingleEpochTreeAggregationDpEvent(noise_multiplier, rounds)
+    else:  # the library has no event for this
+        event = dp.ZCDpEvent(zcdp(kappa(rounds, participations or 1, separation or 1), noise_multiplier))
+    relation = dp.NeighboringRelation[NEIGHBOURS[mechanism, sampler]]
+    spent = library.RdpAccountant(orders, relation) if accountant == "rdp" else library.PLDAccountant(relation)
+    return float(spent.compose(event, times).get_epsilon(delta))
+
+
+# The formulas
+
+
+def convert(orders: np.ndarray, divergences: np.ndarray, delta: float) -> float:
+    """Epsilon from Rényi divergences at orders above 1 (Canonne, Kamath, Steinke 2020, proposition 12)."""
+    bounds = divergences + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return max(0.0, float(bounds.min()))
+
+
+def zcdp(kappa: int, noise_multiplier: float) -> float:
+    """rho of zero-concentrated privacy; the Rényi divergence at order a is a rho (Bun, Steinke 2016)."""
+    return kappa / (2 * noise_multiplier**2)
+
+
+def classic_epsilon(rho: float, delta: float) -> float:
+    """Epsilon of rho-zCDP by Bun and Steinke's proposition 1.3."""
+    return rho + 2 * math.sqrt(rho * math.log(1 / delta))
+
+
+def sharper_epsilon(rho: float, delta: float) -> float:
+    """Epsilon of rho-zCDP by `convert`."""
+    return convert(ORDERS, ORDERS * rho, delta)
+
+
+def poisson_divergence(rate: float, noise_multiplier: float, order: int) -> float:
+    """Rényi divergence, of a whole order, of one round with Poisson sampling (Mironov, Talwar, Zhang 2019)."""
+    k = np.arange(order + 1)
+    logs = [math.lgamma(order + 1) - math.lgamma(j + 1) - math.lgamma(order - j + 1) for j in range(order + 1)]
+    terms = logs + k * math.log(rate) + (order - k) * math.log1p(-rate) + k * (k - 1) / (2 * noise_multiplier**2)
+    return float(np.logaddexp.reduce(terms)) / (order - 1)
