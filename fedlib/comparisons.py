@@ -25,6 +25,8 @@ def method_table(records: Sequence[Record], name: str, columns: str = "split") -
     """A row a method, a column a partition (or another field): accuracy at the best learning rate; measured upload."""
     chosen = best(records)
     labels = dict.fromkeys(r["spec"]["label"] for r in chosen)
+    several = len({r["spec"]["lr"] for r in records}) > 1
+    tuned = "each method at the learning rate of the grid that serves it best there" if several else "one learning rate"
     rows, numbers = [], []
     for label in labels:
         own = [r for r in chosen if r["spec"]["label"] == label]
@@ -34,7 +36,8 @@ def method_table(records: Sequence[Record], name: str, columns: str = "split") -
             head = value if columns == "split" else f"{columns}: {value}"
             values = np.array([100 * r["final"]["accuracy"] for r in runs])
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            row[head] = f"{values.mean():.1f}{spread} (lr {runs[0]['spec']['lr']:g})" if runs else "–"
+            rate = f" (lr {runs[0]['spec']['lr']:g})" if several and runs else ""
+            row[head] = f"{values.mean():.1f}{spread}{rate}" if runs else "–"
             numbers += [
                 {"method": label, "column": head, "seed": r["spec"]["seed"], "lr": r["spec"]["lr"], "accuracy": v}
                 for r, v in zip(runs, values, strict=True)
@@ -46,9 +49,9 @@ def method_table(records: Sequence[Record], name: str, columns: str = "split") -
         row["by definition"] = f"{paper:.2f}"
         rows.append(row)
     caption = (
-        "Test accuracy (%) after the last round, mean and sample deviation over seeds, each method at the learning "
-        "rate of the grid that serves it best there; bytes and bits of a mean upload, all its parts, as "
-        f"measured, and the bits a weight that the method's definition counts. {provenance(records)}"
+        f"Test accuracy (%) after the last round, mean and sample deviation over seeds, {tuned}; bytes and bits of a "
+        "mean upload, over all columns and with all its parts, as measured, and the bits a weight that the method's "
+        f"definition counts. {provenance(records)}"
     )
     shown = table(pd.DataFrame(rows), caption, name)
     return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
 
-from fedlib.data.partition import Partition
 from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, source, table
 from fedlib.record import Record
 from fedlib.score import Score, upload_bytes
@@ -61,26 +59,34 @@ QUANTITIES = {
 }
 
 
-def accuracy_curves(records: Sequence[Record], against: str = "round", quantity: str = "accuracy") -> Exhibit:
-    """Test accuracy (or another of QUANTITIES) against `round` or `uplink_megabytes`: line a method, panel a split."""
+def accuracy_curves(
+    records: Sequence[Record], against: str = "round", quantity: str = "accuracy", among: Sequence[Record] = ()
+) -> Exhibit:
+    """Test accuracy (or another of QUANTITIES) against `round` or `uplink_megabytes`: a line a method, a panel a split.
+
+    among: records in whose order methods get their colours, where several figures are to agree.
+    """
     frame = long(records)
     splits = list(dict.fromkeys(frame["split"]))
     figure, axes = canvas(len(splits))
     labels = list(dict.fromkeys(frame["label"]))
+    colours = list(dict.fromkeys(r["spec"]["label"] for r in among or records))
     axes_names = {"round": "communication round", "uplink_megabytes": "MB uploaded by all clients so far, measured"}
     axis = axes_names[against]
     for ax, split in zip(axes, splits, strict=True):
-        for index, label in enumerate(labels):
+        for label in labels:
             own = frame[(frame["split"] == split) & (frame["label"] == label)]
             rates, part = ", ".join(f"{lr:g}" for lr in dict.fromkeys(own["lr"])), own.groupby("round")
-            mean, x = part[quantity].mean(), part[against].mean()
-            colour = f"C{index}"
-            ax.plot(
-                x, mean, marker=MARKERS[index % len(MARKERS)], color=colour, label=f"{label} (lr {rates})", markersize=5
+            index, mean, x = colours.index(label), part[quantity].mean(), part[against].mean()
+            style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+            ax.plot(x, mean, label=f"{label} (lr {rates})" if frame["lr"].nunique() > 1 else label, **style)
+            ax.fill_between(
+                x, part[quantity].min(), part[quantity].max(), color=style["color"], alpha=0.15, linewidth=0
             )
-            ax.fill_between(x, part[quantity].min(), part[quantity].max(), color=colour, alpha=0.15, linewidth=0)
         ax.set(title=split, xlabel=axis)
-        if against != "round":
+        if against == "round":
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        else:
             ax.set_xscale("log")
     axes[0].set_ylabel(QUANTITIES[quantity])
     if quantity == "reported":  # a loss falls by factors
@@ -216,30 +222,6 @@ def record_table(found: Sequence[tuple[Spec, Record | None, str]], caption: str)
     return table(pd.DataFrame(rows), caption, "records")
 
 
-def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], provenance: str) -> Exhibit:
-    """Images of each class that each client holds: per partition an array [clients, classes], as a shaded grid."""
-    figure, axes = canvas(len(counts))
-    top = max(grid.max() for grid in counts.values())  # shades by the root of a count, so that small ones show
-    for ax, (title, grid) in zip(axes, counts.items(), strict=True):
-        image = ax.imshow(grid.T, aspect="auto", cmap="cividis", norm=PowerNorm(0.5, 0, top), interpolation="nearest")
-        ax.set(title=title, xlabel="client", yticks=range(len(classes)))
-        ax.set_yticklabels(classes)
-        ax.grid(False)
-    figure.colorbar(image, ax=list(axes), label="training images")
-    rows = [
-        {"partition": title, "client": client, "class": classes[c], "images": int(grid[client, c])}
-        for title, grid in counts.items()
-        for client, c in np.ndindex(grid.shape)
-    ]
-    facts = "; ".join(
-        f"{title}: {grid.sum(1).min()} to {grid.sum(1).max()} images a client, "
-        f"{(grid > 0).sum(1).min()} to {(grid > 0).sum(1).max()} classes"
-        for title, grid in counts.items()
-    )
-    alt = f"Grids of classes by clients, shaded by the number of images. {facts}."
-    return drawn(figure, alt, f"Who holds what. {facts}. {provenance}", pd.DataFrame(rows), "partition")
-
-
 def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
     """Every field of a message in the order of its bytes: where it starts, its length, its bytes, what they say."""
     sizes = container.section_sizes(message)
@@ -262,18 +244,6 @@ def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit
     return table(pd.DataFrame(rows), caption, "message")
 
 
-def client_table(dealt: dict[str, Partition], labels: np.ndarray, batch: int, caption: str) -> Exhibit:
-    """Per partition: images, classes and batches of the smallest, the median and the largest client, and the hash."""
-    rows = []
-    for title, partition in dealt.items():
-        shards = [partition.indices(k) for k in range(partition.clients)]
-        images, classes = [len(shard) for shard in shards], [len(np.unique(labels[shard])) for shard in shards]
-        counts = {"images": images, "classes": classes, "batches": [-(-size // batch) for size in images]}
-        row = {name: f"{min(n):,} / {np.median(n):,g} / {max(n):,}" for name, n in counts.items()}
-        rows.append({"partition": title} | row | {"hash": partition.hash})
-    return table(pd.DataFrame(rows), caption, "clients")
-
-
 def lines(
     frame: pd.DataFrame, x: str, y: str, by: str, alt: str, caption: str, name: str, scale: str = "linear"
 ) -> Exhibit:
@@ -291,8 +261,9 @@ def lines(
         }
         every = max(1, len(part) // 12)
         axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
-    horizontal, vertical = ("linear", "log") if scale == "log y" else (scale, scale)
-    axes[0].set(xlabel=x, ylabel=y, xscale=horizontal, yscale=vertical)
+    axes[0].set(xlabel=x, ylabel=y, xscale="linear" if scale == "log y" else scale, yscale=scale.split()[0])
+    if x == "round" and scale != "log":
+        axes[0].xaxis.get_major_locator().set_params(integer=True)
     if frame[by].nunique() <= 6:
         axes[0].legend()
     else:  # too many for a corner

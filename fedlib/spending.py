@@ -29,8 +29,8 @@ def quantizer_table(records: Sequence[Record], name: str) -> Exhibit:
             row[shown] = f"{accuracy} % at {np.mean(bits):.2f} bits" if own else "–"
         rows.append(row)
     caption = (
-        "Test accuracy after the last round, mean and sample deviation over seeds, and bits an entry by the paper's "
-        f"count, mean over the run. {provenance(records)}"
+        "Test accuracy after the last round, mean and sample deviation over seeds, and bits an entry by the released "
+        f"code's count, mean over the run. {provenance(records)}"
     )
     return table(pd.DataFrame(rows), caption, name)
 
@@ -150,7 +150,7 @@ def wire_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
     for label in dict.fromkeys(r["spec"]["label"] for r in records):
         own = [r for r in records if r["spec"]["label"] == label]
         row: dict[str, Any] = {"method": label}
-        row["payload, as the paper counts"] = _mean_bytes(own, lambda r: r["final"]["paper_bits"] / 8)
+        row["payload, as the released code counts"] = _mean_bytes(own, lambda r: r["final"]["paper_bits"] / 8)
         row["measured"] = _mean_bytes(own, lambda r: r["final"]["uplink_bytes"])
         for part in (*parts, "container"):
             there = part in own[0]["final"]["uplink_parts"]
