@@ -1,19 +1,15 @@
 """FedPM: Isik, Pase, Gunduz, Weissman, Zorzi, "Sparse Random Networks for Communication-Efficient Federated Learning",
-ICLR 2023; and its regularized form: Mestoukirdi, Esrafilian, Gesbert, Li, Gresset, "Communication-Efficient Federated
-Learning via Regularized Sparse Random Networks", IEEE Communications Letters 2024.
+ICLR 2023 (code: `BerivanIsik/sparse-random-networks`, cf6b549); and its regularized form: Mestoukirdi, Esrafilian,
+Gesbert, Li, Gresset, "Communication-Efficient Federated Learning via Regularized Sparse Random Networks", IEEE
+Communications Letters 2024, of which the abstract alone could be read: its penalty here is the one that agrees with it.
 
-FedPM follows its official code (`BerivanIsik/sparse-random-networks`, cf6b549). Of the second paper the abstract alone
-could be read, and no code was found: the form of its penalty here is the one that agrees with what it says.
+    fixed random weights, scores s, theta = sigma(s)  -> `fedlib.methods.masknet.fixed_weights`, `start`
+    mask m ~ Bern(theta), straight-through            -> `objective`
+    penalty on the keep-probabilities theta           -> `penalty`
+    upload of one mask                                -> `finish`
+    mean of masks, or mode of a Beta posterior        -> `server`
 
-    fixed random weights, never trained            -> `fedlib.methods.masknet.fixed_weights`
-    scores s, keep-probabilities theta = sigma(s)  -> `start`
-    mask m ~ Bern(theta), straight-through         -> `objective`
-    penalty on the keep-probabilities              -> `penalty`
-    upload of one mask                             -> `finish`
-    mean of masks, or mode of a Beta posterior     -> `server`
-
-lam = 0 is FedPM. `threshold` is FedMask (masks by comparing, not by chance), `top` keeps the largest scores: both in
-the form that shares all else with FedPM. Every parameter of the network is masked, biases included.
+lam = 0 is FedPM. `threshold` is FedMask, `top` keeps the largest scores; all else is FedPM's. Biases are masked too.
 """
 
 from __future__ import annotations
@@ -248,7 +244,6 @@ def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
     since = float(state["rounds"]) % hyper.reset_period
     ones = (theta * masks).round()  # whole again: equal counts give equal theta
     kept, dropped = ones + (since > 0) * state["kept"], masks - ones + (since > 0) * state["dropped"]
-    # The mode of Beta(prior + kept, prior + dropped).
     mode = (kept + hyper.prior - 1) / (kept + dropped + 2 * hyper.prior - 2)
     return state | {"theta": mode, "kept": kept, "dropped": dropped, "rounds": state["rounds"] + 1}
 
