@@ -4,14 +4,13 @@ import copy
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from toys import make_task
 
 from fedlib import local, rounds
-from fedlib.data.partition import Partition
 from fedlib.engines import InProcess
 from fedlib.errors import PayloadError
 from fedlib.methods import fedavg
@@ -24,25 +23,6 @@ from fedlib.wire import container
 CPU = torch.device("cpu")
 HYPER = fedavg.Hyper()
 Shard = tuple[Tensor, Tensor]
-
-
-def make_task(network: nn.Module, plan: Plan) -> Task:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
-    parameters = {name: p.shape for name, p in network.named_parameters()}
-    none = (torch.zeros(0), torch.zeros(0))
-    return Task(
-        network=network,
-        weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
-        vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
-        statistics={name: b.shape for name, b in network.named_buffers()},
-        plan=plan,
-        train=none,
-        test=none,
-        partition=Partition.of([np.arange(0)]),
-        device=CPU,
-    )
 
 
 def convolutional(momentum: float = 0.1) -> nn.Sequential:  # of BatchNorm's running statistics

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedlib import local, methods, optim, record, rounds
-from fedlib.data.partition import Partition
 from fedlib.engines import Graphed, InProcess, Stacked, task_of
 from fedlib.errors import PayloadError, SpecError
 from fedlib.inprocess import Memories
@@ -53,22 +53,7 @@ def one_thread() -> Iterator[None]:
 
 
 def make_task(network: nn.Module, plan: Plan | None = None) -> Task:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
-    parameters = {name: p.shape for name, p in network.named_parameters()}
-    none = (torch.zeros(0), torch.zeros(0))
-    return Task(
-        network=network,
-        weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
-        vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
-        statistics={name: b.shape for name, b in network.named_buffers()},
-        plan=plan or Plan(epochs=2, batch=4, lr=0.1, optimizer="adam"),
-        train=none,
-        test=none,
-        partition=Partition.of([np.arange(0)]),
-        device=CPU,
-    )
+    return toys.make_task(network, plan or Plan(epochs=2, batch=4, lr=0.1, optimizer="adam"))
 
 
 @functools.cache

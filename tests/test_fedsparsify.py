@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toys import make_task
 
 from fedlib import local, rounds
-from fedlib.data.partition import Partition
 from fedlib.engines import InProcess
 from fedlib.errors import PayloadError
 from fedlib.methods import fedsparsify
@@ -27,25 +27,6 @@ from fedlib.wire import container, entropy
 CPU = torch.device("cpu")
 HALF = Hyper(keep=0.5, density=0.1)
 Shard = tuple[Tensor, Tensor]
-
-
-def make_task(network: nn.Module, plan: Plan) -> Task:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
-    parameters = {name: p.shape for name, p in network.named_parameters()}
-    none = (torch.zeros(0), torch.zeros(0))
-    return Task(
-        network=network,
-        weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
-        vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
-        statistics={name: b.shape for name, b in network.named_buffers()},
-        plan=plan,
-        train=none,
-        test=none,
-        partition=Partition.of([np.arange(0)]),
-        device=CPU,
-    )
 
 
 def layers_task(*shapes: tuple[int, ...]) -> Task:

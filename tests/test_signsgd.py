@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toys import make_task
 
 from fedlib import local
-from fedlib.data.partition import Partition
 from fedlib.errors import PayloadError
 from fedlib.methods import fedavg, signsgd, updates
 from fedlib.rng import Rng
@@ -27,25 +27,6 @@ from fedlib.wire import bits, container, floats
 
 CPU, HYPER = torch.device("cpu"), signsgd.Hyper()
 Shard = tuple[Tensor, Tensor]
-
-
-def make_task(network: nn.Module, plan: Plan) -> Task:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
-    parameters = {name: p.shape for name, p in network.named_parameters()}
-    none = (torch.zeros(0), torch.zeros(0))
-    return Task(
-        network=network,
-        weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
-        vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
-        statistics={name: b.shape for name, b in network.named_buffers()},
-        plan=plan,
-        train=none,
-        test=none,
-        partition=Partition.of([np.arange(0)]),
-        device=CPU,
-    )
 
 
 def convolutional() -> nn.Sequential:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from torch import Tensor, nn
 
 from fedlib import local, methods, record, rounds
-from fedlib.data.partition import Partition
 from fedlib.engines import Graphed, InProcess
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods import signsgd, signvote
@@ -29,22 +29,7 @@ each_vote = pytest.mark.parametrize("hyper", [MAJORITY, MEAN], ids=["majority", 
 
 
 def make_task(network: nn.Module, batch: int = 4, lr: float = 0.3) -> Task:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
-    parameters = {name: p.shape for name, p in network.named_parameters()}
-    none = (torch.zeros(0), torch.zeros(0))
-    return Task(
-        network=network,
-        weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
-        vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
-        statistics={name: b.shape for name, b in network.named_buffers()},
-        plan=Plan(epochs=1, batch=batch, lr=lr),
-        train=none,
-        test=none,
-        partition=Partition.of([np.arange(0)]),
-        device=CPU,
-    )
+    return toys.make_task(network, Plan(epochs=1, batch=batch, lr=lr))
 
 
 def upload_of(u: list[float], samples: int, hyper: Hyper, task: Task, *others: float) -> bytes:
