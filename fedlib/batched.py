@@ -9,6 +9,8 @@ method.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -56,24 +58,35 @@ class Batched(InProcess):
         def start(client: int) -> Member:
             rng = Rng(spec.seed).child("client", round, client)
             trainable, frozen = local.start(method, message, task.shard(client), hyper, task, rng)
-            indices = torch.from_numpy(task.partition.indices(client))
+            indices = torch.from_numpy(task.indices(client))
             memory = recalled(memories, client)
             return Member(trainable, frozen, indices, rng, local.recalled(task, trainable, memory), memory)
 
-        def finish(member: Member) -> bytes | local.Reply:
+        def finish(client: int, member: Member) -> bytes | local.Reply:
             trainable, frozen, samples = member.trainable, member.frozen, len(member.indices)
-            return local.finish(
+            upload = local.finish(
                 method, trainable, frozen, member.moments, samples, hyper, task, member.rng, member.memory
             )
+            return local.assessed(method, upload, client, hyper, task)
 
         stack = max(1, self.stack or len(cohort))
         for first in range(0, len(cohort), stack):
             clients = cohort[first : first + stack]
             members = [_attempt(start, client) for client in clients]
-            task.network.train()
-            self.fit(method, hyper, task, [member for member in members if isinstance(member, Member)])
+            for number, stage in enumerate(methods.stages(method, hyper, task)):
+                members = [
+                    m if isinstance(m, PayloadError) else entered(method, number, m, hyper, stage) for m in members
+                ]
+                task.network.train()
+                now = [
+                    dataclasses.replace(m, rng=local.staged(m.rng, number)) for m in members if isinstance(m, Member)
+                ]
+                self.fit(method, hyper, stage, now)
             for client, member in zip(clients, members, strict=True):
-                yield client, _attempt(finish, member) if isinstance(member, Member) else member
+                yield (
+                    client,
+                    _attempt(functools.partial(finish, client), member) if isinstance(member, Member) else member,
+                )
 
     def client(self, spec: Spec, message: bytes, round: int, client: int, memory: bytes | None = None) -> Upload:
         memories = None if memory is None else {client: memory}
@@ -83,6 +96,14 @@ class Batched(InProcess):
     def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:
         """Local training: the members' tensors are replaced by trained ones, which are read before the next call."""
         raise NotImplementedError
+
+
+def entered(method: ModuleType, stage: int, member: Member, hyper: Any, task: Task) -> Member:
+    """The member at the start of a stage: after the first its optimizer begins afresh."""
+    methods.enter(method, stage, member.trainable, member.frozen, hyper, task, member.rng)
+    if not stage:
+        return member
+    return dataclasses.replace(member, moments=local.recalled(task, member.trainable, None))
 
 
 def _attempt(function: Callable[[In], Out], argument: In) -> Out | PayloadError:

@@ -25,14 +25,15 @@ class Graphed(Batched):
 
     def __init__(self, where: torch.device) -> None:
         super().__init__(where, stack=1)
-        self.step: StaticStep | None = None
+        self.steps: dict[int, StaticStep] = {}  # by the task of the stage
 
     def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:
         for member in members:
-            if self.step is None or not self.step.suits(task, member):
-                self.step = None  # first, so that its memory is free for the next
-                self.step = StaticStep(method, hyper, task, member)
-            step, samples = self.step, len(member.indices)
+            if id(task) not in self.steps or not self.steps[id(task)].suits(task, member):
+                if not any(task is stage for step in self.steps.values() for stage in step.task.stages.get(hyper, ())):
+                    self.steps.clear()  # first, so that the memory of another task's is free
+                self.steps[id(task)] = StaticStep(method, hyper, task, member)
+            step, samples = self.steps[id(task)], len(member.indices)
             step.load(member)
             generator = member.rng.child("draws").torch(task.device)
             for epoch, (order,) in enumerate(orders([member], task)):
@@ -44,7 +45,7 @@ class Graphed(Batched):
             member.moments.update(step.moments)
 
     def close(self) -> None:
-        self.step = None
+        self.steps.clear()
 
 
 class StaticStep:

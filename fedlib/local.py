@@ -11,7 +11,7 @@ from torch import Tensor
 from fedlib import methods, optim
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
-from fedlib.task import State, Task
+from fedlib.task import NO_LABEL, State, Task, cross_entropy
 
 if TYPE_CHECKING:
     from fedlib.spec import Spec
@@ -37,9 +37,12 @@ def run_client(
     rng, shard = Rng(spec.seed).child("client", round, client_id), task.shard(client_id)
     try:
         trainable, frozen = start(method, message, shard, hyper, task, rng)
-        moments = recalled(task, trainable, memory)
-        train(method, trainable, frozen, shard, hyper, task, rng, moments)
-        return finish(method, trainable, frozen, moments, len(shard[0]), hyper, task, rng, memory)
+        for number, stage in enumerate(methods.stages(method, hyper, task)):
+            methods.enter(method, number, trainable, frozen, hyper, stage, rng)
+            moments = recalled(stage, trainable, memory if not number else None)
+            train(method, trainable, frozen, shard, hyper, stage, staged(rng, number), moments)
+        upload = finish(method, trainable, frozen, moments, len(shard[0]), hyper, task, rng, memory)
+        return assessed(method, upload, client_id, hyper, task)
     except PayloadError as error:
         return error
 
@@ -47,7 +50,9 @@ def run_client(
 def client(method: ModuleType, message: bytes, shard: tuple[Tensor, Tensor], hyper: Any, task: Task, rng: Rng) -> bytes:
     """The function from bytes to bytes that a client is. PayloadError: unreadable message, or an update not finite."""
     trainable, frozen = start(method, message, shard, hyper, task, rng)
-    train(method, trainable, frozen, shard, hyper, task, rng)
+    for number, stage in enumerate(methods.stages(method, hyper, task)):
+        methods.enter(method, number, trainable, frozen, hyper, stage, rng)
+        train(method, trainable, frozen, shard, hyper, stage, staged(rng, number))
     return method.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
 
 
@@ -57,6 +62,20 @@ def start(
     """What a client trains and what stays; a method that asks for it has looked at the client's data before."""
     trainable, frozen = method.start(message, hyper, task, rng)
     return trainable, frozen | methods.survey(method, trainable, frozen, shard, hyper, task)
+
+
+def staged(rng: Rng, stage: int) -> Rng:
+    """Where a stage's draws come from."""
+    return rng.child("stage", stage) if stage else rng
+
+
+def assessed(method: ModuleType, upload: bytes | Reply, client: int, hyper: Any, task: Task) -> bytes | Reply:
+    """The upload, with what the method says of it on the client's samples held out, if it does."""
+    if not hasattr(method, "assess"):
+        return upload
+    if isinstance(upload, Reply):
+        return Reply(methods.assess(method, upload.upload, task.held(client), hyper, task), upload.memory)
+    return methods.assess(method, upload, task.held(client), hyper, task)
 
 
 def recalled(task: Task, trainable: State, memory: bytes | None) -> State:
@@ -119,12 +138,12 @@ def train(
 
 @torch.no_grad()
 def evaluate(task: Task, state: State, chunk: int) -> tuple[int, float, int]:
-    """Correct answers, summed cross-entropy and images of a chunk of the test set; BatchNorm in evaluation mode."""
+    """Correct answers, summed cross-entropy and labels of a chunk of the test set; BatchNorm in evaluation mode."""
     task.network.eval()
     x, y = (part[chunk * CHUNK : (chunk + 1) * CHUNK] for part in task.test)
     logits = task.logits({name: tensor.to(task.device) for name, tensor in state.items()}, x)
-    correct = int((logits.argmax(1) == y).sum())
-    return correct, float(torch.nn.functional.cross_entropy(logits, y, reduction="sum")), len(x)
+    correct = int((logits.argmax(-1) == y).sum())
+    return correct, float(cross_entropy(logits, y, "sum")), int((y != NO_LABEL).sum())
 
 
 def chunks(task: Task) -> range:

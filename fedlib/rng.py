@@ -76,6 +76,13 @@ def sample(rng: Rng, population: int, count: int) -> list[int]:
     return list(chosen)
 
 
+def binomial(rng: Rng, trials: int, chance: float) -> int:
+    """How many of `trials` independent draws, each with this chance, succeed."""
+    return int(
+        np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64))).binomial(trials, chance)
+    )
+
+
 def _horner(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
     # One numpy operation a step: no fused multiply-add, whose result would depend on the processor.
     y = np.full_like(x, coefficients[-1])

@@ -19,7 +19,7 @@ from fedlib.errors import PayloadError, RunError
 from fedlib.local import Reply
 from fedlib.progress import Bar
 from fedlib.record import Record
-from fedlib.rng import Rng, sample
+from fedlib.rng import Rng, binomial, sample
 from fedlib.spec import Spec
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, NoUpdate, Uploads
@@ -137,9 +137,15 @@ def remembered(
 
 
 def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[int]:
-    """Clients of a round, uniform without replacement; empty ones are skipped. Largest first: it keeps a pool busy."""
-    drawn = sample(Rng(spec.seed).child("cohort", number, attempt), spec.clients, spec.cohort)
-    sizes = {client: len(task.partition.indices(client)) for client in drawn}
+    """Clients of a round, without replacement: as many as the cohort, or each by itself with the same chance.
+
+    Empty ones are skipped. Largest first: it keeps a pool busy.
+    """
+    rng, count = Rng(spec.seed).child("cohort", number, attempt), spec.cohort
+    if spec.sampling == "poisson":
+        count = binomial(rng.child("size"), spec.clients, spec.cohort / spec.clients)
+    drawn = sample(rng, spec.clients, count)
+    sizes = {client: len(task.indices(client)) for client in drawn}
     return sorted((client for client in drawn if sizes[client]), key=lambda client: (-sizes[client], client))
 
 

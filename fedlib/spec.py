@@ -21,6 +21,7 @@ from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name, require_number
 
 PROFILES = ("smoke", "lab", "paper")
+SAMPLING = ("fixed", "poisson")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Spec:
     lr: float  # local learning rate
     evaluate_every: int  # rounds; the last round is always evaluated
     seed: int
+    sampling: str = "fixed"  # cohort as stated; or "poisson": each client by itself with probability cohort / clients
+    held_out: float = 0.0  # share of each client's samples that it does not train on
     optimizer: str = "sgd"  # local; or "adam"
     momentum: float = 0.0  # of sgd
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
@@ -58,12 +61,14 @@ class Spec:
             ("data", data.sets.ENTRIES),
             ("model", models.MODELS),
             ("optimizer", optim.OPTIMIZERS),
+            ("sampling", SAMPLING),
         ):
             require_name(field, getattr(self, field), allowed)
         for field in ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every"):
             require_number(field, getattr(self, field), 1, 10**9, integer=True)
         require_number("seed", self.seed, 0, 2**32 - 1, integer=True)
         require_number("lr", self.lr, 1e-12, 1e12)
+        require_number("held_out", self.held_out, 0, 0.9)
         require_number("momentum", self.momentum, 0, 0.999999)
         if self.momentum and self.optimizer != "sgd":
             raise SpecError(f"momentum: {self.momentum} goes with optimizer sgd only; {self.optimizer} has its own")
@@ -109,6 +114,8 @@ AXES = {
     "epochs",
     "batch",
     "lr",
+    "sampling",
+    "held_out",
     "optimizer",
     "momentum",
     "persistent",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from fedlib.spec import Spec
 
 State = dict[str, Tensor]
+NO_LABEL = -100  # of a place in a sequence that is padding
+
+
+def cross_entropy(logits: Tensor, y: Tensor, reduction: str) -> Tensor:
+    """Of logits [n, classes] with labels [n]; of sequences [n, length, classes] with [n, length], where NO_LABEL does
+    not count."""
+    if logits.ndim == 2:
+        return nn.functional.cross_entropy(logits, y, reduction=reduction)
+    return nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction=reduction, ignore_index=NO_LABEL)
 
 
 def count(shapes: Mapping[str, torch.Size]) -> int:
@@ -64,6 +74,8 @@ class Task:
     test: tuple[Tensor, Tensor]
     partition: partition.Partition
     device: torch.device
+    held_out: float = 0.0
+    stages: dict[Any, tuple[Task, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)  # a cache
 
     @classmethod
     def of(cls, spec: Spec, device: torch.device) -> Task:
@@ -82,8 +94,11 @@ class Task:
             plan=Plan(spec.epochs, spec.batch, spec.lr, spec.optimizer, spec.persistent, spec.momentum),
             train=(dataset.train_x, dataset.train_y),
             test=(dataset.test_x, dataset.test_y),
-            partition=partition.make(dataset.train_y.cpu().numpy(), spec.clients, **spec.partition),
+            partition=partition.make(
+                dataset.train_y.cpu().numpy(), spec.clients, owners=dataset.owners, **spec.partition
+            ),
             device=device,
+            held_out=spec.held_out,
         )
 
     @functools.cached_property
@@ -103,7 +118,28 @@ class Task:
 
     def shard(self, client: int) -> tuple[Tensor, Tensor]:
         """Client's training samples, on the device: x [n, channels, side, side], y [n]."""
-        index = torch.from_numpy(self.partition.indices(client)).to(self.device)
+        return self._samples(self.indices(client))
+
+    def held(self, client: int) -> tuple[Tensor, Tensor]:
+        """The samples that it does not train on."""
+        return self._samples(self._split(client)[1])
+
+    def indices(self, client: int) -> np.ndarray:
+        """Places of a client's training samples in `train`, int64."""
+        return self._split(client)[0]
+
+    def _split(self, client: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = self.partition.indices(client)
+        if not self.held_out:
+            return indices, indices[:0]
+        # Shuffled first: some partitions deal class by class.
+        order = np.random.RandomState(Rng(int(self.partition.hash, 16)).child("held out", client).seed() % 2**32)
+        indices = indices[order.permutation(len(indices))]
+        kept = len(indices) - int(self.held_out * len(indices))
+        return indices[:kept], indices[kept:]
+
+    def _samples(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        index = torch.from_numpy(indices).to(self.device)
         return self.train[0][index], self.train[1][index]
 
     def logits(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -112,7 +148,7 @@ class Task:
 
     def loss(self, tensors: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy of a batch in training mode; BatchNorm updates the given statistics in place."""
-        return nn.functional.cross_entropy(self.logits(tensors, batch[0]), batch[1])
+        return cross_entropy(self.logits(tensors, batch[0]), batch[1], "mean")
 
     def fingerprint(self, method: str, hyper: Any) -> bytes:
         """8 bytes that differ whenever a message could not be read right: other model, method or hyper-parameters."""

@@ -360,7 +360,7 @@ def test_fastest_tries_each_twice_and_changes_no_number(tiny: MakeSpec, tmp_path
         assert all(len(pace) >= 2 for pace in paces)
         assert sum(len(pace) for pace in paces) == 8
         assert fastest.name == f"Fastest: {type(fastest.last).__name__}"
-    assert graphed.step is None  # closed with it
+    assert not graphed.steps  # closed with it
     assert found == json.dumps(record.stable(rounds.run(spec, reference, root=tmp_path)))
 
 
@@ -438,9 +438,9 @@ def test_captured_steps_train_as_one_process_does_on_a_gpu(
         _, found = trained(spec, graphed, round, COHORT, GPU)
         for b, e, f in zip(before, expected, found, strict=True):
             assert distance(f, e, b) < TOLERANCE
-    assert graphed.step
-    assert 16 in graphed.step.graphs
-    assert all(length in graphed.step.graphs for length, steps in graphed.step.met.items() if steps > WARM_UP)
+    (step,) = graphed.steps.values()
+    assert 16 in step.graphs
+    assert all(length in step.graphs for length, steps in step.met.items() if steps > WARM_UP)
 
 
 @needs_cuda

@@ -95,6 +95,16 @@ def labels_per_client(labels: np.ndarray, clients: int, seed: int, count: int) -
     return [np.concatenate(shard) for shard in shards]
 
 
+def natural(owners: np.ndarray | None, clients: int) -> list[np.ndarray]:
+    """One client for each of the `clients` owners with the most samples (ties: the lower number), in their order."""
+    if owners is None:
+        raise SpecError("partition.kind: 'natural' needs data whose samples have owners; take iid, dirichlet or labels")
+    counts = np.bincount(owners)
+    if clients > np.count_nonzero(counts):
+        raise SpecError(f"partition: {clients} clients, but the data has {np.count_nonzero(counts)} owners; take fewer")
+    return [np.flatnonzero(owners == owner) for owner in np.sort(np.argsort(-counts, kind="stable")[:clients])]
+
+
 KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
     "iid": iid,
     "dirichlet": dirichlet,
@@ -102,7 +112,7 @@ KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
 }
 
 
-PARAMETERS = {"iid": (), "dirichlet": ("beta",), "labels": ("count",), "resampled": ("size",)}
+PARAMETERS = {"iid": (), "natural": (), "dirichlet": ("beta",), "labels": ("count",), "resampled": ("size",)}
 
 
 def check(description: object) -> None:
@@ -119,8 +129,10 @@ def check(description: object) -> None:
         require_number(f"partition.{name}", value, 1e-3 if name == "beta" else 1, 1e6, integer=name != "beta")
 
 
-def make(labels: np.ndarray, clients: int, kind: str, seed: int, **parameters: float) -> Partition:
-    """Partition of the samples with these `labels` [n] by kind and its own parameters.
+def make(
+    labels: np.ndarray, clients: int, kind: str, seed: int, owners: np.ndarray | None = None, **parameters: float
+) -> Partition:
+    """Partition of the samples with these `labels` [n] by kind and its own parameters; `natural` takes the owners [n].
 
     `resampled` (parameter `size`) is for benchmarks with more clients than samples: each client draws `size` samples by
     itself when it is asked for, so memory does not grow with the clients. It is not a partition in the strict sense.
@@ -130,6 +142,10 @@ def make(labels: np.ndarray, clients: int, kind: str, seed: int, **parameters: f
         root = Rng(seed).child("resampled")
         name = hashlib.sha256(repr((kind, clients, seed, size, len(labels))).encode()).hexdigest()[:16]
         return Partition(clients, lambda k: _resampled(root.child(k), len(labels), size), name)
+    if kind == "natural":
+        return Partition.of(natural(owners, clients))
+    if labels.ndim > 1 and kind != "iid":
+        raise SpecError(f"partition.kind: {kind!r} needs one label a sample, these have {labels.shape[1]}; take iid")
     return Partition.of(KINDS[kind](labels, clients, seed, **parameters))
 
 

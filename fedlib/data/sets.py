@@ -30,6 +30,7 @@ class Dataset:
     test_x: torch.Tensor
     test_y: torch.Tensor
     classes: tuple[str, ...]  # name of label 0, 1, ...
+    owners: np.ndarray | None = None  # whose each training sample is, int64 [n], where the data says so
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ and, where the plain thing is not enough, one or more of these:
     models(state, hyper, task, rng) -> states                 what is evaluated, in the mean; else the state itself
     survey(trainable, frozen, shard, hyper, task) -> State    client: before its first step, what it finds in its data,
                                                               to stand among `frozen`
+    stages(hyper, plan) -> list of plans                      client: local training in parts, each with an optimizer of
+                                                              its own
+    enter(stage, trainable, frozen, hyper, task, rng)         client: before each of these parts, in place
+    assess(upload, held, hyper, task) -> bytes                client: its upload, with what it finds on samples held out
     notes(state, hyper, task) -> dict                         what the record says of a round beside the rest
     other_bits(upload, hyper, task) -> dict                   further definitions of an upload's size, by name
     sent(upload, frozen, hyper, task) -> update               client: what the server will read as its update `u` [d],
@@ -81,6 +85,22 @@ def survey(
 ) -> State:
     found: State = _optional(module, "survey", trainable, frozen, shard, hyper, task) or {}
     return found
+
+
+def stages(module: ModuleType, hyper: Any, task: Task) -> tuple[Task, ...]:
+    """The task of each part of local training, mostly one: they differ in their plan. The same objects every time."""
+    if hyper not in task.stages:
+        plans = _optional(module, "stages", hyper, task.plan)
+        task.stages[hyper] = tuple(dataclasses.replace(task, plan=plan) for plan in plans) if plans else (task,)
+    return task.stages[hyper]
+
+
+def enter(module: ModuleType, stage: int, trainable: State, frozen: State, hyper: Any, task: Task, rng: Rng) -> None:
+    _optional(module, "enter", stage, trainable, frozen, hyper, task, rng)
+
+
+def assess(module: ModuleType, upload: bytes, held: tuple[Tensor, Tensor], hyper: Any, task: Task) -> bytes:
+    return _optional(module, "assess", upload, held, hyper, task) or upload
 
 
 def other_bits(spec: Spec, task: Task, upload: Buffer) -> dict[str, float]:
