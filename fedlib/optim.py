@@ -52,7 +52,8 @@ def step(plan: Plan, trainable: Mapping[str, Tensor], gradients: Sequence[Tensor
         torch._foreach_add_(list(trainable.values()), list(gradients), alpha=-plan.lr)
         return
     steps = state["steps"]
-    if not steps.ndim:  # torch's own kernel, in one pass over memory
+    if not steps.ndim:  # torch's own kernel, in one pass over memory: all must lie in it alike, as kernels' may not
+        gradients = [gradient.contiguous() for gradient in gradients]
         firsts, seconds = ([state[f"{which} {name}"] for name in trainable] for which in ("first", "second"))
         torch._fused_adam_(
             *(list(trainable.values()), list(gradients), firsts, seconds, [], [steps.add_(1)] * len(trainable)),

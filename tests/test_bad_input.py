@@ -281,6 +281,8 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
         ("methods/fedavg", "hyper.step", with_hyper("signvote", step=v), "number 1e-09 1000")
         for v in (0, 1e4, math.nan)
     ],
+    *[(f"{MAIN}/grid", "sampling", {"sampling": [value]}, "allowed: fixed poisson") for value in ("x", None)],
+    *[(f"{MAIN}/grid", "held_out", {"held_out": [value]}, "number 0 0.9") for value in (-0.1, 1, math.nan, "x")],
     *[(f"{MAIN}/grid", "momentum", {"momentum": [value]}, "number 0") for value in (-0.1, 1, math.nan, "x", None)],
     (f"{MAIN}/grid", "momentum", {"optimizer": ["adam"], "momentum": [0.5]}, "optimizer sgd adam"),
     *[
@@ -297,7 +299,12 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     *[("methods/fedavg", "hyper.downlink", with_hyper("feddq", downlink=v), "number") for v in (-1, 1e-13, math.nan)],
     *[("methods/fedavg", "hyper.report", with_hyper("feddq", report=v), "true false") for v in (1, "yes", None)],
     ("methods/fedavg/hyper", "hyper", None, ""),
-    ("partitions/iid", "partition.kind", {"kind": "equal", "seed": 1}, "allowed: iid dirichlet labels resampled"),
+    (
+        "partitions/iid",
+        "partition.kind",
+        {"kind": "equal", "seed": 1},
+        "allowed: iid dirichlet labels natural resampled",
+    ),
     *[("partitions/iid", "partition.beta", {"kind": "dirichlet", "beta": v}, "") for v in (0, -1.0, math.nan)],
     ("partitions/iid", "partition.beta", {"kind": "dirichlet", "beta": "x"}, ""),
     ("partitions/iid", "partition.count", {"kind": "labels", "count": 0}, ""),

@@ -79,6 +79,23 @@ def test_adam_is_torch_s(lr: float) -> None:
     assert float((found["vector"] - parameters()["vector"]).abs().max()) > lr
 
 
+def test_adam_on_kernels_whose_gradients_lie_otherwise_in_memory() -> None:
+    """As those of convolutions do where images are channels-last."""
+    start = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    ours, theirs = {"kernel": start.clone()}, torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.Adam([theirs], lr=0.1)
+    plan = Plan(1, 1, 0.1, "adam")
+    moments = optim.moments(plan, ours)
+    for seed in range(3):
+        gradient = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed))
+        lying = gradient.contiguous(memory_format=torch.channels_last)
+        assert lying.stride() != ours["kernel"].stride()
+        optim.step(plan, ours, [lying], moments)
+        theirs.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(ours["kernel"], theirs.detach(), rtol=1e-5, atol=1e-7)
+
+
 def test_adam_worked_by_hand() -> None:
     """The first step is lr g / (|g| + 1e-8). With g = 2, then -1: m = 0.08, v = 0.004996, corrected by 0.19 and
     0.001999: the second step is lr 0.421053 / 1.580904 = 0.266337 lr."""
