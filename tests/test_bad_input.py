@@ -217,6 +217,11 @@ def with_hyper(method: str, **hyper: Any) -> dict[str, Any]:
 
 
 COUNTS = ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every")
+FEDPT_NAMES = [  # settings of fedpt, and the names that each allows
+    ("law", "allowed: glorot he torch"),
+    ("optimizer", "allowed: adam sgd yogi"),
+    ("weighting", "allowed: clients samples"),
+]
 FEDDQ_NAMES = [  # settings of feddq, and the names that each allows
     ("schedule", "allowed: ascending fixed loss range"),
     ("quantizer", "allowed: affine_nearest affine_stochastic buckets norm symmetric_nearest"),
@@ -298,6 +303,21 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     *[("methods/fedavg", "hyper.resolution", with_hyper("feddq", resolution=v), "number") for v in (0, math.nan, "x")],
     *[("methods/fedavg", "hyper.downlink", with_hyper("feddq", downlink=v), "number") for v in (-1, 1e-13, math.nan)],
     *[("methods/fedavg", "hyper.report", with_hyper("feddq", report=v), "true false") for v in (1, "yes", None)],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedpt", **{f: v}), words)
+        for f, words in FEDPT_NAMES
+        for v in ("x", None)
+    ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedpt", **{f: v}), "number")
+        for f in ("server_lr", "epsilon", "momentum", "beta1", "beta2")
+        for v in (-1, 1e9, math.nan, "x")
+    ],
+    *[("methods/fedavg", "hyper.correction", with_hyper("fedpt", correction=v), "true false") for v in (1, None)],
+    *[
+        ("methods/fedavg", "hyper.policy", with_hyper("fedpt", policy=v), "allowed for this network")
+        for v in ("emnist/dense1", "all", "random/2", "random/x", None)
+    ],
     ("methods/fedavg/hyper", "hyper", None, ""),
     (
         "partitions/iid",

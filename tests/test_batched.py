@@ -43,8 +43,17 @@ SETTINGS: list[dict[str, Any]] = [{"method": name} for name in methods.METHODS] 
     {"method": "fedpm", "hyper": {"masking": "threshold", "aggregation": "bayes"}, "optimizer": "adam"},
     {"method": "fedpm", "hyper": {"masking": "top", "penalty": "mean_entropy"}, "optimizer": "adam"},
     {"method": "feddq", "hyper": {"schedule": "ascending", "quantizer": "norm", "most": 15}, "momentum": 0.5},
+    {"method": "fedpt", "hyper": {"policy": "random/0.5"}},
 ]
-NAMES = [*methods.METHODS, "fedmrn signed", "fedpm adam", "fedpm threshold", "fedpm top", "feddq ascending"]
+NAMES = [
+    *methods.METHODS,
+    "fedmrn signed",
+    "fedpm adam",
+    "fedpm threshold",
+    "fedpm top",
+    "feddq ascending",
+    "fedpt random",
+]
 SPOILT = 5  # the client whose images are huge in data set "spoilt"
 
 # Slow where torch has no batching rule; a test below says where that is.
@@ -53,10 +62,12 @@ each_model = pytest.mark.parametrize("model", ["mlp", "slice", "biased"])
 
 
 def fits(setting: dict[str, Any], model: str = "slice") -> str:
-    """That model; for FedPM, which masks no BatchNorm, one in which no pooling or ReLU has ties to break.
+    """That model; for methods that refuse BatchNorm, one without; for FedPM one where pooling and ReLU break no ties.
 
     Weights -c and +c on the 17 greys of digits give many sums that are equal but for their rounding.
     """
+    if setting["method"] == "fedpt" and model == "slice":
+        return "biased"
     return "smooth" if setting["method"] == "fedpm" and model != "mlp" else model
 
 
@@ -250,7 +261,8 @@ def test_a_client_that_diverges_does_not_disturb_the_others(
     tiny: MakeSpec, setting: dict[str, Any], kind: type[Any]
 ) -> None:
     # Scores take more: the gradient of a huge image, but not of the others, times the largest learning rate overflows.
-    more = {"model": "mlp", "lr": 1e12} if setting["method"] == "fedpm" else {"model": "slice"}
+    own: dict[str, dict[str, Any]] = {"fedpm": {"model": "mlp", "lr": 1e12}, "fedpt": {"model": "biased"}}
+    more = own.get(setting["method"], {"model": "slice"})
     spec = tiny(data="spoilt", **setting, **more)
     *_, message = parts(spec)
     cohort = [2, SPOILT, 7, 0]

@@ -37,7 +37,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedlib.errors import require_mapping
-from fedlib.methods import drive, eden, fedavg, feddq, fedmrn, fedpm, fedsparsify, signsgd, signvote, terngrad, topk
+from fedlib.methods import (
+    drive,
+    eden,
+    fedavg,
+    feddq,
+    fedmrn,
+    fedpm,
+    fedpt,
+    fedsparsify,
+    signsgd,
+    signvote,
+    terngrad,
+    topk,
+)
 from fedlib.rng import Rng
 from fedlib.task import State, Task
 from fedlib.uploads import Buffer
@@ -52,6 +65,7 @@ METHODS: dict[str, ModuleType] = {
     "feddq": feddq,
     "fedmrn": fedmrn,
     "fedpm": fedpm,
+    "fedpt": fedpt,
     "fedsparsify": fedsparsify,
     "signsgd": signsgd,
     "signvote": signvote,
