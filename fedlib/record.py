@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -99,8 +100,10 @@ def stale(record: Record, spec: Spec) -> str:
     reasons = []
     if record.get("format") != FORMAT:
         reasons.append(f"format {record.get('format')} instead of {FORMAT}")
-    if record.get("spec") != spec.as_dict():
-        then = record.get("spec", {})
+    # A record older than a field of Spec was made with that field's default.
+    then = {f.name: f.default for f in dataclasses.fields(Spec) if f.default is not dataclasses.MISSING}
+    then |= record.get("spec", {})
+    if then != spec.as_dict():
         changed = [k for k, v in spec.as_dict().items() if then.get(k) != v]
         reasons.append(f"spec differs in {', '.join(changed) or 'fields since removed'}")
     if record.get("data") != data.digest(spec.data):

@@ -78,9 +78,17 @@ def sample(rng: Rng, population: int, count: int) -> list[int]:
 
 def binomial(rng: Rng, trials: int, chance: float) -> int:
     """How many of `trials` independent draws, each with this chance, succeed."""
-    return int(
-        np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64))).binomial(trials, chance)
-    )
+    return int(_generator(rng).binomial(trials, chance))
+
+
+def permutation(rng: Rng, count: int) -> list[int]:
+    """The integers below `count` in an order that is uniformly random."""
+    order: list[int] = _generator(rng).permutation(count).tolist()
+    return order
+
+
+def _generator(rng: Rng) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)))
 
 
 def _horner(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:

@@ -19,7 +19,7 @@ from fedlib.errors import PayloadError, RunError
 from fedlib.local import Reply
 from fedlib.progress import Bar
 from fedlib.record import Record
-from fedlib.rng import Rng, binomial, sample
+from fedlib.rng import Rng, binomial, permutation, sample
 from fedlib.spec import Spec
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, NoUpdate, Uploads
@@ -137,14 +137,15 @@ def remembered(
 
 
 def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[int]:
-    """Clients of a round, without replacement: as many as the cohort, or each by itself with the same chance.
-
-    Empty ones are skipped. Largest first: it keeps a pool busy.
-    """
+    """Clients of a round by the spec's sampling. Empty ones are skipped. Largest first: it keeps a pool busy."""
     rng, count = Rng(spec.seed).child("cohort", number, attempt), spec.cohort
-    if spec.sampling == "poisson":
-        count = binomial(rng.child("size"), spec.clients, spec.cohort / spec.clients)
-    drawn = sample(rng, spec.clients, count)
+    if spec.sampling == "spaced":  # a place in the queue for each client, whatever the round
+        order, turn = permutation(Rng(spec.seed).child("queue"), spec.clients), (number - 1) * count
+        drawn = [order[(turn + place) % spec.clients] for place in range(count)]
+    else:
+        if spec.sampling == "poisson":
+            count = binomial(rng.child("size"), spec.clients, spec.cohort / spec.clients)
+        drawn = sample(rng, spec.clients, count)
     sizes = {client: len(task.indices(client)) for client in drawn}
     return sorted((client for client in drawn if sizes[client]), key=lambda client: (-sizes[client], client))
 
@@ -167,6 +168,7 @@ def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Rec
             "downlink_bytes": sum(entry["downlink_bytes"] for entry in rounds),
             "paper_bits": sum(entry["paper_bits"] for entry in rounds),
             "uplink_parts": log["uplink_parts"],
+            **methods.summary(spec),
         },
         "made": record.made(engine.device, engine.name, log["seconds"]),
         "rounds": rounds,

@@ -21,7 +21,7 @@ from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name, require_number
 
 PROFILES = ("smoke", "lab", "paper")
-SAMPLING = ("fixed", "poisson")
+SAMPLING = ("fixed", "poisson", "spaced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class Spec:
     lr: float  # local learning rate
     evaluate_every: int  # rounds; the last round is always evaluated
     seed: int
-    sampling: str = "fixed"  # cohort as stated; or "poisson": each client by itself with probability cohort / clients
+    sampling: str = (
+        "fixed"  # or "poisson": each client by itself with probability cohort / clients; or "spaced": by turns
+    )
     held_out: float = 0.0  # share of each client's samples that it does not train on
     optimizer: str = "sgd"  # local; or "adam"
     momentum: float = 0.0  # of sgd
@@ -82,7 +84,7 @@ class Spec:
         if self.cohort > self.clients:
             raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
         partition.check(self.partition)
-        methods.hyper(self.method, self.hyper)
+        methods.check(self)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

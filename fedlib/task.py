@@ -75,6 +75,7 @@ class Task:
     partition: partition.Partition
     device: torch.device
     held_out: float = 0.0
+    cohort: int = 1  # clients that a round asks for, or expects
     stages: dict[Any, tuple[Task, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)  # a cache
 
     @classmethod
@@ -98,6 +99,7 @@ class Task:
                 dataset.train_y.cpu().numpy(), spec.clients, owners=dataset.owners, **spec.partition
             ),
             device=device,
+            cohort=spec.cohort,
             held_out=spec.held_out,
         )
 

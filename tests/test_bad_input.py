@@ -286,7 +286,7 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
         ("methods/fedavg", "hyper.step", with_hyper("signvote", step=v), "number 1e-09 1000")
         for v in (0, 1e4, math.nan)
     ],
-    *[(f"{MAIN}/grid", "sampling", {"sampling": [value]}, "allowed: fixed poisson") for value in ("x", None)],
+    *[(f"{MAIN}/grid", "sampling", {"sampling": [value]}, "allowed: fixed poisson spaced") for value in ("x", None)],
     *[(f"{MAIN}/grid", "held_out", {"held_out": [value]}, "number 0 0.9") for value in (-0.1, 1, math.nan, "x")],
     *[(f"{MAIN}/grid", "momentum", {"momentum": [value]}, "number 0") for value in (-0.1, 1, math.nan, "x", None)],
     (f"{MAIN}/grid", "momentum", {"optimizer": ["adam"], "momentum": [0.5]}, "optimizer sgd adam"),

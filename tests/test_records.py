@@ -76,6 +76,18 @@ def test_other_data_code_or_format_makes_a_record_stale(kept: tuple[Spec, record
     assert words in record.stale({k: v for k, v in found.items() if k != key}, spec)
 
 
+def test_a_field_that_a_record_is_too_old_to_have_stands_for_its_default(
+    tiny: MakeSpec, kept: tuple[Spec, record.Record]
+) -> None:
+    spec, found = kept
+    old = found | {"spec": {k: v for k, v in found["spec"].items() if k not in ("sampling", "held_out")}}
+    assert record.stale(old, spec) == ""
+    assert "spec differs in sampling" in record.stale(old, tiny(sampling="spaced"))
+    assert "spec differs in lr" in record.stale(
+        found | {"spec": {k: v for k, v in old["spec"].items() if k != "lr"}}, spec
+    )
+
+
 def test_every_reason_is_told(tiny: MakeSpec, kept: tuple[Spec, record.Record]) -> None:
     reason = record.stale(kept[1] | {"data": "other", "code": "other"}, tiny(lr=0.2, batch=16))
     assert all(words in reason for words in ("lr", "batch", "data", "code"))

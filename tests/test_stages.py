@@ -16,7 +16,7 @@ from fedlib.graphed import Graphed
 from fedlib.inprocess import InProcess, task_of
 from fedlib.methods import fedavg
 from fedlib.methods.parts import unpack_model
-from fedlib.rng import Rng
+from fedlib.rng import Rng, permutation
 from fedlib.spec import Spec
 from fedlib.stacked import Stacked
 from fedlib.task import NO_LABEL, Plan, cross_entropy
@@ -117,6 +117,24 @@ def test_poisson_cohorts_have_the_law_that_they_claim(tiny: MakeSpec) -> None:
     together = np.mean([0 in cohort and 1 in cohort for cohort in cohorts])
     assert abs(together - 0.04) < 0.04, "independent of each other"
     assert cohorts[:3] == [rounds.draw_cohort(spec, task, number) for number in range(3)]
+
+
+def test_spaced_cohorts_take_turns(tiny: MakeSpec) -> None:
+    """Every client once in each pass, and always as many rounds apart; 3 and 10 share no factor."""
+    spec = tiny(clients=10, cohort=3, sampling="spaced")
+    task = task_of(spec.key(), CPU)
+    cohorts = [rounds.draw_cohort(spec, task, number) for number in range(1, 41)]
+    assert all(len(set(cohort)) == 3 for cohort in cohorts)
+    for client in range(10):
+        turns = [number for number, cohort in enumerate(cohorts) if client in cohort]
+        assert len(turns) == 12 and set(np.diff(turns)) == {3, 4}, (
+            "at least 10 // 3 rounds apart, at most 40 * 3 / 10 times"
+        )
+    assert cohorts[:10] == cohorts[10:20] and rounds.draw_cohort(spec, task, 2, attempt=1) == cohorts[1]
+    other = tiny(clients=10, cohort=3, sampling="spaced", seed=spec.seed + 1)
+    assert [rounds.draw_cohort(other, task, number) for number in range(1, 11)] != cohorts[:10]
+    first = [permutation(Rng(seed), 4)[0] for seed in range(400)]
+    assert min(np.bincount(first, minlength=4)) > 65, "each client may be the first; 100 on average, deviation 8.7"
 
 
 def test_one_client_an_owner() -> None:

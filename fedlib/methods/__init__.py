@@ -21,6 +21,8 @@ and, where the plain thing is not enough, one or more of these:
     enter(stage, trainable, frozen, hyper, task, rng)         client: before each of these parts, in place
     assess(upload, held, hyper, task) -> bytes                client: its upload, with what it finds on samples held out
     notes(state, hyper, task) -> dict                         what the record says of a round beside the rest
+    check(hyper, spec)                                        SpecError where a spec's other fields do not go with it
+    summary(hyper, spec) -> dict                              what the record says of the whole run beside the rest
     other_bits(upload, hyper, task) -> dict                   further definitions of an upload's size, by name
     sent(upload, frozen, hyper, task) -> update               client: what the server will read as its update `u` [d],
                                                               for error feedback; methods without it cannot have that
@@ -92,6 +94,15 @@ def notes(spec: Spec, task: Task, state: State) -> dict[str, Any]:
     """{"notes": ...} for the record, or nothing."""
     found = _optional(METHODS[spec.method], "notes", state, hyper(spec.method, spec.hyper), task)
     return {"notes": found} if found else {}
+
+
+def check(spec: Spec) -> None:
+    _optional(METHODS[spec.method], "check", hyper(spec.method, spec.hyper), spec)
+
+
+def summary(spec: Spec) -> dict[str, Any]:
+    found: dict[str, Any] = _optional(METHODS[spec.method], "summary", hyper(spec.method, spec.hyper), spec) or {}
+    return found
 
 
 def survey(
