@@ -217,10 +217,12 @@ def with_hyper(method: str, **hyper: Any) -> dict[str, Any]:
 
 
 COUNTS = ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every")
+PRIVATE = {"weighting": "clients", "mechanism": "dp_fedavg", "clip_norm": 0.1, "noise_multiplier": 1.0, "delta": 1e-3}
 FEDPT_NAMES = [  # settings of fedpt, and the names that each allows
     ("law", "allowed: glorot he torch"),
     ("optimizer", "allowed: adam sgd yogi"),
     ("weighting", "allowed: clients samples"),
+    ("mechanism", "allowed: dp_fedavg dp_ftrl none"),
 ]
 FEDDQ_NAMES = [  # settings of feddq, and the names that each allows
     ("schedule", "allowed: ascending fixed loss range"),
@@ -310,9 +312,16 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     ],
     *[
         ("methods/fedavg", f"hyper.{f}", with_hyper("fedpt", **{f: v}), "number")
-        for f in ("server_lr", "epsilon", "momentum", "beta1", "beta2")
+        for f in ("server_lr", "epsilon", "momentum", "beta1", "beta2", "scale")
         for v in (-1, 1e9, math.nan, "x")
     ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedpt", **PRIVATE | {f: v}), words)
+        for f, words in (("clip_norm", "number"), ("noise_multiplier", "number"), ("delta", ""))
+        for v in (-1, 1e9, math.nan, "x")
+    ],
+    ("methods/fedavg", "hyper.delta", with_hyper("fedpt", **PRIVATE | {"delta": 0.5}), "below 1 / clients"),
+    ("methods/fedavg", "sampling", with_hyper("fedpt", **PRIVATE | {"mechanism": "dp_ftrl"}), "allowed: spaced"),
     *[("methods/fedavg", "hyper.correction", with_hyper("fedpt", correction=v), "true false") for v in (1, None)],
     *[
         ("methods/fedavg", "hyper.policy", with_hyper("fedpt", policy=v), "allowed for this network")

@@ -152,6 +152,21 @@ def test_second_mirror_after_404(tmp_path: Path, serve: Serve, capsys: Capture) 
     assert files_below(tmp_path) == IN_PLACE
 
 
+def test_a_file_may_have_another_name_at_a_mirror(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
+    served = serve({"texts/input.txt": b"ANNA:\nHi\n"})
+    entry = replace(
+        sets.find("shakespeare"),
+        files=(("shakespeare/tinyshakespeare.txt", sha256(b"ANNA:\nHi\n")),),
+        mirrors=lambda: [[f"{served}/texts/input.txt#tinyshakespeare.txt"]],
+    )
+    sources.get(entry, tmp_path)
+    assert f"from mirror {served}/texts," in capsys.readouterr().out
+    assert files_below(tmp_path) == ["data-extra/shakespeare/tinyshakespeare.txt"]
+    public, ours = sets.find("shakespeare").mirrors()[0][0].split("#")
+    assert public.startswith("https://") and public.endswith("/input.txt")
+    assert sets.find("shakespeare").files[0][0] == f"shakespeare/{ours}"
+
+
 @pytest.mark.parametrize(
     ("bodies", "cut", "reason"),
     [

@@ -150,9 +150,11 @@ def test_02_fixed_part_depends_on_seed_law_and_name_alone(begin: Begin) -> None:
         others, found = fedpt.frozen_part(seed, dataclasses.replace(run.hyper, law=law), run.task)
         assert not torch.equal(others["dense1.weight"], tensors["dense1.weight"])
         marks.add(found)
+    half = fedpt.frozen_part(run.seed, dataclasses.replace(run.hyper, scale=0.5), run.task)[0]
+    assert torch.equal(half["dense1.weight"] * 2, tensors["dense1.weight"]) and not half["dense1.bias"].any()
     assert len(marks) == 6 and len({begin(seed=seed).seed for seed in range(4)}) == 4, "runs differ"
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    code = f"from fedlib.methods import fedpt; print(fedpt.fixed({run.seed}, 'he', {shapes!r})[1].hex())"
+    code = f"from fedlib.methods import fedpt; print(fedpt.fixed({run.seed}, 'he', 1.0, {shapes!r})[1].hex())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert fresh.stdout.strip() == mark.hex()
 

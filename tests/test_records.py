@@ -172,7 +172,7 @@ CODED = {"feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by en
         ("methods/quantizers", {"feddq"}),
         ("methods/schedules", {"feddq"}),
         ("wire/levels", {"feddq"}),
-        ("freezing", {"fedpt"}),
+        *[(name, {"fedpt"}) for name in ("freezing", "privacy", "participation", "methods/private")],
         ("models/named", {"fedpt"}),
         ("wire/bits", COMPRESSED - {"fedpt"}),
         ("wire/entropy", CODED),

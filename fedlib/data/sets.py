@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedlib.data import text
 from fedlib.errors import DataError, SpecError
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -22,11 +23,11 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, normalised, on the CPU; c channels, h by w pixels."""
+    """A data set in memory, normalised, on the CPU; c channels, h by w pixels. A text's characters lie along h."""
 
     name: str
     train_x: torch.Tensor  # float32 [n,c,h,w]
-    train_y: torch.Tensor  # int64 [n]
+    train_y: torch.Tensor  # int64 [n]; of texts [n,h], NO_LABEL where there is padding
     test_x: torch.Tensor
     test_y: torch.Tensor
     classes: tuple[str, ...]  # name of label 0, 1, ...
@@ -38,7 +39,7 @@ class Entry:
     """What is known of a data set before any byte of it is here."""
 
     name: str
-    read: Callable[[Path], Arrays]  # gets the folder that `files` starts from
+    read: Callable[[Path], Arrays | text.Owned]  # gets the folder that `files` starts from
     classes: tuple[str, ...]
     mean: tuple[float, ...]  # a channel each, of pixels scaled to 0..1
     std: tuple[float, ...]
@@ -48,7 +49,7 @@ class Entry:
     files: tuple[tuple[str, str], ...] = ()  # path below `folder`, "sha256:..." of the unpacked bytes
     shipped: str = ""  # SHA-256 of arrays that come with a library instead of files
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
-    mirrors: Callable[[], list[list[str]]] = list  # per mirror: the addresses of all it offers
+    mirrors: Callable[[], list[list[str]]] = list  # per mirror: all its addresses; "a/b#c" if our name is c, not b
     package: str = ""  # Debian's package with the same files
 
 
@@ -152,6 +153,7 @@ def _cifar10_mirrors() -> list[list[str]]:
 
 DIGITS = "428ad214e900fe9343f94d9fedc8a16d461db8cd1bc0f61eecf448b8c5f16b35"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 ENTRIES = {
@@ -223,6 +225,21 @@ ENTRIES = {
             scale=16.0,
             shipped=f"sha256:{DIGITS}",
         ),
+        Entry(
+            name="shakespeare",
+            read=text.read_shakespeare,
+            classes=text.CLASSES,
+            mean=(0.0,),  # the model reads the characters' own numbers
+            std=(1.0,),
+            scale=1.0,
+            files=(
+                (
+                    "shakespeare/tinyshakespeare.txt",
+                    "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                ),
+            ),
+            mirrors=lambda: [[f"{CHAR_RNN}/input.txt#tinyshakespeare.txt"]],
+        ),
     )
 }
 
@@ -243,7 +260,7 @@ def read(entry: Entry, folder: Path) -> Dataset:
     take constants of the test images for Fashion-MNIST's test set (0.2868, 0.3524); a model should not know these.
     """
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (entry.mean, entry.std))
-    train_x, train_y, test_x, test_y = entry.read(folder)
+    train_x, train_y, test_x, test_y, *owners = entry.read(folder)
 
     def normalise(x: np.ndarray) -> torch.Tensor:
         return torch.tensor(x, dtype=torch.float32).contiguous().div_(entry.scale).sub_(mean).div_(std)
@@ -255,4 +272,5 @@ def read(entry: Entry, folder: Path) -> Dataset:
         test_x=normalise(test_x),
         test_y=torch.tensor(test_y, dtype=torch.int64),
         classes=entry.classes,
+        owners=owners[0] if owners else None,
     )

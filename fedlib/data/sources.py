@@ -1,4 +1,4 @@
-"""Where data sets come from: a mirror folder, torchvision's mirrors, Debian's package; each file's hash is checked.
+"""Where data sets come from: a mirror folder, public mirrors, Debian's package; each file's hash is checked.
 
 A file is unpacked under a temporary name and moved into place only when its hash is right, so that a kill at any moment
 leaves either the right file or none.
@@ -61,7 +61,7 @@ def get(name: str | sets.Entry, root: Path | None = None, mirror: Path | None = 
     """Make the files of a data set present and verified below `root`; returns the folder to read from.
 
     Sources, in order: what is already there; the folder `mirror` (by default $FEDLIB_MIRROR), with the files plain,
-    gzip'd or in torchvision's layout; torchvision's mirrors; Debian's package. Prints one line saying which was used.
+    gzip'd or in torchvision's layout; public mirrors; Debian's package. Prints one line saying which was used.
     Raises DataError naming every source with its reason when files are still missing after the last.
     """
     entry, root = sets.find(name), root or home()
@@ -150,7 +150,7 @@ def _in_folder(entry: sets.Entry, missing: set[str], mirror: Path) -> Iterator[P
 def _download(addresses: list[str], missing: set[str], stage: Path) -> Iterator[Path]:
     wanted = {PurePosixPath(path).name for path in missing}
     for address in addresses:
-        name = address.rpartition("/")[2]
+        name = address.rpartition("/")[2].rpartition("#")[2]  # urllib asks for what is before the #
         if not name.endswith(".tar.gz") and name.removesuffix(".gz") not in wanted:
             continue
         request = urllib.request.Request(address, headers={"User-Agent": "fedlib"})

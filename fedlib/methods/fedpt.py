@@ -8,8 +8,9 @@ al., "Adaptive Federated Optimization", ICLR 2021), as in the code around it (`g
     their values, from the seed   -> `fixed`, by `fedlib.models.named`
     a client                      -> `start`, `objective`, `finish`
     the server's optimizer        -> `server`, `moved`
+    training in private           -> `fedlib.methods.private`
 
-Gradients and optimizer states exist for the trained tensors only, on both sides.
+Gradients, optimizer states and noise exist for the trained tensors only, on both sides.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlib import privacy
 from fedlib.errors import PayloadError, SpecError, require_name, require_number
 from fedlib.freezing import frozen_names
+from fedlib.methods import private
 from fedlib.methods.parts import RunningMean, pack_tensors, unpack_tensors
 from fedlib.models import named
 from fedlib.rng import Rng
@@ -34,6 +37,7 @@ from fedlib.wire import container
 
 SECTIONS = ("fingerprint of the frozen part", "trained part")
 OPTIMIZERS = ("sgd", "adam", "yogi")
+check, summary, notes = private.check, private.summary, private.notes
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Hyper:
 
     policy: str = "none"  # what is frozen: a name of `fedlib.freezing`
     law: str = "he"  # initial values, frozen or not: "he", "glorot" or "torch"
+    scale: float = 1.0  # by which frozen weights are multiplied; a power of two keeps them exact
     optimizer: str = "sgd"  # of the server
     server_lr: float = 1.0
     momentum: float = 0.0  # of sgd
@@ -50,17 +55,27 @@ class Hyper:
     epsilon: float = 1e-3  # in units of a parameter
     correction: bool = True  # of the moments' bias, as in Keras; without it as in Reddi et al., but from zero moments
     weighting: str = "samples"  # or "clients"
+    mechanism: str = "none"  # of privacy for whole clients: noise each round, "dp_fedavg", or in a tree, "dp_ftrl"
+    clip_norm: float = 0.0  # largest norm of an update over all trained tensors, in units of a parameter
+    noise_multiplier: float = 0.0  # deviation of the noise in the sum of updates over clip_norm
+    delta: float = 0.0  # of the guarantee
 
     def __post_init__(self) -> None:
         require_name("hyper.law", self.law, named.LAWS)
         require_name("hyper.optimizer", self.optimizer, OPTIMIZERS)
         require_name("hyper.weighting", self.weighting, ("samples", "clients"))
+        require_number("hyper.scale", self.scale, 2.0**-20, 2.0**20)
         require_number("hyper.server_lr", self.server_lr, 1e-9, 1e6)
         require_number("hyper.epsilon", self.epsilon, 1e-12, 1e6)
         for field in ("momentum", "beta1", "beta2"):
             require_number(f"hyper.{field}", getattr(self, field), 0, 0.999999)
         if not isinstance(self.correction, bool):
             raise SpecError(f"hyper.correction: {self.correction!r} must be true or false")
+        private.validate(self)
+
+    @property
+    def private(self) -> bool:
+        return self.mechanism != "none"
 
 
 def trained(hyper: Hyper, task: Task) -> dict[str, torch.Size]:
@@ -72,9 +87,12 @@ def trained(hyper: Hyper, task: Task) -> dict[str, torch.Size]:
 
 
 @functools.lru_cache(maxsize=2)
-def fixed(seed: int, law: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[dict[str, Tensor], bytes]:
+def fixed(
+    seed: int, law: str, scale: float, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> tuple[dict[str, Tensor], bytes]:
     """The frozen tensors on the CPU, from nothing but the seed, and 8 bytes that tell them from any others."""
     tensors = {name: named.values(seed, name, shape, law) for name, shape in shapes}
+    tensors = {name: tensor * scale if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -84,11 +102,13 @@ def fixed(seed: int, law: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) 
 def frozen_part(seed: int, hyper: Hyper, task: Task) -> tuple[dict[str, Tensor], bytes]:
     travels = trained(hyper, task)
     shapes = tuple((name, tuple(shape)) for name, shape in task.parameters.items() if name not in travels)
-    return fixed(seed, hyper.law, shapes)
+    return fixed(seed, hyper.law, hyper.scale, shapes)
 
 
 def slots(hyper: Hyper, task: Task) -> dict[str, torch.Size]:
     """What the server's optimizer keeps: one or two tensors for each trained one, and the number of rounds."""
+    if hyper.mechanism == "dp_ftrl":
+        return {"rounds": torch.Size([])}
     orders = {"sgd": ("first",) if hyper.momentum else ()}.get(hyper.optimizer, ("first", "second"))
     shapes = {f"{which} {name}": shape for which in orders for name, shape in trained(hyper, task).items()}
     return shapes | {"rounds": torch.Size([])}
@@ -97,9 +117,10 @@ def slots(hyper: Hyper, task: Task) -> dict[str, torch.Size]:
 def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
     """The trained tensors, the seed of all, and an optimizer that has seen nothing."""
     seed = named.number(Rng(rng.base))  # that of the network's own initial weights: with its law they are the same
-    state = {name: named.values(seed, name, shape, hyper.law) for name, shape in trained(hyper, task).items()}
-    state |= {name: torch.zeros(shape) for name, shape in slots(hyper, task).items()}
-    return state | {"seed": torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)}
+    start = {name: named.values(seed, name, shape, hyper.law) for name, shape in trained(hyper, task).items()}
+    state = start | {name: torch.zeros(shape) for name, shape in slots(hyper, task).items()}
+    state["seed"] = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
+    return state | private.initial(start, hyper, rng)
 
 
 def seed_of(state: State) -> int:
@@ -152,8 +173,10 @@ def objective(
 
 
 def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    """The change of the trained tensors, as float32."""
+    """The change of the trained tensors, as float32; in private training clipped, and without the number of samples."""
     change = {name: tensor.detach() - frozen[f"from {name}"] for name, tensor in trainable.items()}
+    if hyper.private:
+        samples, (change, _) = 1, privacy.clip(change, hyper.clip_norm)
     parts: list[Any] = [frozen["fingerprint"].cpu().numpy().tobytes(), pack_tensors(change, trained(hyper, task))]
     return container.pack("fedpt.up", task.fingerprint("fedpt", hyper), samples, parts)
 
@@ -167,8 +190,18 @@ def read_update(upload: Buffer, fingerprint: bytes, hyper: Hyper, task: Task) ->
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
     _, fingerprint = frozen_part(seed_of(state), hyper, task)
-    mean = RunningMean(trained(hyper, task))
-    for tensors, samples in uploads.read(lambda upload: read_update(upload, fingerprint, hyper, task)):
+    travels = trained(hyper, task)
+
+    def decode(upload: Buffer) -> tuple[State, int]:
+        return read_update(upload, fingerprint, hyper, task)
+
+    if hyper.private:
+        state, total = private.gather(state, uploads, decode, hyper, count(travels))
+        if hyper.mechanism == "dp_ftrl":
+            return private.ftrl(state, total, hyper, task.cohort, travels)
+        return moved(state, private.mean(state, total, hyper, task.cohort, travels), hyper)
+    mean = RunningMean(travels)
+    for tensors, samples in uploads.read(decode):
         mean.add(tensors, samples if hyper.weighting == "samples" else 1)
     return moved(state, mean.value(), hyper)
 

@@ -1,0 +1,157 @@
+"""Private training as a part of a method: its settings checked, clipped updates summed, noise, what the run has spent.
+
+A client counts for a whole, whatever its samples. The server is trusted with the updates, each no longer than the
+agreed bound, and adds the noise; what it sends to clients is private. The mechanisms are those of `fedlib.privacy`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedlib import privacy
+from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
+from fedlib.rng import Rng
+from fedlib.task import State, Task
+from fedlib.uploads import Buffer, NoUpdate, Uploads
+
+if TYPE_CHECKING:
+    from fedlib.spec import Spec
+
+MECHANISMS = ("none", "dp_fedavg", "dp_ftrl")
+ROUNDING = 1e-5  # by which a clipped norm may differ from the bound, as float32 is sent
+log = logging.getLogger("fedlib")
+
+
+def validate(hyper: Any) -> None:
+    """SpecError: a setting out of range, missing, or not for private training."""
+    require_name("hyper.mechanism", hyper.mechanism, MECHANISMS)
+    if not hyper.private:
+        for field in ("clip_norm", "noise_multiplier", "delta"):
+            if value := getattr(hyper, field):
+                raise SpecError(
+                    f"hyper.{field}: {value!r} needs a mechanism; take dp_fedavg or dp_ftrl, or leave it out"
+                )
+        return
+    require_number("hyper.clip_norm", hyper.clip_norm, 1e-9, 1e9)
+    require_number("hyper.noise_multiplier", hyper.noise_multiplier, 0, 1e6)
+    if not hyper.delta:
+        raise SpecError("hyper.delta: not given, and an epsilon means nothing without it; take say clients ** -1.1")
+    require_number("hyper.delta", hyper.delta, 1e-300, 1)
+    if hyper.weighting != "clients":
+        raise SpecError(f"hyper.weighting: {hyper.weighting!r} lets a client weigh more than others; take clients")
+    if hyper.mechanism == "dp_ftrl" and hyper.optimizer != "sgd":
+        raise SpecError(f"hyper.optimizer: dp_ftrl is an optimizer itself, not {hyper.optimizer!r}; take sgd")
+
+
+def check(hyper: Any, spec: Spec) -> None:
+    """SpecError where the accounting does not hold for the way in which clients are drawn."""
+    if not hyper.private:
+        return
+    fitting = [sampler for mechanism, sampler in privacy.NEIGHBOURS if mechanism == hyper.mechanism]
+    if spec.sampling not in fitting:
+        raise SpecError(
+            f"sampling: {spec.sampling!r} is not what the accounting of {hyper.mechanism} assumes; "
+            f"allowed: {' '.join(fitting)}"
+        )
+    if hyper.delta >= 1 / spec.clients:
+        raise SpecError(f"hyper.delta: {hyper.delta} must be below 1 / clients, which is {1 / spec.clients:.3g}")
+
+
+def spent(hyper: Any, spec: Spec) -> float:
+    """Epsilon of the whole run, infinite without noise. RunError: the package dp-accounting is missing."""
+    turns: dict[str, Any] = {"clients": spec.clients, "cohort": spec.cohort}
+    if hyper.mechanism == "dp_ftrl":  # a client's turns come every clients / cohort rounds
+        turns["participations"] = -(-spec.rounds * spec.cohort // spec.clients)
+        turns["separation"] = spec.clients // spec.cohort
+    turns |= {"noise_multiplier": hyper.noise_multiplier, "rounds": spec.rounds, "delta": hyper.delta}
+    return privacy.epsilon(hyper.mechanism, spec.sampling, **turns)
+
+
+def summary(hyper: Any, spec: Spec) -> dict[str, Any]:
+    """{"privacy": ...} of a private run; its epsilon is null without noise, and where it could not be computed."""
+    if not hyper.private:
+        return {}
+    epsilon = math.inf
+    try:
+        epsilon = spent(hyper, spec)
+    except RunError as error:
+        log.warning("%s: its record has no epsilon: %s", spec.name, error)
+    said: dict[str, Any] = {
+        "mechanism": hyper.mechanism,
+        "sampling": spec.sampling,
+        "neighbours": privacy.NEIGHBOURS[hyper.mechanism, spec.sampling],
+        "clip_norm": hyper.clip_norm,
+        "noise_multiplier": hyper.noise_multiplier,
+        "epsilon": float(f"{epsilon:.6g}") if math.isfinite(epsilon) else None,
+        "delta": hyper.delta,
+    }
+    return {"privacy": said}
+
+
+def notes(state: State, hyper: Any, task: Task) -> dict[str, Any]:
+    """In private training the share of the round's updates that were clipped."""
+    if not hyper.private:
+        return {}
+    clipped, updates = state["clipped"].tolist()
+    return {"clipped": clipped / updates if updates else 0.0}
+
+
+def initial(trained: State, hyper: Any, rng: Rng) -> State:
+    """What the server keeps beside the trained tensors. The noise must not follow from a seed that clients know."""
+    if not hyper.private:
+        return {}
+    kept = vars(privacy.ftrl_start(privacy.flatten(trained))) if hyper.mechanism == "dp_ftrl" else {}
+    noise = rng.child("noise").seed().to_bytes(8, "little")
+    state = {"noise": torch.frombuffer(bytearray(noise), dtype=torch.uint8), "rounds": torch.zeros(())}
+    return state | {"clipped": torch.zeros(2, dtype=torch.int64)} | kept
+
+
+def gather(
+    state: State, uploads: Uploads, decode: Callable[[Buffer], tuple[State, int]], hyper: Any, size: int
+) -> tuple[State, Tensor]:
+    """The sum of all updates, flat; a longer one than agreed is refused. Nobody may come: then it is zero."""
+    total, clipped = torch.zeros(size, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+
+    def bounded(upload: Buffer) -> tuple[State, int]:
+        change, samples = decode(upload)
+        _, norm = privacy.clip(change, hyper.clip_norm)
+        if norm > hyper.clip_norm * (1 + ROUNDING):
+            raise PayloadError(f"update of norm {norm:.6g}, but the agreed bound is {hyper.clip_norm}")
+        clipped.add_(torch.tensor([norm > hyper.clip_norm * (1 - ROUNDING), 1]))
+        return change, samples
+
+    try:
+        for change, _ in uploads.read(bounded):
+            total += privacy.flatten(change)
+    except NoUpdate:
+        log.info("a round without any update: it consists of noise")
+    return state | {"clipped": clipped}, total
+
+
+def mean(state: State, total: Tensor, hyper: Any, cohort: int, shapes: Mapping[str, torch.Size]) -> State:
+    """DP-FedAvg's mean over the expected cohort, with this round's noise."""
+    rng = _noise(state).child("round", int(state["rounds"]))
+    noisy = privacy.private_mean(
+        total, rng, noise_multiplier=hyper.noise_multiplier, bound=hyper.clip_norm, cohort=cohort
+    )
+    return privacy.unflatten(noisy.float(), shapes)
+
+
+def ftrl(state: State, total: Tensor, hyper: Any, cohort: int, shapes: Mapping[str, torch.Size]) -> State:
+    """The state after a round of DP-FTRL-M, one tree for the whole run."""
+    rounds = int(state["rounds"]) + 1
+    std = hyper.noise_multiplier * hyper.clip_norm / cohort
+    noise = privacy.tree_noise(_noise(state).child("tree"), rounds, len(total), std)
+    kept = privacy.Ftrl(state["start"], state["total"], state["velocity"])
+    kept, point = privacy.ftrl_step(kept, -total / cohort, noise, lr=hyper.server_lr, momentum=hyper.momentum)
+    return state | vars(kept) | privacy.unflatten(point, shapes) | {"rounds": state["rounds"] + 1}
+
+
+def _noise(state: State) -> Rng:
+    return Rng(int.from_bytes(state["noise"].numpy().tobytes(), "little"))
