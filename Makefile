@@ -53,6 +53,7 @@ bench: env ## measure speed and size
 	python bench/rotation.py
 	python bench/quantize.py
 	python bench/local_training.py
+	python bench/partial.py
 	python bench/engines.py
 	python bench/population.py
 	python bench/pfl/run.py

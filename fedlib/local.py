@@ -132,8 +132,8 @@ def train(
             step += 1
             draws = method.draws(step / steps, hyper, task, local)
             loss = method.objective(trainable, frozen, (x[index], y[index]), draws, hyper, task)
-            gradients = torch.autograd.grad(loss, parameters)
-            optim.step(task.plan, trainable, gradients, moments)
+            # The gradients get no name: they would live on while those of the next step are formed.
+            optim.step(task.plan, trainable, torch.autograd.grad(loss, parameters), moments)
 
 
 @torch.no_grad()

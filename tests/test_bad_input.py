@@ -332,7 +332,7 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
         "partitions/iid",
         "partition.kind",
         {"kind": "equal", "seed": 1},
-        "allowed: iid dirichlet labels natural resampled",
+        "allowed: iid dirichlet quota labels natural resampled",
     ),
     *[("partitions/iid", "partition.beta", {"kind": "dirichlet", "beta": v}, "") for v in (0, -1.0, math.nan)],
     ("partitions/iid", "partition.beta", {"kind": "dirichlet", "beta": "x"}, ""),

@@ -157,3 +157,24 @@ def test_resampled() -> None:
     counts = np.bincount(np.concatenate([made.indices(k) for k in range(1000)]), minlength=50)
     assert len(counts) == 50 and abs(counts - 800).max() < 5 * 800**0.5
     assert made.hash != partition.make(np.zeros(50), 10**9, kind="resampled", seed=4, size=40).hash
+
+
+def test_quotas_are_equal_and_take_no_sample_twice() -> None:
+    labels = np.random.RandomState(3).permutation(balanced(5, 41))  # 205 samples, 5 too many
+    shards = deal(labels, 20, kind="quota", seed=1, beta=0.5)
+    assert {len(shard) for shard in shards} == {10}
+    assert len(set(np.concatenate(shards).tolist())) == 200
+    again = deal(labels, 20, kind="quota", seed=1, beta=0.5)
+    assert all((a == b).all() for a, b in zip(shards, again, strict=True))
+    assert any((a != b).any() for a, b in zip(shards, deal(labels, 20, kind="quota", seed=2, beta=0.5), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("beta", "low", "high"), [(1e4, 0.09, 0.13), (1.0, 0.2, 0.4), (0.05, 0.7, 1.0), (1e-3, 0.8, 1.0)]
+)
+def test_a_quota_is_as_skewed_as_its_shares(beta: float, low: float, high: float) -> None:
+    """Mean share of a client's largest class, for clients that come while no class is used up: of a symmetric
+    Dirichlet(1) over ten classes it is (1 + 1/2 + ... + 1/10) / 10 = 0.293."""
+    shards = deal(FASHION, 100, kind="quota", seed=5, beta=beta)[:25]
+    largest = [np.bincount(FASHION[shard], minlength=10).max() / 600 for shard in shards]
+    assert low < float(np.mean(largest)) < high

@@ -95,6 +95,30 @@ def labels_per_client(labels: np.ndarray, clients: int, seed: int, count: int) -
     return [np.concatenate(shard) for shard in shards]
 
 
+def quota(labels: np.ndarray, clients: int, seed: int, beta: float) -> list[np.ndarray]:
+    """Equal shards of n // clients samples; what is left over belongs to nobody.
+
+    A client has shares of the classes from a symmetric Dirichlet(beta), draws a class by them and a sample of it that
+    nobody has yet, and so on. A class that is used up is out. As `google-research/federated` (a5af8c4) deals CIFAR-10.
+    """
+    random = np.random.RandomState(seed)
+    members = [random.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    left = np.array([len(of) for of in members])
+    shards = []
+    for shares in np.nan_to_num(random.dirichlet(np.repeat(beta, len(members)), clients)):  # tiny numbers make 0 / 0
+        shard = np.empty(len(labels) // clients, dtype=np.int64)
+        for place, point in enumerate(random.random_sample(len(shard))):
+            open_shares = shares * (left > 0)
+            if not open_shares.any():  # of all that it wanted nothing is left
+                open_shares = 1.0 * (left > 0)
+            sums = open_shares.cumsum()
+            c = int(np.searchsorted(sums, point * sums[-1], side="right"))
+            left[c] -= 1
+            shard[place] = members[c][left[c]]
+        shards.append(shard)
+    return shards
+
+
 def natural(owners: np.ndarray | None, clients: int) -> list[np.ndarray]:
     """One client for each of the `clients` owners with the most samples (ties: the lower number), in their order."""
     if owners is None:
@@ -109,10 +133,18 @@ KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
     "iid": iid,
     "dirichlet": dirichlet,
     "labels": labels_per_client,
+    "quota": quota,
 }
 
 
-PARAMETERS = {"iid": (), "natural": (), "dirichlet": ("beta",), "labels": ("count",), "resampled": ("size",)}
+PARAMETERS = {
+    "iid": (),
+    "natural": (),
+    "dirichlet": ("beta",),
+    "quota": ("beta",),
+    "labels": ("count",),
+    "resampled": ("size",),
+}
 
 
 def check(description: object) -> None:
