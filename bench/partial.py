@@ -11,13 +11,13 @@ counted work, where that differs by more than 5 % of full training. Random sampl
     macs, macs_ratio       multiply-accumulates of training on one example (`fedlib.macs`), and over those of "none"
     step_ms, step_ratio    time of a step of `fedlib.local.train` with plain SGD, median over turns; and over that of
                            "none" in the same turn, median. CPU time of one thread; on a GPU wall-clock time.
+    step_ratios            that ratio in each turn
     state_bytes            sgd, momentum, adam: the formula 4 (d + d_y (1 + k)) for d parameters, d_y of them trained, a
                            gradient and k = 0, 1, 2 tensors of the optimizer for each of these
     peak_bytes             the same three: most bytes in tensors at any moment of local training (`fedlib.meter`), the
                            client's samples left out. On a GPU torch.cuda.max_memory_allocated.
     held_bytes             of these, what is there before the first step, without the optimizer's: the network's own
-                           weights, frozen and trained part, the trained part as it came (to form the update), and the
-                           frozen part as made from the seed, which is kept for the next client
+                           weights, frozen and trained part, and the trained part as it came (to form the update)
     activation_bytes       what the forward pass leaves behind for the backward pass of one batch
 """
 
@@ -43,7 +43,7 @@ from fedlib.rng import Rng
 from fedlib.task import Plan, State, Task, count
 
 TURNS = 15  # after one that does not count
-STEPS = 3  # of local training a turn; the second already has the gradients of the first beside it
+STEPS = 3  # of local training a turn
 CONTAINER = 64  # bytes a message may have beyond its entries
 RESOLUTION = 0.05  # of full training, set after a first trial: smaller differences of work are lost in the noise
 OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {}, "momentum": {"momentum": 0.9}, "adam": {"optimizer": "adam"}}
@@ -163,13 +163,12 @@ def times(clients: list[Client], clock: Callable[[], float]) -> list[dict[str, f
             begin = clock()
             client.train(trainable, frozen)
             measured.append(clock() - begin)
-    return [
-        {
-            "step_ms": round(1000 * median(measured[1:]) / STEPS, 2),
-            "step_ratio": round(median(m / s for m, s in zip(measured[1:], seconds[0][1:], strict=True)), 3),
-        }
-        for measured in seconds
-    ]
+    rows = []
+    for measured in seconds:
+        ratios = [round(own / full, 3) for own, full in zip(measured[1:], seconds[0][1:], strict=True)]
+        row = {"step_ms": round(1000 * median(measured[1:]) / STEPS, 2)}
+        rows.append(row | {"step_ratio": round(median(ratios), 3), "step_ratios": ratios})
+    return rows
 
 
 def synchronized() -> float:

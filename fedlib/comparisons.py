@@ -10,8 +10,8 @@ import pandas as pd
 
 from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, table
 from fedlib.figures import provenance
+from fedlib.measures import best, last_bits, model_bytes, parameters, upload_bytes
 from fedlib.record import Record
-from fedlib.score import best, last_bits, model_bytes, parameters, upload_bytes
 from fedlib.spec import Spec
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, source, table
+from fedlib.measures import upload_bytes
 from fedlib.record import Record
-from fedlib.score import Score, upload_bytes
+from fedlib.score import Score
 from fedlib.spec import Spec
 from fedlib.wire import container
 
@@ -46,7 +47,7 @@ def long(records: Sequence[Record]) -> pd.DataFrame:
             if entry["accuracy"] is not None:
                 row = {name: r["spec"][name] for name in ("label", "split", "seed", "lr")}
                 row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
-                bits = entry["paper_bits"] / len(entry["clients"]) / sum(r["parameters"].values())
+                bits = entry["paper_bits"] / max(1, len(entry["clients"])) / sum(r["parameters"].values())
                 row["reported"] = entry.get("notes", {}).get("loss", math.nan)
                 rows.append(row | {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
     return pd.DataFrame(rows)

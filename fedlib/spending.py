@@ -12,8 +12,8 @@ from fedlib import targets
 from fedlib.comparisons import field
 from fedlib.exhibits import Exhibit, canvas, drawn, table
 from fedlib.figures import provenance
+from fedlib.measures import last_bits, parameters
 from fedlib.record import Record
-from fedlib.score import last_bits, parameters
 
 
 def quantizer_table(records: Sequence[Record], name: str) -> Exhibit:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from fedlib import data, engines, methods, record, rounds, score, spec, task
+from fedlib import data, engines, measures, methods, record, rounds, score, spec, task
 from fedlib.__main__ import main
 from fedlib.engines import InProcess
 from fedlib.errors import PayloadError, RunError, SpecError
@@ -539,7 +539,7 @@ def test_refused_bytes_do_not_make_an_upload_look_smaller(tiny: MakeSpec, tmp_pa
     engine = Tampered(lambda u, round, attempt, position: flipped(u, len(u) // 2) if position else u)
     spoilt = rounds.run(spec, engine, root=tmp_path)
     assert spoilt["final"]["uplink_bytes"] == clean["final"]["uplink_bytes"] and spoilt["final"]["refused"] == 3
-    bits = [score.bits_per_weight([r], ["signed"], ["main"], "mask")["signed, main, iid"] for r in (clean, spoilt)]
+    bits = [measures.bits_per_weight([r], ["signed"], ["main"], "mask")["signed, main, iid"] for r in (clean, spoilt)]
     assert bits == [[1.0], [1.0]]
 
 
@@ -683,7 +683,7 @@ THREE = {"a": [-1.0, 0.0, 1.0], "b": [-1.5, -2.0, -2.5]}
         (CLAIM, {"a": [math.nan, 0.0, 0.0]}, "does not hold"),
     ],
 )
-def test_verdicts(claim: dict[str, Any], values: score.Values, verdict: str) -> None:
+def test_verdicts(claim: dict[str, Any], values: measures.Values, verdict: str) -> None:
     found, note = score.judge(claim, values)
     assert found == verdict
     assert (note == "") == (found == "holds")

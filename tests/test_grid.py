@@ -21,7 +21,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlib import grid, record, rounds, score
+from fedlib import grid, measures, record, rounds
 from fedlib.__main__ import main
 from fedlib.engines import InProcess
 from fedlib.errors import PayloadError, RunError, SpecError
@@ -614,7 +614,7 @@ RAN = [
 ]
 
 
-def chosen(cases: score.Cases) -> dict[tuple[str, str, str], tuple[set[float], list[int]]]:
+def chosen(cases: measures.Cases) -> dict[tuple[str, str, str], tuple[set[float], list[int]]]:
     return {case: ({r["spec"]["lr"] for r in runs.values()}, sorted(runs)) for case, runs in cases.items()}
 
 
@@ -622,17 +622,19 @@ def chosen(cases: score.Cases) -> dict[tuple[str, str, str], tuple[set[float], l
 def test_each_method_has_the_learning_rate_with_the_best_mean(order: int) -> None:
     """Not the best single run, not the first nor the last; for each group and partition by itself."""
     records = RAN[::order]
-    assert chosen(score.by_case(records, ["a", "b"], ["main"])) == {
+    assert chosen(measures.by_case(records, ["a", "b"], ["main"])) == {
         ("a", "main", "iid"): ({0.1}, [0, 1]),
         ("b", "main", "iid"): ({0.3}, [0]),
         ("b", "main", "skew"): ({0.1}, [0]),
     }
-    assert chosen(score.by_case(records, ["a"], ["wide", "main"])) == {
+    assert chosen(measures.by_case(records, ["a"], ["wide", "main"])) == {
         ("a", "main", "iid"): ({0.1}, [0, 1]),
         ("a", "wide", "iid"): ({0.1}, [0]),
     }
-    assert score.by_case(records, ["d"], ["main"]) == score.by_case(records, ["a"], []) == {}
-    kept = [(s["label"], s["group"], s["split"], s["lr"], s["seed"]) for s in (r["spec"] for r in score.best(records))]
+    assert measures.by_case(records, ["d"], ["main"]) == measures.by_case(records, ["a"], []) == {}
+    kept = [
+        (s["label"], s["group"], s["split"], s["lr"], s["seed"]) for s in (r["spec"] for r in measures.best(records))
+    ]
     assert sorted(kept) == [
         ("a", "main", "iid", 0.1, 0),
         ("a", "main", "iid", 0.1, 1),
@@ -647,33 +649,33 @@ def test_each_method_has_the_learning_rate_with_the_best_mean(order: int) -> Non
 
 def test_gaps_of_accuracy_by_hand() -> None:
     """Only where both have run: a and b share seed 0 of main and of wide, a and c seed 1 of main and seed 0 of wide."""
-    both = score.accuracy_gap(RAN, ["a"], ["main", "wide"], ["b", "c"])
+    both = measures.accuracy_gap(RAN, ["a"], ["main", "wide"], ["b", "c"])
     assert {case: pytest.approx(values) for case, values in both.items()} == {
         "a against b, main, iid": [10.0],  # 0.6 - 0.5
         "a against c, main, iid": [50.0],  # 0.9 - 0.4
         "a against b, wide, iid": [40.0],
         "a against c, wide, iid": [5.0],
     }
-    assert score.accuracy_gap(RAN, ["b"], ["main"], ["a"]) == {"b, main, iid": [pytest.approx(-10.0)]}
-    assert score.accuracy_gap(RAN, ["b"], ["main"], ["c"]) == {}, "no seed in common"
+    assert measures.accuracy_gap(RAN, ["b"], ["main"], ["a"]) == {"b, main, iid": [pytest.approx(-10.0)]}
+    assert measures.accuracy_gap(RAN, ["b"], ["main"], ["c"]) == {}, "no seed in common"
 
 
 def test_gaps_of_speed_by_hand() -> None:
     """The mean over the evaluated rounds: a 0.55 and 0.8, b 0.3, c 0.4; the middle round was not evaluated."""
-    found = score.speed_gap(RAN, ["a"], ["main"], ["b", "c"])
+    found = measures.speed_gap(RAN, ["a"], ["main"], ["b", "c"])
     assert found == {
         "a against b, main, iid": [pytest.approx(25.0)],
         "a against c, main, iid": [pytest.approx(40.0)],
     }
     late, early = ran("a", "main", "iid", 0.1, 0, 0.0, 0.9), ran("b", "main", "iid", 0.1, 0, 0.8, 0.9)
-    assert score.speed_gap([late, early], ["a"], ["main"], ["b"]) == {"a, main, iid": [pytest.approx(-40.0)]}
-    assert score.accuracy_gap([late, early], ["a"], ["main"], ["b"]) == {"a, main, iid": [pytest.approx(0.0)]}
+    assert measures.speed_gap([late, early], ["a"], ["main"], ["b"]) == {"a, main, iid": [pytest.approx(-40.0)]}
+    assert measures.accuracy_gap([late, early], ["a"], ["main"], ["b"]) == {"a, main, iid": [pytest.approx(0.0)]}
 
 
 def test_bytes_by_hand() -> None:
     """200 bytes of mask for two uploads of 100 weights: 8 bits each; 10 bytes were refused and count for nobody."""
-    assert score.bits_per_weight(RAN, ["a"], ["main"], "mask") == {"a, main, iid": [8.0, 8.0]}
-    assert score.upload_bytes(RAN[0]) == 100
+    assert measures.bits_per_weight(RAN, ["a"], ["main"], "mask") == {"a, main, iid": [8.0, 8.0]}
+    assert measures.upload_bytes(RAN[0]) == 100
     large = ran("b", "main", "iid", 0.1, 0, 0.5)
     large["final"]["uplink_bytes"] = 6410
-    assert score.upload_ratio([RAN[0], large], ["a"], ["main"], ["b"]) == {"a, main, iid": [32.0]}
+    assert measures.upload_ratio([RAN[0], large], ["a"], ["main"], ["b"]) == {"a, main, iid": [32.0]}

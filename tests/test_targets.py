@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedlib import score, spending, targets
+from fedlib import measures, spending, targets
 from fedlib.targets import Reached
 
 Record = dict[str, Any]
@@ -82,16 +82,16 @@ def records() -> list[Record]:
 
 def test_claims_on_savings() -> None:
     given: dict[str, Any] = {"labels": ["a"], "groups": ["main", "absent"], "against": ["b", "c"]}
-    found = score.saving_to_target(records(), **given, quantity="rounds", largest=False)
+    found = measures.saving_to_target(records(), **given, quantity="rounds", largest=False)
     assert found == {"a against b, main, iid": [50.0] * 3, "a against c, main, iid": [50.0] * 3}
-    bits = score.saving_to_target(records(), **given, quantity="bits", largest=True)
+    bits = measures.saving_to_target(records(), **given, quantity="bits", largest=True)
     assert bits == {"a against b, main, iid": [-100.0] * 3}  # 80 against 40: the larger of two equals is the first
     without = [r for r in records() if r["spec"]["label"] != "fedavg"]
-    assert score.saving_to_target(without, **given, quantity="bits", largest=True) == {}
+    assert measures.saving_to_target(without, **given, quantity="bits", largest=True) == {}
 
 
 def test_claims_on_ranges() -> None:
-    assert score.range_ratio(records(), ["a"], ["main"]) == {"a, main, iid": [0.25] * 3}
+    assert measures.range_ratio(records(), ["a"], ["main"]) == {"a, main, iid": [0.25] * 3}
 
 
 def test_the_table_of_targets_tells_what_was_not_reached() -> None:

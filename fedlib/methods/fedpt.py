@@ -148,7 +148,7 @@ def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, St
     frozen, fingerprint = frozen_part(int.from_bytes(read.sections[0][:8], "little"), hyper, task)
     _same(fingerprint, read.sections[0][8:])
     model = {name: t.to(task.device) for name, t in unpack_tensors(read.sections[1], travels).items()}
-    held = {name: tensor.to(task.device, copy=True) for name, tensor in frozen.items()}
+    held = {name: tensor.to(task.device) for name, tensor in frozen.items()}  # shared by all clients: none writes
     held |= {f"from {name}": tensor.clone() for name, tensor in model.items()}
     held["fingerprint"] = torch.frombuffer(bytearray(fingerprint), dtype=torch.uint8).to(task.device)
     return {name: tensor.requires_grad_() for name, tensor in model.items()}, held
