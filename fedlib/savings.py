@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedlib import privacy
 from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, table
 from fedlib.figures import provenance
 from fedlib.measures import benchmark, parameters, upload_bytes
 from fedlib.record import Record
 
+BUDGET = ("mechanism", "clip_norm", "noise_multiplier", "epsilon")  # of what a record says of privacy
 PERCENT = ("bytes each way", "products", "time of a step", "memory, SGD", "memory, Adam")
 
 
@@ -128,6 +130,8 @@ def spread_figure(
             style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
             ax.plot(at, own.mean(), label=case, **style)
             ax.fill_between(at, own.min(), own.max(), color=style["color"], alpha=0.15, linewidth=0)
+            if len(at) == 1:  # a band of no width
+                ax.vlines(at, own.min(), own.max(), color=style["color"])
         ax.set(title=title, xlabel=axis)
         if scale == "each":
             ax.set_xticks(range(len(places)), places)
@@ -140,3 +144,31 @@ def spread_figure(
     says = "; ".join(f"{p} {case} {at}: {mean:.1f}".strip() for p, case, at, mean in means.itertuples(index=False))
     alt = f"Line chart of test accuracy against {axis}. Means: {says}."
     return drawn(figure, alt, f"{caption} Mean, lowest and highest of the seeds. {provenance(records)}", frame, name)
+
+
+def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
+    """A row a mechanism, bound and noise: epsilon, accuracy, share of clipped updates, length of the mean's noise."""
+    rows = []
+    cases = dict.fromkeys((r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) for r in records)
+    for case in cases:
+        own = [r for r in records if (r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) == case]
+        label, mechanism, bound, noise, epsilon = case
+        accuracy = 100 * np.array([r["final"]["accuracy"] for r in own])
+        spread = f" ± {accuracy.std(ddof=1):.1f}" if len(own) > 1 else ""
+        shares = [np.mean([entry["notes"]["clipped"] for entry in r["rounds"]]) for r in own]
+        length = privacy.expected_norm(trained(own[0]), noise * bound / own[0]["spec"]["cohort"])
+        rows.append(
+            {
+                "method": label,
+                "mechanism": mechanism,
+                "C": bound,
+                "noise multiplier": noise,
+                "ε": f"{epsilon:.2f}" if epsilon else "none",
+                "accuracy (%)": f"{accuracy.mean():.1f}{spread}",
+                "clipped": f"{100 * np.mean(shares):.0f} %",
+                "length of the noise": f"{length:.2f}",
+            }
+        )
+    deltas = ", ".join(f"{delta:g}" for delta in dict.fromkeys(r["final"]["privacy"]["delta"] for r in records))
+    caption = f"{caption} δ = {deltas}; mean and sample deviation over seeds. {provenance(records)}"
+    return table(pd.DataFrame(rows), caption, name)
