@@ -179,3 +179,5 @@ def test_real_roles_give_back_their_words(home: Path) -> None:
     assert tested == len(data.test_x) and labels == 1_027_254
     sizes = np.bincount(data.owners)
     assert [*said][sizes.argmax()] == "GLOUCESTER:" and sizes.max() == 424 and np.median(sizes) == 11
+    spaces = (data.test_y == text.CHARACTERS.index(" ")).sum() / (data.test_y != NO_LABEL).sum()
+    assert 0.16 < float(spaces) < 0.17, "what guessing a space everywhere gets right"
