@@ -41,6 +41,19 @@ def kappa(rounds: int, participations: int = 1, separation: int = 1) -> int:
     return max(value for _, value in first)
 
 
+def queue_weight(clients: int, cohort: int, rounds: int) -> int:
+    """As `kappa`, for clients that take turns in a fixed order, `cohort` a round: the most that any place weighs."""
+    most = 0
+    for places in np.array_split(np.arange(clients), -(-clients * rounds // 10**7)):
+        takes_part = (places[:, None] - cohort * np.arange(rounds)) % clients < cohort
+        weight = np.zeros(len(places), dtype=np.int64)
+        for level in range(rounds.bit_length()):
+            nodes = takes_part[:, : rounds >> level << level].reshape(len(places), -1, 1 << level)
+            weight += np.square(nodes.sum(axis=2)).sum(axis=1)
+        most = max(most, int(weight.max()))
+    return most
+
+
 def _join(left: Nodes, right: Nodes, offset: int, size: int, most: int, closes: int) -> Nodes:
     """Both side by side; if it closes, as children of one node."""
     found: Nodes = {}

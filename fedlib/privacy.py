@@ -65,8 +65,12 @@ def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> State:
 
 
 def gaussian(rng: Rng, size: int, std: float, device: torch.device | str = "cpu") -> Tensor:
-    """`size` independent float32 draws from N(0, std^2), the same for the same place `rng`."""
-    return torch.randn(size, generator=rng.torch(device), device=device) * std
+    """`size` independent float32 draws from N(0, std^2), the same for the same place `rng`.
+
+    By numpy, since torch keeps 32 bits of a seed, and that many vectors can be tried out.
+    """
+    generator = np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)))
+    return torch.from_numpy(generator.standard_normal(size, dtype=np.float32)).to(device) * std
 
 
 def private_mean(total: Tensor, rng: Rng, *, noise_multiplier: float, bound: float, cohort: float) -> Tensor:
@@ -134,11 +138,13 @@ def epsilon(
     cohort: float | None = None,
     participations: int | None = None,
     separation: int | None = None,
+    weight: int | None = None,
     accountant: str = "rdp",
 ) -> float:
     """Epsilon at `delta`, an upper bound, between the neighbours that NEIGHBOURS names. It never depends on the model.
 
     Mechanisms: "dp_fedavg" (`private_mean`) and "dp_ftrl" (one tree, not restarted); samplers: see SAMPLERS.
+    weight: kappa of the tree, where it is known exactly, in place of participations and separation.
     Accountants: "rdp", and "pld", tighter, for Poisson sampling only. "fixed": replacing a client moves the sum by 2 C.
     SpecError: a sampler for which the mechanism's accounting does not hold, a number missing or out of range.
     RunError: the package dp-accounting is missing.
@@ -159,19 +165,15 @@ def epsilon(
     if mechanism == "dp_fedavg":
         require_number("clients", clients, 1, 1e12, integer=True)
         require_number("cohort", cohort, 1e-9, float(clients or 0), integer=sampler == "fixed")
+    elif weight is not None:
+        require_number("weight", weight, 1, 1e15, integer=True)
     else:
         require_number("participations", participations, 1, 1e9, integer=True)
         if participations != 1:
             require_number("separation", separation, 1, 1e9, integer=True)
-    try:
-        dp: Any = importlib.import_module("dp_accounting")
-        library: Any = importlib.import_module(f"dp_accounting.{accountant}")
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"epsilon: no package {error.name!r}; pip install 'fedlib[privacy]' for dp-accounting"
-        ) from error
     if noise_multiplier == 0:
         return math.inf
+    dp, library = package(), package(f".{accountant}")
     orders, times = (INTEGERS, rounds) if mechanism == "dp_fedavg" else (ORDERS, 1)
     if sampler == "poisson":
         event = dp.PoissonSampledDpEvent((cohort or 0) / (clients or 1), dp.GaussianDpEvent(noise_multiplier))
@@ -181,10 +183,21 @@ def epsilon(
     elif participations == 1:
         event = dp.SingleEpochTreeAggregationDpEvent(noise_multiplier, rounds)
     else:  # the library has no event for this
-        event = dp.ZCDpEvent(zcdp(kappa(rounds, participations or 1, separation or 1), noise_multiplier))
+        weight = weight or kappa(rounds, participations or 1, separation or 1)
+        event = dp.ZCDpEvent(zcdp(weight, noise_multiplier))
     relation = dp.NeighboringRelation[NEIGHBOURS[mechanism, sampler]]
     spent = library.RdpAccountant(orders, relation) if accountant == "rdp" else library.PLDAccountant(relation)
     return float(spent.compose(event, times).get_epsilon(delta))
+
+
+def package(part: str = "") -> Any:
+    """The package dp-accounting, or a part of it. RunError: it is missing."""
+    try:
+        return importlib.import_module(f"dp_accounting{part}")
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"epsilon: no package {error.name!r}; pip install 'fedlib[privacy]' for dp-accounting"
+        ) from error
 
 
 # The formulas

@@ -77,7 +77,7 @@ def policy_table(records: Sequence[Record], name: str) -> Exhibit:
     for label in dict.fromkeys(r["spec"]["label"] for r in records):
         own = [r for r in records if r["spec"]["label"] == label]
         first = own[0]
-        clients = sum(len(entry["clients"]) for entry in first["rounds"])
+        clients = sum(len(entry["clients"]) + len(entry["refused"]) for entry in first["rounds"])
         accuracy = 100 * np.array([r["final"]["accuracy"] for r in own])
         spread = f" ± {accuracy.std(ddof=1):.1f}" if len(own) > 1 else ""
         rows.append(
@@ -163,7 +163,7 @@ def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit
                 "mechanism": mechanism,
                 "C": bound,
                 "noise multiplier": noise,
-                "ε": f"{epsilon:.2f}" if epsilon else "none",
+                "ε": "none" if epsilon is None else f"{epsilon:.2f}",
                 "accuracy (%)": f"{accuracy.mean():.1f}{spread}",
                 "clipped": f"{100 * np.mean(shares):.0f} %",
                 "length of the noise": f"{length:.2f}",

@@ -40,7 +40,7 @@ class Spec:
     model: str  # key of models.MODELS
     partition: dict[str, Any]  # kind, seed and the kind's own parameters
     clients: int  # in total
-    cohort: int  # clients drawn per round, uniformly without replacement
+    cohort: int  # clients a round, drawn by `sampling`
     rounds: int
     epochs: int  # local epochs per round
     batch: int  # samples per local step

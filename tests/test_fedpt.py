@@ -22,10 +22,10 @@ from torch.func import functional_call
 
 from fedlib import freezing, local, methods, models, rounds
 from fedlib.engines import Graphed, InProcess, Stacked, task_of
-from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import fedpt
+from fedlib.errors import PayloadError, RunError, SpecError
+from fedlib.methods import fedavg, fedpt
 from fedlib.methods.fedpt import Hyper
-from fedlib.methods.parts import pack_tensors
+from fedlib.methods.parts import pack_tensors, unpack_model
 from fedlib.models import cnn, named, partial
 from fedlib.rng import Rng
 from fedlib.spec import Spec
@@ -34,6 +34,7 @@ from fedlib.uploads import Uploads
 from fedlib.wire import container
 
 CPU = torch.device("cpu")
+FEDAVG: Any = fedavg.Hyper()
 ENGINE = InProcess(CPU)
 Settings = dict[str, Any]
 Begin = Callable[..., Any]
@@ -238,7 +239,7 @@ def test_05_nothing_is_kept_for_frozen_tensors(begin: Begin, client: str) -> Non
     for server, slots in (orders | {"yogi": 2}).items():
         own = begin(more_hyper=SERVER[server], **LOCAL[client])
         for state in (own.state, after(own, 1)):
-            assert sum(tensor.numel() for tensor in state.values()) == (1 + slots) * TRAINED + 8 + 1
+            assert sum(tensor.numel() for tensor in state.values()) == (1 + slots) * TRAINED + 8 + 8 + 1
             assert not any("dense1" in name for name in [*state, *moments])
 
 
@@ -271,6 +272,55 @@ def test_07_policy_none_is_fedavg(begin: Begin, tiny: MakeSpec, client: str) -> 
             bound = 2.0**-22 * (float(before.abs().max()) + 8 * moved)
             assert float((new[name] - expected[name]).abs().max()) <= bound < moved / 1000
         state = new
+
+
+@each_server
+@each_local
+def test_07_policy_none_is_plain_fedopt_bit_for_bit(begin: Begin, server: str, client: str) -> None:
+    """Three rounds in a row: the clients are FedAvg's, of whose models the change is taken; the server is spelt out."""
+    run = begin("none", SERVER[server], partition=UNEQUAL, **LOCAL[client])
+    plain = dataclasses.replace(run.spec, method="fedavg", hyper={})
+    hyper, names = run.hyper, list(run.task.parameters)
+    w = {name: run.state[name] for name in names}
+    m, v = ({name: torch.zeros_like(w[name]) for name in names} for _ in range(2))
+    for t in (1, 2, 3):
+        run.state, _ = rounds.one_round(run.spec, run.task, ENGINE, run.state, t, {})
+        cohort = rounds.draw_cohort(plain, run.task, t)
+        replies: Any = ENGINE.train(plain, fedavg.broadcast(w, FEDAVG, run.task), t, cohort)
+        total, weight = {name: torch.zeros_like(w[name], dtype=torch.float64) for name in names}, 0
+        for _, reply in replies:
+            model, samples = unpack_model(reply, "fedavg.up", FEDAVG, run.task)
+            weight += samples
+            for name in names:
+                total[name] += samples * (model[name] - w[name]).double()
+        for name in names:
+            d = (total[name] / weight).float()
+            if hyper.optimizer == "sgd":
+                m[name] = hyper.momentum * m[name] + d if hyper.momentum else d
+                w[name] = w[name] + hyper.server_lr * m[name]
+                continue
+            m[name] = hyper.beta1 * m[name] + (1 - hyper.beta1) * d
+            grown = d * d
+            if hyper.optimizer == "adam":
+                v[name] = hyper.beta2 * v[name] + (1 - hyper.beta2) * grown
+            else:
+                v[name] = v[name] - (1 - hyper.beta2) * torch.sign(v[name] - grown) * grown
+            rate = hyper.server_lr * ((1 - hyper.beta2**t) ** 0.5 / (1 - hyper.beta1**t) if hyper.correction else 1)
+            w[name] = w[name] + rate * m[name] / (v[name].sqrt() + hyper.epsilon)
+        assert all(torch.equal(run.state[name], w[name]) for name in names)
+
+
+def test_a_checkpoint_with_another_frozen_part_is_refused(begin: Begin) -> None:
+    """As when a new version of a library drew other values."""
+    run = begin()
+    spoilt = run.state | {"fingerprint": run.state["fingerprint"] ^ 1}
+    with pytest.raises(RunError, match="not that of the checkpoint; remove"):
+        fedpt.broadcast(spoilt, run.hyper, run.task)
+
+
+def test_a_scale_of_nothing_is_refused() -> None:
+    with pytest.raises(SpecError, match="is for frozen weights, and policy none has none"):
+        Hyper(scale=2.0)
 
 
 def float64_server(hyper: Hyper, w: Tensor, means: list[Tensor]) -> Tensor:

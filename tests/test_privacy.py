@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedlib import privacy
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.participation import kappa
+from fedlib.participation import kappa, queue_weight
 from fedlib.privacy import INTEGERS, epsilon, ftrl_start, ftrl_step, tree_nodes, tree_noise
 from fedlib.rng import Rng
 
@@ -298,3 +298,29 @@ def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(RunError, match="'dp_accounting'; pip install 'fedlib\\[privacy\\]' for dp-accounting"):
         epsilon("dp_fedavg", "poisson", noise_multiplier=1.0, **FEDAVG)
+
+
+@pytest.mark.parametrize(
+    ("clients", "cohort", "rounds", "weight"), [(4, 1, 4, 3), (4, 2, 4, 2 + 2 + 4), (3, 3, 2, 2 + 4), (5, 1, 4, 3)]
+)
+def test_the_weight_of_a_turn_by_hand(clients: int, cohort: int, rounds: int, weight: int) -> None:
+    """One turn in four rounds: leaf, pair, all. Two, in rounds 1 and 3: two leaves, two pairs, all twice."""
+    assert queue_weight(clients, cohort, rounds) == weight
+
+
+def test_the_weight_of_turns_by_brute_force_and_below_kappa() -> None:
+    for clients, cohort, rounds in itertools.product((1, 2, 5, 7, 12), (1, 2, 3, 5), (1, 2, 3, 6, 11, 16, 20)):
+        if cohort > clients:
+            continue
+        most = 0
+        for place in range(clients):
+            turns = [t for t in range(rounds) if (place - t * cohort) % clients < cohort]
+            nodes = [(level, i) for level in range(rounds.bit_length()) for i in range(rounds >> level)]
+            most = max(most, sum(sum(t >> level == i for t in turns) ** 2 for level, i in nodes))
+        assert queue_weight(clients, cohort, rounds) == most
+        times, apart = -(-rounds * cohort // clients), clients // cohort
+        assert most <= kappa(rounds, times, apart)
+
+
+def test_the_weight_of_many_clients_is_found_in_parts() -> None:
+    assert queue_weight(30_000, 300, 1000) == queue_weight(100, 1, 1000)

@@ -5,7 +5,6 @@ are in test_privacy.py.
 """
 
 import dataclasses
-import logging
 import math
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fedlib import methods, privacy, record, rounds
 from fedlib.engines import Graphed, InProcess, Stacked, task_of
-from fedlib.errors import SpecError
+from fedlib.errors import RunError, SpecError
 from fedlib.methods import fedpt
 from fedlib.methods.fedpt import Hyper
 from fedlib.methods.parts import pack_tensors
@@ -109,8 +108,9 @@ def test_a_longer_update_than_agreed_is_refused(begin: Begin) -> None:
     run = begin(PRIVATE)
     state, uploads = served(run, change(run, 0.1), change(run, 0.1002), change(run, 0.05), change(run, 5.0))
     assert uploads.accepted == [0, 2] and [client for client, _ in uploads.refused] == [1, 3]
-    assert "norm 0.1002, but the agreed bound is 0.1" in uploads.refused[0][1]
+    assert "longer than the agreed bound 0.1" in uploads.refused[0][1]
     assert fedpt.notes(state, run.hyper, run.task) == {"clipped": 0.5}, "the one at the bound"
+    assert fedpt.notes(served(run, change(run, 0.0999))[0], run.hyper, run.task) == {"clipped": 0.0}
 
 
 @pytest.mark.parametrize("settings", [NOISY, TREE | {"noise_multiplier": 0.5}])
@@ -193,15 +193,47 @@ def test_14_without_noise_and_clipping_it_is_the_plain_method(begin: Begin, mech
     assert moved > 0.01
 
 
-def test_the_seed_of_the_noise_stays_with_the_server(begin: Begin) -> None:
+def test_no_message_holds_the_seed_of_the_noise(begin: Begin) -> None:
     run = begin(NOISY)
     seed = run.state["noise"].numpy().tobytes()
     other = run.state | {"noise": run.state["noise"] ^ 1}
     message = fedpt.broadcast(run.state, run.hyper, run.task)
     assert seed not in message and message == fedpt.broadcast(other, run.hyper, run.task)
-    assert seed != run.state["seed"].numpy().tobytes() != begin(NOISY, seed=1).state["noise"].numpy().tobytes()
     moved = [point(run, fedpt.server(s, Uploads([]), run.hyper, run.task)) for s in (run.state, other)]
     assert not torch.equal(*moved)
+
+
+OTHER_RUNS: list[tuple[Settings, Settings]] = [
+    ({"noise_multiplier": 1.0}, {}),
+    ({"clip_norm": 0.2}, {}),
+    ({"server_lr": 0.5}, {}),
+    ({}, {"lr": 0.2}),
+    ({}, {"cohort": 5}),
+    ({}, {"seed": 1}),
+]
+
+
+@pytest.mark.parametrize("settings, fields", OTHER_RUNS)
+@pytest.mark.parametrize("mechanism", ["dp_fedavg", "dp_ftrl"])
+def test_no_two_runs_share_their_noise(begin: Begin, mechanism: str, settings: Settings, fields: Settings) -> None:
+    """Or one could be taken from the other, and the updates would show."""
+    steps = []
+    for run in (begin(NOISY | {"mechanism": mechanism}), begin(NOISY | {"mechanism": mechanism} | settings, **fields)):
+        steps.append(point(run, served(run)[0]) - point(run, run.state))
+    assert abs(float(np.corrcoef(torch.stack(steps).numpy())[0, 1])) < 5 / math.sqrt(TRAINED)
+
+
+def test_nor_do_two_policies(begin: Begin) -> None:
+    steps = []
+    for policy in ("emnist/dense1", "none"):
+        run = begin(NOISY, policy)
+        step = privacy.unflatten(
+            (point(run, served(run)[0]) - point(run, run.state)), fedpt.trained(run.hyper, run.task)
+        )
+        steps.append(step["conv2.weight"].flatten())
+    flat = [point(begin(NOISY, p), begin(NOISY, p).state)[:208] for p in ("emnist/dense1", "none")]
+    assert torch.equal(*flat), "the first entries of both are the same tensor"
+    assert abs(float(np.corrcoef(torch.stack(steps).numpy())[0, 1])) < 5 / math.sqrt(3200)
 
 
 @pytest.mark.parametrize("mechanism", ["dp_fedavg", "dp_ftrl"])
@@ -211,8 +243,8 @@ def test_a_record_says_what_was_spent(begin: Begin, tmp_path: Path, mechanism: s
     found = rounds.load_or_run(run.spec, ENGINE, root=tmp_path)
     said = dict(found["final"]["privacy"])
     turns: Settings = {"clients": 10, "cohort": 3}
-    if mechanism == "dp_ftrl":  # 15 turns for 10 clients, every third round
-        turns = {"participations": 2, "separation": 3}
+    if mechanism == "dp_ftrl":  # rounds 1 and 4: two leaves, two pairs, and both in the first four
+        turns = {"weight": 2 + 2 + 4}
     budget: Settings = {"noise_multiplier": 2.0, "rounds": 5, "delta": 0.01}
     expected = privacy.epsilon(mechanism, SAMPLING[mechanism], **budget, **turns)
     assert said.pop("epsilon") == pytest.approx(expected, rel=1e-5) and 0.1 < expected < 20
@@ -224,14 +256,17 @@ def test_a_record_says_what_was_spent(begin: Begin, tmp_path: Path, mechanism: s
     assert record.stable(found) == record.stable(rounds.run(run.spec, ENGINE, root=tmp_path / "again"))
 
 
-def test_a_record_without_noise_or_accountant_has_no_epsilon(
-    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_record_without_noise_has_no_epsilon(begin: Begin, tmp_path: Path) -> None:
     assert rounds.run(begin(PRIVATE, rounds=1).spec, ENGINE, root=tmp_path)["final"]["privacy"]["epsilon"] is None
+
+
+def test_noise_needs_the_accountant_before_the_first_round(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with caplog.at_level(logging.WARNING, "fedlib"):
-        found = rounds.run(begin(NOISY, rounds=1).spec, ENGINE, root=tmp_path)
-    assert found["final"]["privacy"]["epsilon"] is None and "fedlib[privacy]" in caplog.text
+    with pytest.raises(RunError, match=r"fedlib\[privacy\]"):
+        begin(NOISY, rounds=1)
+    assert rounds.run(begin(PRIVATE, rounds=1).spec, ENGINE, root=tmp_path)
 
 
 def test_a_poisson_round_without_clients_is_one_of_noise(begin: Begin, tmp_path: Path) -> None:

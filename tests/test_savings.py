@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, group: str = "main", **more: Any) -> Record:
     """One round of two clients, whose uploads are 48 bytes beside their entries; the network has 100 parameters."""
-    entry = {"round": 1, "accuracy": accuracy, "clients": [0, 1], "notes": {"clipped": 0.5}}
+    entry = {"round": 1, "accuracy": accuracy, "clients": [0, 1], "refused": [], "notes": {"clipped": 0.5}}
     final: dict[str, Any] = {"accuracy": accuracy, "uploads": 2, "paper_bits": 64 * trained, "uplink_parts": {}}
     final |= {"uplink_bytes": 2 * (4 * trained + 48), "downlink_bytes": 2 * (4 * trained + 56)}
     if "noise" in more:
@@ -23,7 +23,7 @@ def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, group: s
             "noise_multiplier": more["noise"],
             "delta": 0.01,
         }
-        final["privacy"]["epsilon"] = more["noise"] and 3.0
+        final["privacy"]["epsilon"] = 3.0 if more["noise"] else None
     spec = {"label": label, "group": group, "split": "iid", "seed": seed, "lr": 0.1, "name": label, "profile": "lab"}
     spec |= {"data": "digits", "clients": 10, "cohort": 2, "hyper": {}}
     parameters = {"weights": 90, "others": 10}

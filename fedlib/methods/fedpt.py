@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedlib import privacy
-from fedlib.errors import PayloadError, SpecError, require_name, require_number
+from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
 from fedlib.freezing import frozen_names
 from fedlib.methods import private
 from fedlib.methods.parts import RunningMean, pack_tensors, unpack_tensors
@@ -52,7 +52,7 @@ class Hyper:
     momentum: float = 0.0  # of sgd
     beta1: float = 0.9  # first moment of the others
     beta2: float = 0.999  # second moment
-    epsilon: float = 1e-3  # in units of a parameter
+    epsilon: float = 1e-3  # in units of a parameter; that of the code's example for text, far above Keras' own
     correction: bool = True  # of the moments' bias, as in Keras; without it as in Reddi et al., but from zero moments
     weighting: str = "samples"  # or "clients"
     mechanism: str = "none"  # of privacy for whole clients: noise each round, "dp_fedavg", or in a tree, "dp_ftrl"
@@ -65,6 +65,8 @@ class Hyper:
         require_name("hyper.optimizer", self.optimizer, OPTIMIZERS)
         require_name("hyper.weighting", self.weighting, ("samples", "clients"))
         require_number("hyper.scale", self.scale, 2.0**-20, 2.0**20)
+        if self.scale != 1 and self.policy == "none":
+            raise SpecError(f"hyper.scale: {self.scale} is for frozen weights, and policy none has none; leave it at 1")
         require_number("hyper.server_lr", self.server_lr, 1e-9, 1e6)
         require_number("hyper.epsilon", self.epsilon, 1e-12, 1e6)
         for field in ("momentum", "beta1", "beta2"):
@@ -120,7 +122,8 @@ def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
     start = {name: named.values(seed, name, shape, hyper.law) for name, shape in trained(hyper, task).items()}
     state = start | {name: torch.zeros(shape) for name, shape in slots(hyper, task).items()}
     state["seed"] = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
-    return state | private.initial(start, hyper, rng)
+    state["fingerprint"] = torch.frombuffer(bytearray(frozen_part(seed, hyper, task)[1]), dtype=torch.uint8)
+    return state | private.initial(start, hyper, task, rng)
 
 
 def seed_of(state: State) -> int:
@@ -133,8 +136,11 @@ def models(state: State, hyper: Hyper, task: Task, rng: Rng) -> list[State]:
 
 
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
+    """RunError where a run goes on from a checkpoint, and the seed no longer makes the frozen part of its beginning."""
     seed = seed_of(state)
     _, fingerprint = frozen_part(seed, hyper, task)
+    if fingerprint != state["fingerprint"].numpy().tobytes():
+        raise RunError("the frozen part is not that of the checkpoint; remove .cache/checkpoints, and train again")
     parts: list[Any] = [seed.to_bytes(8, "little") + fingerprint, pack_tensors(state, trained(hyper, task))]
     return container.pack("fedpt.down", task.fingerprint("fedpt", hyper), 0, parts)
 

@@ -1,7 +1,10 @@
 """Private training as a part of a method: its settings checked, clipped updates summed, noise, what the run has spent.
 
 A client counts for a whole, whatever its samples. The server is trusted with the updates, each no longer than the
-agreed bound, and adds the noise; what it sends to clients is private. The mechanisms are those of `fedlib.privacy`.
+agreed bound, and adds the noise. The mechanisms are those of `fedlib.privacy`.
+
+Epsilon is that of a server whose noise and cohorts are secret, and of the models that it sends. Here both follow from
+the run's seed, so that a run can be repeated, and a record also tells who took part and how many updates were clipped.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fedlib import privacy
-from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
+from fedlib.errors import PayloadError, SpecError, require_name, require_number
+from fedlib.participation import queue_weight
 from fedlib.rng import Rng
 from fedlib.task import State, Task
 from fedlib.uploads import Buffer, NoUpdate, Uploads
@@ -66,29 +70,26 @@ def check(hyper: Any, spec: Spec) -> None:
 def spent(hyper: Any, spec: Spec) -> float:
     """Epsilon of the whole run, infinite without noise. RunError: the package dp-accounting is missing."""
     turns: dict[str, Any] = {"clients": spec.clients, "cohort": spec.cohort}
-    if hyper.mechanism == "dp_ftrl":  # a client's turns come every clients / cohort rounds
-        turns["participations"] = -(-spec.rounds * spec.cohort // spec.clients)
-        turns["separation"] = spec.clients // spec.cohort
+    if hyper.mechanism == "dp_ftrl" and spec.rounds * spec.cohort <= spec.clients:
+        turns["participations"] = 1
+    elif hyper.mechanism == "dp_ftrl":
+        turns["weight"] = queue_weight(spec.clients, spec.cohort, spec.rounds)
     turns |= {"noise_multiplier": hyper.noise_multiplier, "rounds": spec.rounds, "delta": hyper.delta}
     return privacy.epsilon(hyper.mechanism, spec.sampling, **turns)
 
 
 def summary(hyper: Any, spec: Spec) -> dict[str, Any]:
-    """{"privacy": ...} of a private run; its epsilon is null without noise, and where it could not be computed."""
+    """{"privacy": ...} of a private run; its epsilon, rounded up to six places, is null without noise."""
     if not hyper.private:
         return {}
-    epsilon = math.inf
-    try:
-        epsilon = spent(hyper, spec)
-    except RunError as error:
-        log.warning("%s: its record has no epsilon: %s", spec.name, error)
+    epsilon = spent(hyper, spec)
     said: dict[str, Any] = {
         "mechanism": hyper.mechanism,
         "sampling": spec.sampling,
         "neighbours": privacy.NEIGHBOURS[hyper.mechanism, spec.sampling],
         "clip_norm": hyper.clip_norm,
         "noise_multiplier": hyper.noise_multiplier,
-        "epsilon": float(f"{epsilon:.6g}") if math.isfinite(epsilon) else None,
+        "epsilon": math.ceil(1e6 * epsilon) / 1e6 if math.isfinite(epsilon) else None,
         "delta": hyper.delta,
     }
     return {"privacy": said}
@@ -102,10 +103,16 @@ def notes(state: State, hyper: Any, task: Task) -> dict[str, Any]:
     return {"clipped": clipped / updates if updates else 0.0}
 
 
-def initial(trained: State, hyper: Any, rng: Rng) -> State:
-    """What the server keeps beside the trained tensors. The noise must not follow from a seed that clients know."""
+def initial(trained: State, hyper: Any, task: Task, rng: Rng) -> State:
+    """What the server keeps beside the trained tensors. RunError: noise without the package that tells its epsilon.
+
+    Two runs must not share their noise: of one that adds half as much, the difference would show the updates.
+    """
     if not hyper.private:
         return {}
+    if hyper.noise_multiplier:
+        privacy.package()
+    rng = rng.child(task.fingerprint("noise", hyper).hex(), repr(task.plan), task.cohort)
     kept = vars(privacy.ftrl_start(privacy.flatten(trained))) if hyper.mechanism == "dp_ftrl" else {}
     noise = rng.child("noise").seed().to_bytes(8, "little")
     state = {"noise": torch.frombuffer(bytearray(noise), dtype=torch.uint8), "rounds": torch.zeros(())}
@@ -120,9 +127,9 @@ def gather(
 
     def bounded(upload: Buffer) -> tuple[State, int]:
         change, samples = decode(upload)
-        _, norm = privacy.clip(change, hyper.clip_norm)
+        change, norm = privacy.clip(change, hyper.clip_norm)
         if norm > hyper.clip_norm * (1 + ROUNDING):
-            raise PayloadError(f"update of norm {norm:.6g}, but the agreed bound is {hyper.clip_norm}")
+            raise PayloadError(f"update is longer than the agreed bound {hyper.clip_norm}")
         clipped.add_(torch.tensor([norm > hyper.clip_norm * (1 - ROUNDING), 1]))
         return change, samples
 
