@@ -153,15 +153,18 @@ def payload_table(records: Sequence[Record], expected: dict[str, dict[str, int]]
     )
 
 
-def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
-    """Every setting: the authors' value, the value of this profile, unit and source; then the methods' own settings."""
+def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "authors' scripts") -> Exhibit:
+    """Every setting: the authors' value, the value of this profile, unit and source; then the methods' own settings.
+
+    theirs: what profile `paper` stands for.
+    """
     rows = []
     for name, setting in experiments["settings"].items():
         value, paper = setting.get(profile, "–"), setting.get("paper", "not stated")
         rows.append(
             {
                 "setting": name,
-                "authors' scripts": paper,
+                theirs: paper,
                 "here": value,
                 "unit": setting["unit"],
                 "source": setting["source"],
@@ -173,8 +176,8 @@ def setup_table(experiments: dict[str, Any], profile: str) -> Exhibit:
         settings = {name: method[name] for name in ("lr",) if name in method} | method["hyper"]
         text = ", ".join(f"{name} {value}" for name, value in settings.items())
         paper = method["paper"]
-        rows.append({"setting": label, "authors' scripts": paper, "here": text, "unit": "", "source": method["source"]})
-    return table(pd.DataFrame(rows), f"Set-up of the authors' scripts beside profile {profile}.", "setup")
+        rows.append({"setting": label, theirs: paper, "here": text, "unit": "", "source": method["source"]})
+    return table(pd.DataFrame(rows), f"Set-up: {theirs} beside profile {profile}.", "setup")
 
 
 def score_table(results: Sequence[Score], caption: str) -> Exhibit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,13 +84,11 @@ def policy_table(records: Sequence[Record], name: str) -> Exhibit:
         rows.append(
             {
                 "method": label,
-                "parameters": f"{parameters(first):,}",
                 "trained": f"{trained(first):,}",
                 "share": f"{100 * trained(first) / parameters(first):.2f} %",
                 "reduction": f"{parameters(first) / trained(first):.2f}",
                 "bytes down": f"{first['final']['downlink_bytes'] / clients:,.0f}",
                 "bytes up": f"{upload_bytes(first):,.0f}",
-                "MB uploaded in all": f"{np.mean([r['final']['uplink_bytes'] for r in own]) / 1e6:.2f}",
                 "accuracy (%)": f"{accuracy.mean():.1f}{spread}",
             }
         )
@@ -136,7 +135,13 @@ def spread_figure(
         if scale == "each":
             ax.set_xticks(range(len(places)), places)
         else:
-            ax.set_xscale(scale, **({"base": 2} if scale == "log" else {}))
+            ax.set_xscale(scale)
+            ordered = sorted(places)
+            if scale == "log" and all(b > 1.4 * a for a, b in itertools.pairwise(ordered)):
+                ax.set_xticks(ordered, [f"{place:g}" for place in ordered])
+                ax.minorticks_off()
+            elif scale == "log":
+                ax.xaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("test accuracy (%)")
     if len(cases) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -152,7 +157,7 @@ def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit
     cases = dict.fromkeys((r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) for r in records)
     for case in cases:
         own = [r for r in records if (r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) == case]
-        label, mechanism, bound, noise, epsilon = case
+        label, _, bound, noise, epsilon = case
         accuracy = 100 * np.array([r["final"]["accuracy"] for r in own])
         spread = f" ± {accuracy.std(ddof=1):.1f}" if len(own) > 1 else ""
         shares = [np.mean([entry["notes"]["clipped"] for entry in r["rounds"]]) for r in own]
@@ -160,7 +165,6 @@ def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit
         rows.append(
             {
                 "method": label,
-                "mechanism": mechanism,
                 "C": bound,
                 "noise multiplier": noise,
                 "ε": "none" if epsilon is None else f"{epsilon:.2f}",
