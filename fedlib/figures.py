@@ -185,7 +185,7 @@ def score_table(results: Sequence[Score], caption: str) -> Exhibit:
     rows = []
     for s in results:
         claim = s.claim
-        cases = [_case(case, values) for case, values in s.values.items() if values]
+        cases = [_case(case, values, claim.get("values", "seeds")) for case, values in s.values.items() if values]
         low, high = claim.get("holds", (None, None))
         criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
         rows.append(
@@ -201,9 +201,9 @@ def score_table(results: Sequence[Score], caption: str) -> Exhibit:
     return table(pd.DataFrame(rows), caption, "scorecard")
 
 
-def _case(name: str, values: list[float]) -> str:
+def _case(name: str, values: list[float], what: str) -> str:
     spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
-    return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} seed{'s' if len(values) > 1 else ''}"
+    return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} {what if len(values) > 1 else what.removesuffix('s')}"
 
 
 def record_table(found: Sequence[tuple[Spec, Record | None, str]], caption: str) -> Exhibit:

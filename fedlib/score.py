@@ -16,7 +16,7 @@ from fedlib.spec import read_yaml, specs
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
 SEEDS = 3  # a verdict never rests on fewer
-CLAIM = {"id", "says", "source", "measure", "arguments", "unit", "holds", "part", "why", "untested"}
+CLAIM = {"id", "says", "source", "measure", "arguments", "unit", "holds", "part", "why", "untested", "values"}
 
 
 @dataclass(frozen=True)
