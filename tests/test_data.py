@@ -14,6 +14,7 @@ import tarfile
 import textwrap
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedlib.data import digest, load, sets, sources
+from fedlib.data.idx import CHARACTERS, EMNIST, read_idx
 from fedlib.errors import DataError, SpecError
 
 MIRROR = Path(os.environ.get("FEDLIB_MIRROR", ""))  # read before the fixture below clears it
@@ -378,13 +380,13 @@ def test_idx_round_trip(tmp_path_factory: pytest.TempPathFactory, shape: list[in
     array = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     path = tmp_path_factory.getbasetemp() / "any-idx"
     path.write_bytes(idx(array))
-    assert np.array_equal(sets.read_idx(path), array) and sets.read_idx(path).shape == array.shape
+    assert np.array_equal(read_idx(path), array) and read_idx(path).shape == array.shape
 
 
 def test_idx_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes.fromhex("00000802 00000002 00000003 010203 0405ff"))
-    assert sets.read_idx(path).tolist() == [[1, 2, 3], [4, 5, 255]]
+    assert read_idx(path).tolist() == [[1, 2, 3], [4, 5, 255]]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +406,7 @@ def test_idx_refused(tmp_path: Path, raw: str, reason: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes.fromhex(raw))
     with pytest.raises(DataError, match=reason) as caught:
-        sets.read_idx(path)
+        read_idx(path)
     assert str(path) in str(caught.value)
 
 
@@ -575,3 +577,55 @@ def test_real_cifar10_jpeg(tmp_path: Path) -> None:
     found_std = data.train_x.std(dim=(0, 2, 3)) * std
     assert found_mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.002)
     assert found_std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=0.005)
+
+
+# EMNIST
+
+
+def emnist(name: str = "gzip/emnist-byclass-{}-ubyte.gz", labels: bytes = idx(np.array([61, 0], np.uint8))) -> bytes:
+    """Three rows of two pixels each would show a wrong turn; two images, 28 by 28 as the real ones are."""
+    images = np.zeros((2, 28, 28), np.uint8)
+    images[0, 3, 5], images[1, 27, 0] = 255, 51
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for part in ("train", "test"):
+            archive.writestr(name.format(f"{part}-images-idx3"), gzip.compress(idx(images)))
+            archive.writestr(name.format(f"{part}-labels-idx1"), gzip.compress(labels))
+    return packed.getvalue()
+
+
+def archived(serve: Serve, body: bytes) -> sets.Entry:
+    address = serve({"gzip.zip": body})
+    files = ((EMNIST, f"md5:{hashlib.md5(body).hexdigest()}"),)
+    return replace(sets.find("emnist"), files=files, mirrors=lambda: [[f"{address}/gzip.zip"]])
+
+
+def test_emnist_from_its_archive(tmp_path: Path, serve: Serve) -> None:
+    """Upright: the pixel of row 3 and column 5 in the file is in row 5 and column 3; ink is 1, paper 0."""
+    entry = archived(serve, emnist())
+    sources.get(entry, tmp_path)
+    assert files_below(tmp_path) == [f"data-extra/{EMNIST}"]
+    data = load(entry, tmp_path)
+    assert data.train_x.shape == data.test_x.shape == (2, 1, 28, 28)
+    assert data.train_x[0].nonzero().tolist() == [[0, 5, 3]] and float(data.train_x[0, 0, 5, 3]) == 1
+    assert data.train_x[1].nonzero().tolist() == [[0, 0, 27]] and float(data.train_x[1, 0, 0, 27]) == pytest.approx(0.2)
+    assert [data.classes[label] for label in data.test_y.tolist()] == ["z", "0"] and len(CHARACTERS) == 62
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [(b"<html>", "File is not a zip file"), (emnist("other/{}"), "no item named"), (emnist(labels=b"x"), "not an IDX")],
+)
+def test_an_archive_that_is_none_is_refused(tmp_path: Path, serve: Serve, body: bytes, words: str) -> None:
+    entry = archived(serve, body)
+    sources.get(entry, tmp_path)
+    with pytest.raises(DataError, match=words):
+        load(entry, tmp_path)
+
+
+def test_emnist_is_torchvisions() -> None:
+    from torchvision.datasets import EMNIST as Theirs
+
+    entry = sets.find("emnist")
+    assert dict(entry.files)[EMNIST] == f"md5:{Theirs.md5}" and entry.mirrors() == [[Theirs.url]]
+    assert list(entry.classes) == Theirs.classes_split_dict["byclass"]

@@ -5,8 +5,6 @@ Constants are those of the code behind "Masked Random Noise for Communication-Ef
 
 import hashlib
 import io
-import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedlib.data import text
+from fedlib.data import idx, text
+from fedlib.data.idx import read_idx
 from fedlib.errors import DataError, SpecError
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -51,26 +50,6 @@ class Entry:
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
     mirrors: Callable[[], list[list[str]]] = list  # per mirror: all its addresses; "a/b#c" if our name is c, not b
     package: str = ""  # Debian's package with the same files
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Array of uint8 in a file of MNIST's IDX format, in the file's own shape.
-
-    Raises DataError when the header is another, or the file is shorter or longer than the header says.
-    Source: "the IDX file format" on the MNIST page of LeCun, Cortes and Burges.
-    """
-    raw = path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise DataError(
-            f"{path}: not an IDX file of bytes (starts with {raw[:4].hex() or 'nothing'}, expected 000008..)"
-        )
-    start = 4 + 4 * raw[3]
-    if len(raw) < start:
-        raise DataError(f"{path}: ends inside its header ({len(raw)} bytes of {start})")
-    shape = struct.unpack(f">{raw[3]}I", raw[4:start])
-    if len(raw) - start != math.prod(shape):
-        raise DataError(f"{path}: {len(raw) - start} bytes of data, but its header {shape} asks for {math.prod(shape)}")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 def read_fashion_mnist(folder: Path) -> Arrays:
@@ -136,6 +115,12 @@ def read_digits(folder: Path) -> Arrays:
             "install the versions of scikit-learn and numpy that pyproject.toml names"
         )
     return x[:1437], y[:1437], x[1437:], y[1437:]
+
+
+def _emnist_mirrors() -> list[list[str]]:
+    from torchvision.datasets import EMNIST
+
+    return [[EMNIST.url]]
 
 
 def _fashion_mnist_mirrors() -> list[list[str]]:
@@ -215,6 +200,16 @@ ENTRIES = {
                     "sha256:b99175c1947f03f3b61ee04b3e630c260ae52244fd6eec091d702257af8a19a6",
                 ),
             ),
+        ),
+        Entry(
+            name="emnist",
+            read=idx.read_emnist,
+            classes=tuple(idx.CHARACTERS),
+            mean=(0.0,),
+            std=(1.0,),
+            # The MD5 that torchvision publishes; of these files no SHA-256 is published.
+            files=((idx.EMNIST, "md5:58c8d27c78d21e728a6bc7b3cc06412e"),),
+            mirrors=_emnist_mirrors,
         ),
         Entry(
             name="digits",
