@@ -76,6 +76,17 @@ def test_stages_by_hand(tiny: MakeSpec, staged: types.ModuleType) -> None:
     assert upload[:-4] == fedavg.finish(trainable, frozen, len(task.indices(0)), PLAIN, task, rng)
 
 
+def test_a_copy_of_a_task_has_stages_of_its_own(tiny: MakeSpec, staged: types.ModuleType) -> None:
+    task = task_of(tiny().key(), CPU)
+    other = dataclasses.replace(task, plan=dataclasses.replace(task.plan, lr=9.0))
+    for _ in range(2):
+        assert methods.stages(fedavg, PLAIN, task) == (task,) and methods.stages(fedavg, PLAIN, task)[0] is task
+        assert methods.stages(fedavg, PLAIN, other)[0] is other
+    third = dataclasses.replace(other)
+    pair = methods.stages(staged, PLAIN, third)
+    assert [part.plan.lr for part in pair] == [9.0, 0.9] and methods.stages(staged, PLAIN, third)[1] is pair[1]
+
+
 @pytest.mark.parametrize("kind", [Graphed, Stacked])
 def test_stages_in_other_engines(tiny: MakeSpec, staged: types.ModuleType, kind: type[Any]) -> None:
     spec = tiny(method="staged", held_out=0.1)

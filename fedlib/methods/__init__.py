@@ -114,10 +114,12 @@ def survey(
 
 def stages(module: ModuleType, hyper: Any, task: Task) -> tuple[Task, ...]:
     """The task of each part of local training, mostly one: they differ in their plan. The same objects every time."""
-    if hyper not in task.stages:
+    found = task.stages.get(hyper, ())
+    if not found or found[0] is not task:  # a copy of a task has the same cache
         plans = _optional(module, "stages", hyper, task.plan)
-        task.stages[hyper] = tuple(dataclasses.replace(task, plan=plan) for plan in plans) if plans else (task,)
-    return task.stages[hyper]
+        parts = tuple(dataclasses.replace(task, plan=plan) for plan in plans) if plans else (task,)
+        found = task.stages[hyper] = (task, *parts)
+    return found[1:]
 
 
 def enter(module: ModuleType, stage: int, trainable: State, frozen: State, hyper: Any, task: Task, rng: Rng) -> None:
