@@ -1,5 +1,6 @@
 """Engines: the same record wherever the clients run, and a clear end when a process dies."""
 
+import functools
 import json
 import os
 import signal
@@ -261,6 +262,8 @@ def long_run(tiny: MakeSpec, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, and children would inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         while not list(tmp_path.glob(".cache/checkpoints/tiny/smoke/*.safetensors")):
