@@ -9,6 +9,7 @@ method.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ class Member:
     memory: bytes | None = None
 
 
-class Batched(InProcess):
+class Batched(InProcess, abc.ABC):
     """Starts `stack` clients of a cohort (all if None), lets `fit` train them, finishes them in the cohort's order."""
 
     def __init__(self, where: torch.device, stack: int | None = None) -> None:
@@ -93,9 +94,9 @@ class Batched(InProcess):
         ((_, upload),) = self.train(spec, message, round, [client], memories)
         return upload
 
+    @abc.abstractmethod
     def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:
         """Local training: the members' tensors are replaced by trained ones, which are read before the next call."""
-        raise NotImplementedError
 
 
 def entered(method: ModuleType, stage: int, member: Member, hyper: Any, task: Task) -> Member:

@@ -17,7 +17,7 @@ from torch import nn
 
 from fedlib import local, methods, models, optim, record, rounds
 from fedlib.batched import Batched, Member, progress, same
-from fedlib.data import partition, sets
+from fedlib.data import images, partition, sets
 from fedlib.engines import ENGINES, Fastest, open_engine
 from fedlib.errors import PayloadError, RunError
 from fedlib.graphed import WARM_UP, Graphed
@@ -93,8 +93,8 @@ def smooth(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     return initial.normal_weights(network, deviation=0.2, root=root)
 
 
-def spoilt_digits(folder: Path) -> sets.Arrays:
-    x, y, test_x, test_y = sets.read_digits(folder)
+def spoilt_digits(folder: Path) -> images.Arrays:
+    x, y, test_x, test_y = images.read_digits(folder)
     x = x.astype(np.float32)
     x[partition.iid(y, 10, 1)[SPOILT]] *= 1e30
     return x, y, test_x, test_y

@@ -27,8 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedlib.data import digest, load, sets, sources
-from fedlib.data.idx import CHARACTERS, EMNIST, read_idx
+from fedlib.data import digest, images, load, sets, sources
+from fedlib.data.images import CHARACTERS, EMNIST, read_idx
 from fedlib.errors import DataError, SpecError
 
 MIRROR = Path(os.environ.get("FEDLIB_MIRROR", ""))  # read before the fixture below clears it
@@ -52,7 +52,7 @@ LABELS = np.array([2, 0, 1], np.uint8)
 FILES = dict(zip(NAMES, (idx(IMAGES), idx(LABELS), idx(IMAGES[:1]), idx(LABELS[:1])), strict=True))
 TINY = sets.Entry(
     name="tiny",
-    read=sets.read_fashion_mnist,
+    read=images.read_fashion_mnist,
     classes=("a", "b", "c"),
     mean=(0.5,),
     std=(0.25,),
@@ -484,7 +484,7 @@ def test_cifar10_through_torchvision(tmp_path: Path, serve: Serve, monkeypatch: 
     pixels = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
     bodies = {f"data_batch_{i}": old_pickle({"data": pixels + np.uint8(i), "labels": [i, 9]}) for i in range(1, 6)}
     bodies["test_batch"] = old_pickle({"data": pixels[:1], "labels": [7]})
-    bodies["batches.meta"] = old_pickle({"label_names": list(sets.CIFAR10_CLASSES)})
+    bodies["batches.meta"] = old_pickle({"label_names": list(images.CIFAR10_CLASSES)})
     md5 = {name: hashlib.md5(body).hexdigest() for name, body in bodies.items()}
     monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", md5[f"data_batch_{i}"]] for i in range(1, 6)])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])

@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 from fedlib import local, methods, models, rounds
-from fedlib.data import partition, sets
+from fedlib.data import images, partition, sets
 from fedlib.engines import InProcess, task_of
 from fedlib.errors import PayloadError, SpecError
 from fedlib.local import run_client
@@ -56,8 +56,8 @@ def normed(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     return initial.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
 
 
-def spoilt_digits(folder: Path) -> sets.Arrays:
-    x, y, test_x, test_y = sets.read_digits(folder)
+def spoilt_digits(folder: Path) -> images.Arrays:
+    x, y, test_x, test_y = images.read_digits(folder)
     x = x.astype(np.float32)
     x[partition.iid(y, 10, 1)[SPOILT]] *= 1e30
     return x, y, test_x, test_y

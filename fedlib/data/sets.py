@@ -3,8 +3,6 @@
 Constants are those of the code behind "Masked Random Noise for Communication-Efficient Federated Learning" (FedMRN).
 """
 
-import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedlib.data import idx, text
-from fedlib.data.idx import read_idx
-from fedlib.errors import DataError, SpecError
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""train_x uint8 [n,c,h,w], train_y [n], test_x, test_y"""
+from fedlib.data import images, text
+from fedlib.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Entry:
     """What is known of a data set before any byte of it is here."""
 
     name: str
-    read: Callable[[Path], Arrays | text.Owned]  # gets the folder that `files` starts from
+    read: Callable[[Path], images.Arrays | text.Owned]  # gets the folder that `files` starts from
     classes: tuple[str, ...]
     mean: tuple[float, ...]  # a channel each, of pixels scaled to 0..1
     std: tuple[float, ...]
@@ -50,71 +44,6 @@ class Entry:
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
     mirrors: Callable[[], list[list[str]]] = list  # per mirror: all its addresses; "a/b#c" if our name is c, not b
     package: str = ""  # Debian's package with the same files
-
-
-def read_fashion_mnist(folder: Path) -> Arrays:
-    """60,000 and 10,000 grey images of 28 x 28, from the four IDX files."""
-    raw = folder / "FashionMNIST" / "raw"
-    train_x, test_x = (read_idx(raw / f"{part}-images-idx3-ubyte")[:, None] for part in ("train", "t10k"))
-    train_y, test_y = (read_idx(raw / f"{part}-labels-idx1-ubyte") for part in ("train", "t10k"))
-    return train_x, train_y, test_x, test_y
-
-
-def read_cifar10(folder: Path) -> Arrays:
-    """50,000 and 10,000 colour images of 32 x 32, through torchvision.
-
-    The files are pickles: torchvision compares their MD5 before it opens them, and only these files are ever unpickled.
-    """
-    from torchvision.datasets import CIFAR10
-
-    train, test = CIFAR10(folder, train=True), CIFAR10(folder, train=False)
-    train_x, test_x = (part.data.transpose(0, 3, 1, 2) for part in (train, test))
-    return train_x, np.array(train.targets), test_x, np.array(test.targets)
-
-
-def read_cifar10_jpeg(folder: Path) -> Arrays:
-    """CIFAR-10's images after a lossy JPEG encoding, in another order.
-
-    A result on them is not a result on CIFAR-10. The JPEGs lie one after another: image i is
-    `jpeg[offsets[i]:offsets[i+1]]`. Pillow decodes all in about 6 s on one core; torchvision's decoder is deprecated.
-    """
-    from PIL import Image
-
-    with np.load(folder / "cifar10-jpeg" / "cifar10-jpeg.npz", allow_pickle=False) as file:
-
-        def images(part: str) -> np.ndarray:
-            jpeg, ends = file[f"{part}_jpeg"].tobytes(), file[f"{part}_offsets"].tolist()
-            decoded = np.empty((len(ends) - 1, 32, 32, 3), np.uint8)
-            for i in range(len(decoded)):
-                decoded[i] = np.asarray(Image.open(io.BytesIO(jpeg[ends[i] : ends[i + 1]])))
-            return decoded.transpose(0, 3, 1, 2)
-
-        return images("train"), file["train_labels"], images("test"), file["test_labels"]
-
-
-def read_digits(folder: Path) -> Arrays:
-    """1,437 and 360 grey images of 8 x 8 with values 0..16, from scikit-learn itself; needs no file in `folder`.
-
-    The split is numpy's permutation under seed 0, the last 360 for testing. Which images these are moves the accuracy
-    by more than the seed of a run does, so the hash covers their order too. Raises DataError when scikit-learn is
-    absent, or its digits or numpy's permutation are others.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "data set 'digits' comes with scikit-learn, which is absent: pip install scikit-learn"
-        ) from error
-    x, y = (array.astype(np.uint8) for array in load_digits(return_X_y=True))
-    order = np.random.default_rng(0).permutation(len(y))
-    x, y = x[order].reshape(-1, 1, 8, 8), y[order]
-    found = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
-    if found != DIGITS:
-        raise DataError(
-            f"data set 'digits': other images or another order: expected sha256:{DIGITS}, found sha256:{found}; "
-            "install the versions of scikit-learn and numpy that pyproject.toml names"
-        )
-    return x[:1437], y[:1437], x[1437:], y[1437:]
 
 
 def _emnist_mirrors() -> list[list[str]]:
@@ -136,8 +65,6 @@ def _cifar10_mirrors() -> list[list[str]]:
     return [[CIFAR10.url]]
 
 
-DIGITS = "428ad214e900fe9343f94d9fedc8a16d461db8cd1bc0f61eecf448b8c5f16b35"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -146,7 +73,7 @@ ENTRIES = {
     for entry in (
         Entry(
             name="fashion-mnist",
-            read=read_fashion_mnist,
+            read=images.read_fashion_mnist,
             classes=(
                 *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
                 *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -168,8 +95,8 @@ ENTRIES = {
         ),
         Entry(
             name="cifar10",
-            read=read_cifar10,
-            classes=CIFAR10_CLASSES,
+            read=images.read_cifar10,
+            classes=images.CIFAR10_CLASSES,
             mean=CIFAR10_MEAN,
             std=CIFAR10_STD,
             # The MD5s that torchvision publishes; of these files no SHA-256 is published.
@@ -190,8 +117,8 @@ ENTRIES = {
         ),
         Entry(
             name="cifar10-jpeg",
-            read=read_cifar10_jpeg,
-            classes=CIFAR10_CLASSES,
+            read=images.read_cifar10_jpeg,
+            classes=images.CIFAR10_CLASSES,
             mean=CIFAR10_MEAN,
             std=CIFAR10_STD,
             files=(
@@ -203,22 +130,22 @@ ENTRIES = {
         ),
         Entry(
             name="emnist",
-            read=idx.read_emnist,
-            classes=tuple(idx.CHARACTERS),
+            read=images.read_emnist,
+            classes=tuple(images.CHARACTERS),
             mean=(0.0,),
             std=(1.0,),
             # The MD5 that torchvision publishes; of these files no SHA-256 is published.
-            files=((idx.EMNIST, "md5:58c8d27c78d21e728a6bc7b3cc06412e"),),
+            files=((images.EMNIST, "md5:58c8d27c78d21e728a6bc7b3cc06412e"),),
             mirrors=_emnist_mirrors,
         ),
         Entry(
             name="digits",
-            read=read_digits,
+            read=images.read_digits,
             classes=tuple("0123456789"),
             mean=(0.5,),  # with scale 16: x/8 - 1, so from -1 to 1
             std=(0.5,),
             scale=16.0,
-            shipped=f"sha256:{DIGITS}",
+            shipped=f"sha256:{images.DIGITS}",
         ),
         Entry(
             name="shakespeare",
