@@ -1,6 +1,8 @@
-"""What several test files share: a run on scikit-learn's digits that takes a fraction of a second."""
+"""What several test files share: a run on digits that takes a fraction of a second, and servers for downloads."""
 
-from collections.abc import Callable
+import http.server
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -34,3 +36,36 @@ TINY: dict[str, Any] = dict(
 def tiny() -> Callable[..., Spec]:
     """A small spec with the given fields changed."""
     return lambda **changes: Spec.from_dict(TINY | changes)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Start servers on 127.0.0.1; serve({path: body}, cut=None) gives the address, `cut` ends each body early."""
+    servers = []
+
+    def start(bodies: dict[str, bytes], cut: int | None = None) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = bodies.get(self.path.lstrip("/"))
+                if body is None:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[:cut])
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -15,7 +15,7 @@ import textwrap
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,39 +64,6 @@ TINY = sets.Entry(
 @pytest.fixture(autouse=True)
 def no_mirror_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDLIB_MIRROR", raising=False)
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start servers on 127.0.0.1; serve({path: body}, cut=None) gives the address, `cut` ends each body early."""
-    servers = []
-
-    def start(bodies: dict[str, bytes], cut: int | None = None) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = bodies.get(self.path.lstrip("/"))
-                if body is None:
-                    self.send_error(404)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[:cut])
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def mirrored(*addresses: str, entry: sets.Entry = TINY) -> sets.Entry:

@@ -14,8 +14,8 @@ def load(name: str | sets.Entry, root: Path | None = None) -> Dataset:
     """Verify and read a data set below the project's root (`sources.home()` by default).
 
     Names: "fashion-mnist", "cifar10", "cifar10-jpeg" (a result on it is not a result on CIFAR-10), "digits", "emnist"
-    (by class), "shakespeare" (texts by speaking role, which own them). Raises SpecError for any other, DataError when a
-    file is missing, altered or unreadable.
+    (by class), "shakespeare" (texts by speaking role, which own them), "spoken-digits" (recordings by speaker). Raises
+    SpecError for any other, DataError when a file is missing, altered or unreadable.
     """
     entry = sets.find(name)
     return sets.read(entry, sources.verify(entry, root))

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedlib.data import images, text
+from fedlib.data import images, sound, text
 from fedlib.errors import SpecError
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, normalised, on the CPU; c channels, h by w pixels. A text's characters lie along h."""
+    """A data set in memory, normalised, on the CPU; c channels, h by w pixels.
+
+    A text's characters lie along h; of a recording time does, and w are bands of frequencies.
+    """
 
     name: str
     train_x: torch.Tensor  # float32 [n,c,h,w]
@@ -39,7 +42,7 @@ class Entry:
     scale: float = 255.0  # the largest pixel value
     version: int = 1  # of the reading rule: raise it when `read` gives other numbers from the same files
     folder: str = "data-extra"  # below the project's root
-    files: tuple[tuple[str, str], ...] = ()  # path below `folder`, "sha256:..." of the unpacked bytes
+    files: tuple[tuple[str, str], ...] = ()  # path below `folder`, its hash as of `sources._hash`
     shipped: str = ""  # SHA-256 of arrays that come with a library instead of files
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
     mirrors: Callable[[], list[list[str]]] = list  # per mirror: all its addresses; "a/b#c" if our name is c, not b
@@ -66,6 +69,7 @@ def _cifar10_mirrors() -> list[list[str]]:
 
 
 CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
+SPOKEN_DIGITS = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive"
 CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 ENTRIES = {
@@ -161,6 +165,18 @@ ENTRIES = {
                 ),
             ),
             mirrors=lambda: [[f"{CHAR_RNN}/input.txt#tinyshakespeare.txt"]],
+        ),
+        Entry(
+            name="spoken-digits",
+            read=sound.read_spoken_digits,
+            classes=tuple("0123456789"),
+            mean=(-8.3862,),  # of the training set; silence is -13.8
+            std=(6.1572,),
+            scale=1.0,
+            files=((sound.ARCHIVE, "wav:1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959"),),
+            mirrors=lambda: [
+                [f"{SPOKEN_DIGITS}/26eb9aaf76e81b692f806f9140c2d2777410d7a1.tar.gz#free-spoken-digit-dataset.tar.gz"]
+            ],
         ),
     )
 }

@@ -12,22 +12,20 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from fedlib.data import sets
+from fedlib.data import archive, sets
 from fedlib.errors import DataError
 
 TIMEOUT = 15  # seconds without an answer
 # What a source that is absent, broken or lying can raise; anything else is a mistake of ours.
-NO_ANSWER = (OSError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException, subprocess.SubprocessError)
+NO_ANSWER = (OSError, *archive.BROKEN, http.client.HTTPException, subprocess.SubprocessError)
 
 
 def home() -> Path:
@@ -108,13 +106,21 @@ def _wrong(entry: sets.Entry, root: Path) -> dict[str, str]:
 
 
 def _hash(path: Path, like: str) -> str:
-    """The file's hash by the algorithm of `like`, or "no file"."""
+    """The file's hash of the kind that `like` is, or in words why it has none.
+
+    "md5:" and "sha256:" are followed by that of all bytes, "wav:" by that of an archive's recordings: two servers pack
+    the same files into different bytes.
+    """
     kind = like.partition(":")[0]
     try:
+        if kind == "wav":
+            return f"wav:{archive.contents(path, '.wav')}"
         with path.open("rb") as file:
             return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
     except (FileNotFoundError, NotADirectoryError):
         return "no file"
+    except archive.BROKEN as error:
+        return f"no readable archive ({_reason(error)})"
 
 
 def _sources(
@@ -215,18 +221,13 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
 
 
 def _unpacked(item: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and unpacked bytes of each wanted file in `item`: a tar archive, a gzip'd file or the file itself."""
-    name = item.name.removesuffix(".gz")
-    if item.name.endswith(".tar.gz"):
-        with tarfile.open(item) as archive:
-            for member in archive:
-                # Only the last part of the name is used, so that no member can lead out of the folder.
-                name = PurePosixPath(member.name).name
-                if name in wanted and (source := archive.extractfile(member)):
-                    yield name, source
-    elif name in wanted:
-        opener: Callable[..., Any] = gzip.open if item.suffix == ".gz" else Path.open
+    """Name and unpacked bytes of each wanted file in `item`: the file itself, a tar archive or a gzip'd file."""
+    name = item.name if item.name in wanted else item.name.removesuffix(".gz")
+    if name in wanted:
+        opener: Callable[..., Any] = Path.open if name == item.name else gzip.open
         yield name, opener(item, "rb")
+    elif item.name.endswith(".tar.gz"):
+        yield from ((name, source) for name, source in archive.members(item) if name in wanted)
 
 
 def _place(staged: Path, target: Path) -> None:

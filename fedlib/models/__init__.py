@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedlib.errors import require_name
-from fedlib.models import cnn, masked, partial
+from fedlib.models import cnn, masked, partial, pooled
 from fedlib.rng import Rng
 
 # name -> builder from (channels, side, classes, root of the random draws), initial weights included
@@ -27,8 +27,14 @@ MODELS: dict[str, Callable[[int, int, int, Rng], nn.Sequential]] = {
     "emnist-thin": partial.emnist_thin,
     "mlp": cnn.mlp,
     "mlp256": masked.mlp256,
+    "mobilenet": pooled.mobilenet,
+    "mobilenet-eighth": pooled.mobilenet_eighth,
+    "mobilenet-quarter": pooled.mobilenet_quarter,
+    "pooled4": pooled.pooled4,
     "resnet18-gn": partial.resnet18_gn,
     "resnet18-gn-100head": partial.resnet18_gn_100head,
+    "resnet20": pooled.resnet20,
+    "resnet20-quick": pooled.resnet20_quick,
     "transformer": partial.transformer,
     "vanilla": cnn.vanilla,
 }
