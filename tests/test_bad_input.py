@@ -235,6 +235,11 @@ FEDDQ_NAMES = [  # settings of feddq, and the names that each allows
     ("biases", "allowed: kept sent"),
     ("coding", "allowed: entropy packed"),
 ]
+FEDCOMPRESS_NAMES = [  # settings of fedcompress, and the names that each allows
+    ("variant", "allowed: code none paper"),
+    ("foreign", "allowed: clients leaves noise spectrum stripes"),
+    ("norms", "allowed: frozen recalibrate train"),
+]
 NAMES = [  # settings of fedpm, and the names that each allows
     ("penalty", "allowed: mean_entropy mean_prob pooled_entropy"),
     ("masking", "allowed: bernoulli threshold top"),
@@ -330,6 +335,41 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     *[
         ("methods/fedavg", "hyper.policy", with_hyper("fedpt", policy=v), "allowed for this network")
         for v in ("emnist/dense1", "all", "random/2", "random/x", None)
+    ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedcompress", **{f: v}), words)
+        for f, words in FEDCOMPRESS_NAMES
+        for v in ("x", None)
+    ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedcompress", **{f: v}), "integer 1")
+        for f in ("images", "distil_epochs", "distil_batch", "clustered_epochs", "step", "window", "patience")
+        for v in (0, 1.5, None)
+    ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedcompress", **{f: v}), "number")
+        for f in ("distil_lr", "temperature", "clustered_lr", "beta", "decay", "limit")
+        for v in (-1, math.nan, "x")
+    ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedcompress", **{f: v}), "integer 2 256")
+        for f in ("least", "most")
+        for v in (1, 257)
+    ],
+    ("methods/fedavg", "hyper.most", with_hyper("fedcompress", most=7), "hyper.least: 8 exceeds fewer"),
+    ("methods/fedavg", "hyper.images", with_hyper("fedcompress", images=255), "no batch hyper.distil_batch: 256"),
+    *[
+        ("methods/fedavg", "hyper.compare_every", with_hyper("fedcompress", compare_every=v), "integer 0")
+        for v in (-1, 0.5)
+    ],
+    *[
+        ("methods/fedavg", "hyper.self_compression", with_hyper("fedcompress", self_compression=v), "true false")
+        for v in (1, None)
+    ],
+    *[
+        ("methods/fedavg", f"hyper.{f}", with_hyper("fedzip", **{f: v}), words)
+        for f, words in (("clusters", "integer 2 256"), ("steps", "integer 0 1000"), ("keep", "number 1e-06 1"))
+        for v in (-1, 0.5 if f != "keep" else 2, "x")
     ],
     ("methods/fedavg/hyper", "hyper", None, ""),
     (

@@ -158,7 +158,8 @@ def test_a_change_of_a_shared_module_changes_every_digest(package: Path, name: s
 
 
 COMPRESSED = methods.METHODS.keys() - {"fedavg"}
-CODED = {"feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
+CLUSTERED = {"fedcompress", "fedzip"}
+CODED = {*CLUSTERED, "feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
 
 
 @pytest.mark.parametrize(
@@ -167,12 +168,14 @@ CODED = {"feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by en
         *[(f"methods/{name}", {name}) for name in methods.METHODS if name != "drive"],
         ("methods/drive", {"drive", "eden"}),  # EDEN takes what it can from DRIVE
         ("wire/rotation", {"drive", "eden"}),
-        ("methods/updates", COMPRESSED - {"feddq", "fedpm", "fedpt"}),
+        ("methods/updates", COMPRESSED - {"feddq", "fedpm", "fedpt", *CLUSTERED}),
         ("methods/masknet", {"fedpm"}),
         ("methods/quantizers", {"feddq"}),
         ("methods/schedules", {"feddq"}),
         ("wire/levels", {"feddq"}),
         *[(name, {"fedpt"}) for name in ("freezing", "privacy", "participation", "methods/private")],
+        *[(name, CLUSTERED) for name in ("methods/clusters", "methods/codebooks", "wire/codebook")],
+        *[(name, {"fedcompress"}) for name in ("methods/distillation", "methods/growth", "data/foreign")],
         ("models/named", {"fedpt"}),
         ("wire/bits", COMPRESSED - {"fedpt"}),
         ("wire/entropy", CODED),
@@ -193,7 +196,7 @@ def test_a_change_of_what_some_methods_use_changes_their_digests_alone(
     [
         *("record", "errors", "progress", "data/sources", "figures", "score", "pages", "__main__", "quadratics"),
         *("engines", "inprocess", "pool", "shelf", "grid", "batched", "graphed", "stacked"),
-        *("data/images", "data/text", "measures", "savings", "meter"),
+        *("data/archive", "data/images", "data/sound", "data/text", "measures", "savings", "meter"),
     ],
 )
 def test_a_change_of_what_makes_no_number_changes_no_digest(package: Path, name: str) -> None:

@@ -1,0 +1,315 @@
+"""FedCompress: clients train weights that end in few clusters; the server clusters their average again by distillation.
+
+Tsouvalas, Saeed, Ozcelebi, Meratnia, "Communication-Efficient Federated Learning through Adaptive Weight Clustering and
+Server-Side Distillation", ICASSP 2024 (arXiv:2401.14211). Of the paper the abstract could be read; the protocol is that
+of its code (`FederatedML/FedCompress`, 8610253).
+
+    clusters of a tensor                -> `fedlib.methods.clusters`
+    a client's two phases               -> `stages`, `enter`, `objective`, `finish`
+    score, and the rule that follows it -> `assess`, `server`, `fedlib.methods.growth`
+    self-compression of the average     -> `compressed`, `fedlib.methods.distillation`
+    the message                         -> `fedlib.methods.codebooks`
+
+Clustered are the kernels of convolutions, each with a codebook of its own; all other tensors travel as float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedlib.errors import PayloadError, SpecError, require_name, require_number
+from fedlib.methods import clusters, codebooks, distillation, growth
+from fedlib.methods.parts import RunningMean, Shapes
+from fedlib.rng import Rng
+from fedlib.task import Plan, State, Task, count
+from fedlib.uploads import Buffer, Uploads
+from fedlib.wire import codebook
+
+if TYPE_CHECKING:
+    from fedlib.spec import Spec
+
+SECTIONS = codebooks.SECTIONS
+VARIANTS = ("code", "paper", "none")
+CHUNK = 500  # samples held out that are looked at together
+SEEDS = Rng(9)  # of centroids, foreign images and their order: the same for all clients and rounds, as in the code
+_REPORT = struct.Struct("<II")  # samples held out, and how many of them were right; then the embeddings
+_CLUSTERS = struct.Struct("<H")
+
+
+@dataclass(frozen=True)
+class Hyper(distillation.Settings):
+    """With the defaults of the code. Of a client's epochs, those of Spec are the ordinary ones."""
+
+    variant: str = "code"  # straight through clusters; "paper": a pull towards them; "none": no clusters, as FedAvg
+    clustered_epochs: int = 5
+    clustered_lr: float = 5e-4
+    beta: float = 1.0  # of the pull, per clustered weight
+    decay: float = 1e-4  # of the summed squares of all kernels and matrices, not halved
+    self_compression: bool = True  # else the average is broadcast as it is
+    compare_every: int = 0  # rounds after which the record also has the average's accuracy before it; 0: never
+    least: int = 8  # clusters of a tensor, at first
+    most: int = 30
+    step: int = 1
+    window: int = 3  # rounds
+    patience: int = 4  # rounds
+    first: int = 3  # round of the first decision
+    limit: float = 0.01  # accuracy
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_name("hyper.variant", self.variant, VARIANTS)
+        require_number("hyper.clustered_epochs", self.clustered_epochs, 1, 10**6, integer=True)
+        require_number("hyper.clustered_lr", self.clustered_lr, 1e-12, 1e12)
+        require_number("hyper.limit", self.limit, 0, 1)
+        for field in ("beta", "decay"):
+            require_number(f"hyper.{field}", getattr(self, field), 0, 1e12)
+        if not isinstance(self.self_compression, bool):
+            raise SpecError(f"hyper.self_compression: {self.self_compression!r} must be true or false")
+        require_number("hyper.compare_every", self.compare_every, 0, 10**9, integer=True)
+        for field in ("least", "most"):
+            require_number(f"hyper.{field}", getattr(self, field), 2, codebook.MOST, integer=True)
+        for field in ("step", "window", "patience", "first"):
+            require_number(f"hyper.{field}", getattr(self, field), 1, 10**6, integer=True)
+        self.rule()
+
+    def rule(self) -> growth.Rule:
+        """SpecError where least exceeds most."""
+        shared = {f.name for f in dataclasses.fields(growth.Rule)} & {f.name for f in dataclasses.fields(self)}
+        return growth.Rule(**{name: getattr(self, name) for name in shared}, by_accuracy=self.variant == "code")
+
+    @property
+    def clustered(self) -> bool:
+        return self.variant != "none"
+
+    @property
+    def adaptive(self) -> bool:
+        return self.clustered and self.least < self.most
+
+
+def check(hyper: Hyper, spec: Spec) -> None:
+    if hyper.adaptive and not spec.held_out:
+        raise SpecError(
+            f"held_out: {spec.held_out} leaves clients without validation data, by which the number of clusters is "
+            "found; hold out 0.1, or set hyper.least = hyper.most"
+        )
+
+
+def kernels(hyper: Hyper, task: Task) -> Shapes:
+    """What clients cluster."""
+    return codebooks.kernels(task, hyper.most) if hyper.clustered else {}
+
+
+def kept(hyper: Hyper, task: Task) -> Shapes:
+    """What is clustered in a broadcast."""
+    return kernels(hyper, task) if hyper.self_compression else {}
+
+
+def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
+    """The model, and how many clusters the round's clients shall make."""
+    report = _CLUSTERS.pack(int(state["clusters"][-1]))
+    return codebooks.pack("fedcompress.down", state, kept(hyper, task), 0, report, hyper, task)
+
+
+def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
+    """Trained is the model itself. PayloadError where the clusters are so many as the hyper-parameters do not allow."""
+    model, report, _ = codebooks.unpack(message, "fedcompress.down", kept(hyper, task), _CLUSTERS.size, hyper, task)
+    number = int.from_bytes(report, "little")
+    if not hyper.least <= number <= hyper.most:
+        raise PayloadError(f"clusters: {number}, expected {hyper.least} to {hyper.most}")
+    local = {name: tensor.to(task.device) for name, tensor in model.items()}
+    frozen = {name: local[name] for name in task.statistics} | {"clusters": torch.tensor(number, device=task.device)}
+    return {name: local[name].requires_grad_() for name in task.weights | task.vectors}, frozen
+
+
+def stages(hyper: Hyper, plan: Plan) -> list[Plan]:
+    """Ordinary epochs, then clustered ones, each with an optimizer that begins anew."""
+    clustered = dataclasses.replace(plan, epochs=hyper.clustered_epochs, lr=hyper.clustered_lr)
+    return [plan, clustered] if hyper.clustered else []
+
+
+def enter(stage: int, trainable: State, frozen: State, hyper: Hyper, task: Task, rng: Rng) -> None:
+    """From the second stage on the centroids are trained beside the weights."""
+    if stage:
+        trainable.update(clusters.first_centroids(trainable, kernels(hyper, task), int(frozen["clusters"]), SEEDS))
+
+
+def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> None:
+    return None
+
+
+def objective(
+    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Hyper, task: Task
+) -> Tensor:
+    """Cross-entropy of the clustered weights, or of the weights themselves with a pull to the centroids; and decay."""
+    whole = {name: trainable[name] for name in task.weights | task.vectors}
+    more, centroids = torch.zeros((), device=task.device), clusters.centroids(trainable)
+    if hyper.decay:
+        more = more + hyper.decay * sum(whole[name].square().sum() for name in task.weights)
+    if hyper.variant == "code":
+        whole |= {name: clusters.straight_through(whole[name], mu) for name, mu in centroids.items()}
+    elif centroids:
+        pull = sum(clusters.pull(whole[name], mu) for name, mu in centroids.items())
+        more = more + hyper.beta / count(kernels(hyper, task)) * pull
+    return task.loss(whole | {name: frozen[name] for name in task.statistics}, batch) + more
+
+
+def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
+    """Every clustered weight has become its nearest centroid. Nothing is reported yet."""
+    model = trainable | frozen
+    model |= {name: clusters.clustered(model[name], mu) for name, mu in clusters.centroids(trainable).items()}
+    return codebooks.pack("fedcompress.up", model, kernels(hyper, task), samples, b"", hyper, task)
+
+
+@torch.no_grad()
+def assess(upload: bytes, held: tuple[Tensor, Tensor], hyper: Hyper, task: Task) -> bytes:
+    """With a report on the samples held out: how many, how many right, and their embeddings under the model as sent.
+
+    Embeddings are what enters the last layer. Rows of unit length are sent, or the upper triangle of their Gram matrix
+    where that is shorter: the server's score is the same.
+    """
+    if not hyper.adaptive:
+        return upload
+    model, _, samples = codebooks.unpack(upload, "fedcompress.up", kernels(hyper, task), 0, hyper, task)
+    right, z = seen(model, held, task)
+    n, d = z.shape
+    sent = growth.unit_rows(z) if n * d == _floats(n, task) else growth.gram(z)[growth.triangle(d)]
+    report = _REPORT.pack(n, right) + sent.numpy().astype("<f4").tobytes()
+    return codebooks.pack("fedcompress.up", model, kernels(hyper, task), samples, report, hyper, task)
+
+
+@torch.no_grad()
+def seen(model: State, samples: tuple[Tensor, Tensor], task: Task) -> tuple[int, Tensor]:
+    """How many samples a model gets right, and what enters its last layer [n, d], on the CPU; in evaluation mode."""
+    task.network.eval()
+    there = {name: model[name].to(task.device) for name in task.tensors}
+    right, entered = 0, [torch.empty(0, _head(task).in_features)]
+    with _head(task).register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].cpu())):
+        for x, y in zip(*(part.split(CHUNK) for part in samples), strict=True):
+            if len(x):
+                right += int((task.logits(there, x).argmax(1) == y).sum())
+    return right, torch.cat(entered)
+
+
+def _head(task: Task) -> nn.Linear:
+    """SpecError where the last layer is none that embeddings enter."""
+    head = list(task.network.children())[-1]
+    if not isinstance(head, nn.Linear):
+        raise SpecError("model: does not end in a linear layer, whose inputs are the embeddings that are scored")
+    return head
+
+
+def _floats(held: int, task: Task) -> int:
+    """Of the embeddings in a report: rows, or a triangle."""
+    d = _head(task).in_features
+    return min(held * d, d * (d + 1) // 2)
+
+
+def read_report(report: memoryview, task: Task) -> dict[str, Tensor]:
+    """held [], right [] and gram [d, d], float64. PayloadError where they do not go together."""
+    if len(report) < _REPORT.size:
+        raise PayloadError(f"report: {len(report)} bytes, expected {_REPORT.size} or more")
+    held, right = _REPORT.unpack_from(report)
+    d, numbers = _head(task).in_features, _floats(held, task)
+    if right > held or len(report) != _REPORT.size + 4 * numbers:
+        raise PayloadError(
+            f"report: {right} of {held} right in {len(report)} bytes, expected at most {held} in "
+            f"{_REPORT.size + 4 * numbers}"
+        )
+    read = torch.from_numpy(np.frombuffer(report, "<f4", offset=_REPORT.size).astype(np.float64))
+    if not bool(torch.isfinite(read).all()):
+        raise PayloadError("report: embeddings are not finite, only finite numbers travel")
+    gram = torch.zeros(d, d, dtype=torch.float64)
+    if numbers == held * d:
+        gram = growth.gram(read.view(held, d))
+    else:
+        gram[growth.triangle(d)] = read
+        gram = gram + gram.triu(1).T
+    return {"held": torch.tensor(float(held)), "right": torch.tensor(float(right)), "gram": gram}
+
+
+def most_report(hyper: Hyper, task: Task) -> int:
+    """Bytes of the longest report."""
+    return _REPORT.size + 4 * _floats(len(task.train[0]), task) if hyper.adaptive else 0
+
+
+def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
+    """The model, with what its report says, and the sample count."""
+    model, report, samples = codebooks.unpack(
+        upload, "fedcompress.up", kernels(hyper, task), most_report(hyper, task), hyper, task
+    )
+    return model | (read_report(report, task) if hyper.adaptive else {}), samples
+
+
+def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
+    """The model, compressed before anybody has trained it, and an empty history."""
+    history = {"accuracies": torch.empty(0), "scores": torch.empty(0)} if hyper.adaptive else {}
+    return compressed(task.initial(), [hyper.least], hyper, task) | history
+
+
+def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
+    """The mean of the models, by samples; then the number of clusters; then so many clusters in the mean."""
+    mean = RunningMean(task.tensors)
+    held = right = 0.0
+    gram: Tensor | float = 0.0
+    for tensors, samples in uploads.read(lambda upload: read_upload(upload, hyper, task)):
+        mean.add(tensors, samples)
+        if hyper.adaptive:
+            held, right, gram = held + float(tensors["held"]), right + float(tensors["right"]), gram + tensors["gram"]
+    numbers, history = [int(c) for c in state["clusters"]], {}
+    following = numbers[-1]
+    if isinstance(gram, Tensor):
+        found = {"accuracies": right / max(held, 1), "scores": growth.effective_rank(gram)}
+        history = {name: torch.cat([state[name], torch.tensor([value])]) for name, value in found.items()}
+        following = hyper.rule().following(history["accuracies"].tolist(), history["scores"].tolist(), numbers)
+    return compressed(mean.value(), [*numbers, following], hyper, task) | history | {"sent": state["bits"]}
+
+
+def compressed(average: State, numbers: Sequence[int], hyper: Hyper, task: Task) -> State:
+    """What is broadcast in place of an average, and what the record shall say of it; numbers: of clusters, by round."""
+    state, losses = average, list[float]()
+    if kept(hyper, task):
+        state, losses = distillation.distil(average, kept(hyper, task), numbers[-1], hyper, task, SEEDS)
+        if hyper.compare_every:
+            state |= {f"average {name}": tensor for name, tensor in average.items()}
+    state = state | {"clusters": torch.tensor(numbers, dtype=torch.float32), "losses": torch.tensor(losses)}
+    message = broadcast(state, hyper, task)
+    bits = codebooks.bits(message, "fedcompress.down", state, kept(hyper, task), _CLUSTERS.size, hyper, task)
+    return state | {"bits": torch.tensor(bits, dtype=torch.float64)}
+
+
+def models(state: State, hyper: Hyper, task: Task, rng: Rng) -> list[State]:
+    return [{name: state[name] for name in task.tensors}]
+
+
+def notes(state: State, hyper: Hyper, task: Task) -> dict[str, Any]:
+    """Clusters, score and validation accuracy of the round, loss of each epoch of distillation, test accuracy of the
+    average before it; bits of the round's broadcast and of the new one by each meter."""
+    found: dict[str, Any] = {"clusters": int(state["clusters"][-2])} if hyper.clustered else {}
+    if hyper.adaptive:
+        found |= {"score": round(float(state["scores"][-1]), 4), "validation": round(float(state["accuracies"][-1]), 5)}
+    if len(state["losses"]):
+        found["losses"] = [float(f"{loss:.5g}") for loss in state["losses"]]
+    round_ = len(state["clusters"]) - 1
+    if kept(hyper, task) and hyper.compare_every and round_ % hyper.compare_every == 0:
+        average = {name: state[f"average {name}"] for name in task.tensors}
+        found["before"] = seen(average, task.test, task)[0] / len(task.test[1])
+    return found | codebooks.noted(state)
+
+
+def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
+    """Of the model as a compressed file: what the code measures."""
+    return codebooks.zip_bits(read_upload(upload, hyper, task)[0], task)
+
+
+def other_bits(upload: Buffer, hyper: Hyper, task: Task) -> dict[str, float]:
+    """Codebooks with indexes of fixed width."""
+    coded, most = kernels(hyper, task), most_report(hyper, task)
+    return {"fixed": codebooks.fixed_bits(upload, "fedcompress.up", coded, most, hyper, task)}
