@@ -104,7 +104,7 @@ class Spec:
 
 
 # What an experiment file says of a method: fields of Spec.
-METHOD = {"method", "lr", "optimizer", "momentum", "persistent", "feedback", "hyper"}
+METHOD = {"method", "lr", "epochs", "optimizer", "momentum", "persistent", "feedback", "hyper"}
 # What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
 AXES = {
     "method",

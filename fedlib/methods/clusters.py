@@ -51,12 +51,14 @@ class Line:
         return cls(values, sums, squares, middle)
 
     def bounds(self, centroids: np.ndarray) -> np.ndarray:
-        """Where each of the ascending centroids' clusters begins, and where the last one ends: int64 [clusters + 1]."""
-        inner = np.searchsorted(self.values, midpoints(centroids), "right")
-        return np.concatenate([[0], inner, [self.values.size]])
+        """Where each cluster of ascending centroids begins, and where the last one ends: int64 [..., clusters + 1]."""
+        found = np.zeros((*centroids.shape[:-1], centroids.shape[-1] + 1), np.int64)
+        found[..., 1:-1] = np.searchsorted(self.values, midpoints(centroids), "right")
+        found[..., -1] = self.values.size
+        return found
 
     def distortions(self, centroids: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        """Of each cluster the sum of squared distances to its centroid, float64."""
+        """Of each cluster the sum of squared distances to its centroid, float64 [..., clusters]."""
         c = centroids.astype(np.float64) - self.middle
         ends = self.squares[bounds], self.sums[bounds]
         found: np.ndarray = np.diff(ends[0]) - 2 * c * np.diff(ends[1]) + c * c * np.diff(bounds)
@@ -70,8 +72,7 @@ class Line:
 
 def midpoints(centroids: np.ndarray) -> np.ndarray:
     """For each neighbouring pair of ascending centroids the last float32 that is not nearer to the upper one."""
-    lower, upper = centroids[:-1].astype(np.float64), centroids[1:].astype(np.float64)
-    exact = (lower + upper) / 2
+    exact = (centroids[..., :-1].astype(np.float64) + centroids[..., 1:]) / 2
     rounded = exact.astype(np.float32)
     return np.where(rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
@@ -89,16 +90,19 @@ def seeds(tensor: Tensor, clusters: int, rng: Rng) -> np.ndarray:
     tries = 2 + int(math.log(clusters))
     draws = iter(words(rng.seed(), 0, 1 + clusters * tries).astype(np.float64) * 2.0**-32)
     found = line.values[[int(next(draws) * line.values.size)]]
+    bounds = line.bounds(found)
+    lost = line.distortions(found, bounds)
     for _ in range(clusters - 1):
-        bounds = line.bounds(found)
-        far = np.cumsum(line.distortions(found, bounds))
-        best, least = found, math.inf
-        for _ in range(tries):
-            candidate = _inserted(found, _drawn(line, found, bounds, far, next(draws)))
-            left = float(line.distortions(candidate, line.bounds(candidate)).sum())
-            if left < least and candidate.size > found.size:
-                best, least = candidate, left
-        found = best if best.size > found.size else _inserted(found, _farthest(line, found, bounds))
+        far = np.cumsum(lost)
+        drawn = np.array([_drawn(line, found, bounds, far, next(draws)) for _ in range(tries)])
+        new = drawn[(drawn[:, None] != found).all(axis=1)]
+        if not new.size:
+            new = _farthest(line, found, bounds)
+        candidates = np.sort(np.concatenate([np.broadcast_to(found, (new.size, found.size)), new[:, None]], axis=1))
+        every = line.bounds(candidates)
+        left = line.distortions(candidates, every)
+        best = int(left.sum(axis=1).argmin())
+        found, bounds, lost = candidates[best], every[best], left[best]
     return found
 
 
@@ -107,30 +111,22 @@ def _drawn(line: Line, centroids: np.ndarray, bounds: np.ndarray, far: np.ndarra
     cluster = min(int(np.searchsorted(far, u * far[-1], "right")), far.size - 1)
     rest = u * far[-1] - (far[cluster - 1] if cluster else 0.0)
     start, end, c = int(bounds[cluster]), int(bounds[cluster + 1]), float(centroids[cluster]) - line.middle
-    s, q = line.sums, line.squares
+    s, q = line.sums.data, line.squares.data  # plain floats come out of these, faster than numpy's
+    first_s, first_q = s[start], q[start]
 
     def up_to(i: int) -> float:
-        return float(q[i + 1] - q[start] - 2 * c * (s[i + 1] - s[start]) + c * c * (i + 1 - start))
+        return q[i + 1] - first_q - 2 * c * (s[i + 1] - first_s) + c * c * (i + 1 - start)
 
     at = bisect.bisect_right(range(start, end), rest, key=up_to)
     value: np.float32 = line.values[min(start + at, end - 1)]
     return value
 
 
-def _farthest(line: Line, centroids: np.ndarray, bounds: np.ndarray) -> np.float32:
-    """The value farthest from its centroid: of each cluster one of its ends."""
+def _farthest(line: Line, centroids: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The value farthest from its centroid: of each cluster one of its ends; [1]."""
     ends = line.values[np.stack([bounds[:-1], bounds[1:] - 1]).clip(0, line.values.size - 1)]
     away = np.where(np.diff(bounds) > 0, np.abs(ends - centroids), 0)
-    value: np.float32 = ends.ravel()[int(away.argmax())]
-    return value
-
-
-def _inserted(ascending: np.ndarray, value: np.float32) -> np.ndarray:
-    """With one more value, unless it is there."""
-    at = int(np.searchsorted(ascending, value))
-    if at < ascending.size and ascending[at] == value:
-        return ascending
-    return np.insert(ascending, at, value)
+    return ends.ravel()[[int(away.argmax())]]
 
 
 def lloyd(line: Line, centroids: np.ndarray, steps: int) -> np.ndarray:
@@ -150,11 +146,8 @@ def distortion(line: Line, centroids: np.ndarray) -> float:
 
 def assign(weights: Tensor, centroids: Tensor) -> Tensor:
     """Index of the nearest of ascending centroids [clusters] for each weight; in a tie the lower. int64."""
-    lower, upper = centroids[:-1].double(), centroids[1:].double()
-    exact = (lower + upper) / 2
-    rounded = exact.float()
-    below = torch.nextafter(rounded, torch.full_like(rounded, -math.inf))
-    return torch.bucketize(weights, torch.where(rounded > exact, below, rounded))
+    exact = centroids.double()
+    return torch.bucketize(weights.double(), (exact[:-1] + exact[1:]) / 2)
 
 
 def straight_through(weights: Tensor, centroids: Tensor) -> Tensor:
@@ -191,7 +184,8 @@ def centroids(trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def first_centroids(trainable: Mapping[str, Tensor], names: Iterable[str], number: int, rng: Rng) -> dict[str, Tensor]:
     """`seeds` of the named tensors, on their device, to be trained."""
-    found = {name: torch.from_numpy(seeds(trainable[name], number, rng)) for name in names}
+    # Copied: `seeds` may give a view, whose entries are apart, and Adam's kernel takes them for neighbours.
+    found = {name: torch.tensor(seeds(trainable[name], number, rng)) for name in names}
     return {_PREFIX + name: mu.to(trainable[name].device).requires_grad_() for name, mu in found.items()}
 
 

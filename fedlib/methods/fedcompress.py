@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +39,6 @@ SECTIONS = codebooks.SECTIONS
 VARIANTS = ("code", "paper", "none")
 CHUNK = 500  # samples held out that are looked at together
 SEEDS = Rng(9)  # of centroids, foreign images and their order: the same for all clients and rounds, as in the code
-_REPORT = struct.Struct("<II")  # samples held out, and how many of them were right; then the embeddings
 _CLUSTERS = struct.Struct("<H")
 
 
@@ -179,9 +177,7 @@ def assess(upload: bytes, held: tuple[Tensor, Tensor], hyper: Hyper, task: Task)
         return upload
     model, _, samples = codebooks.unpack(upload, "fedcompress.up", kernels(hyper, task), 0, hyper, task)
     right, z = seen(model, held, task)
-    n, d = z.shape
-    sent = growth.unit_rows(z) if n * d == _floats(n, task) else growth.gram(z)[growth.triangle(d)]
-    report = _REPORT.pack(n, right) + sent.numpy().astype("<f4").tobytes()
+    report = growth.pack_report(z, right)
     return codebooks.pack("fedcompress.up", model, kernels(hyper, task), samples, report, hyper, task)
 
 
@@ -206,38 +202,9 @@ def _head(task: Task) -> nn.Linear:
     return head
 
 
-def _floats(held: int, task: Task) -> int:
-    """Of the embeddings in a report: rows, or a triangle."""
-    d = _head(task).in_features
-    return min(held * d, d * (d + 1) // 2)
-
-
-def read_report(report: memoryview, task: Task) -> dict[str, Tensor]:
-    """held [], right [] and gram [d, d], float64. PayloadError where they do not go together."""
-    if len(report) < _REPORT.size:
-        raise PayloadError(f"report: {len(report)} bytes, expected {_REPORT.size} or more")
-    held, right = _REPORT.unpack_from(report)
-    d, numbers = _head(task).in_features, _floats(held, task)
-    if right > held or len(report) != _REPORT.size + 4 * numbers:
-        raise PayloadError(
-            f"report: {right} of {held} right in {len(report)} bytes, expected at most {held} in "
-            f"{_REPORT.size + 4 * numbers}"
-        )
-    read = torch.from_numpy(np.frombuffer(report, "<f4", offset=_REPORT.size).astype(np.float64))
-    if not bool(torch.isfinite(read).all()):
-        raise PayloadError("report: embeddings are not finite, only finite numbers travel")
-    gram = torch.zeros(d, d, dtype=torch.float64)
-    if numbers == held * d:
-        gram = growth.gram(read.view(held, d))
-    else:
-        gram[growth.triangle(d)] = read
-        gram = gram + gram.triu(1).T
-    return {"held": torch.tensor(float(held)), "right": torch.tensor(float(right)), "gram": gram}
-
-
 def most_report(hyper: Hyper, task: Task) -> int:
     """Bytes of the longest report."""
-    return _REPORT.size + 4 * _floats(len(task.train[0]), task) if hyper.adaptive else 0
+    return growth.report_bytes(len(task.train[0]), _head(task).in_features) if hyper.adaptive else 0
 
 
 def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
@@ -245,7 +212,7 @@ def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
     model, report, samples = codebooks.unpack(
         upload, "fedcompress.up", kernels(hyper, task), most_report(hyper, task), hyper, task
     )
-    return model | (read_report(report, task) if hyper.adaptive else {}), samples
+    return model | (growth.read_report(report, _head(task).in_features) if hyper.adaptive else {}), samples
 
 
 def initial(hyper: Hyper, task: Task, rng: Rng) -> State:

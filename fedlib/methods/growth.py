@@ -7,13 +7,15 @@ its rows, or the sum of their outer products where that is shorter: both give th
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.errors import SpecError
+from fedlib.errors import PayloadError, SpecError
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -46,6 +48,44 @@ def effective_rank(products: Tensor) -> float:
     singular = eigenvalues.clamp(min=0).sqrt()
     p = singular / singular.sum()
     return math.exp(-float(torch.special.xlogy(p, p).sum()))
+
+
+_HEAD = struct.Struct("<II")  # samples, and how many of them were right; then embeddings
+
+
+def report_bytes(samples: int, d: int) -> int:
+    """Length of a client's report: embeddings as rows, or as the upper triangle of Z'Z, in float32."""
+    return _HEAD.size + 4 * min(samples * d, d * (d + 1) // 2)
+
+
+def pack_report(z: Tensor, right: int) -> bytes:
+    """What a client says of its samples held out: how many there are and are right, and their embeddings [n, d]."""
+    n, d = z.shape
+    rows = report_bytes(n, d) == _HEAD.size + 4 * n * d
+    sent = unit_rows(z) if rows else gram(z)[triangle(d)]
+    return _HEAD.pack(n, right) + sent.numpy().astype("<f4").tobytes()
+
+
+def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
+    """held [], right [] and gram [d, d], float64. PayloadError where they do not go together."""
+    if len(report) < _HEAD.size:
+        raise PayloadError(f"report: {len(report)} bytes, expected {_HEAD.size} or more")
+    held, right = _HEAD.unpack_from(report)
+    expected = report_bytes(held, d)
+    if right > held or len(report) != expected:
+        raise PayloadError(
+            f"report: {right} of {held} right in {len(report)} bytes, expected at most {held} in {expected}"
+        )
+    read = torch.from_numpy(np.frombuffer(report, "<f4", offset=_HEAD.size).astype(np.float64))
+    if not bool(torch.isfinite(read).all()):
+        raise PayloadError("report: embeddings are not finite, only finite numbers travel")
+    if len(read) == held * d:
+        products = gram(read.view(held, d))
+    else:
+        products = torch.zeros(d, d, dtype=torch.float64)
+        products[triangle(d)] = read
+        products = products + products.triu(1).T
+    return {"held": torch.tensor(float(held)), "right": torch.tensor(float(right)), "gram": products}
 
 
 @dataclass(frozen=True)
