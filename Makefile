@@ -52,6 +52,9 @@ bench: env ## measure speed and size
 	python bench/payload.py
 	python bench/rotation.py
 	python bench/quantize.py
+	python bench/clustering.py
+	python bench/clustered_training.py
+	python bench/inference.py
 	python bench/local_training.py
 	python bench/partial.py
 	python bench/engines.py

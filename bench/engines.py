@@ -19,6 +19,7 @@ from report import save
 
 from fedlib import engines, rounds
 from fedlib.data import sets
+from fedlib.data.images import Arrays
 from fedlib.record import processor
 from fedlib.spec import Spec
 
@@ -33,7 +34,7 @@ SCALES = {
 CLIENTS = 20
 
 
-def read(channels: int, side: int, samples: int, _: object) -> sets.Arrays:
+def read(channels: int, side: int, samples: int, _: object) -> Arrays:
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(samples, channels, side, side, generator=draw).numpy()
     y = torch.randint(10, (samples,), generator=draw).numpy()

@@ -16,13 +16,14 @@ from torch import nn
 
 from fedlib import engines, local, methods
 from fedlib.data import sets
+from fedlib.data.images import Arrays
 from fedlib.rng import Rng
 from fedlib.spec import Spec
 
 REPEATS = 12
 
 
-def read(_: object) -> sets.Arrays:
+def read(_: object) -> Arrays:
     draw = torch.Generator().manual_seed(1)
     x, y = torch.randn(1200, 1, 28, 28, generator=draw).numpy(), torch.randint(10, (1200,), generator=draw).numpy()
     return x, y, x[:10], y[:10]

@@ -51,7 +51,9 @@ def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
     return Exhibit(f'<div style="overflow-x: auto">{body}</div>', caption, frame, name)  # a wide one scrolls by itself
 
 
-def canvas(columns: int = 1, height: float = 3.6, width: float | None = None) -> tuple[Figure, Sequence[Any]]:
+def canvas(
+    columns: int = 1, height: float = 3.6, width: float | None = None, sharey: bool = True
+) -> tuple[Figure, Sequence[Any]]:
     """One row of axes in the house style; height of the figure and width of a column in inches.
 
     Three columns and more are narrower by themselves: a page scales a wide figure down, and its letters with it.
@@ -59,7 +61,7 @@ def canvas(columns: int = 1, height: float = 3.6, width: float | None = None) ->
     width = width or (4.6 if columns < 3 else 3.2)
     sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
     figure = Figure(figsize=(width * columns + 0.6, height), layout="constrained")
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
     return figure, axes
 
 

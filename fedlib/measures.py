@@ -178,6 +178,46 @@ def largest_reduction(
     return {case: close[case]} if case else {"none of them": [1.0] * min(map(len, gaps.values()))} if gaps else {}
 
 
+def traffic(r: Record, meter: str) -> float:
+    """Bits of all messages of a run, both ways, by a meter of `fedlib.methods.codebooks`."""
+    if meter == "ours":
+        return 8.0 * (r["final"]["uplink_bytes"] + r["final"]["downlink_bytes"])
+    bits = 0.0
+    for entry in r["rounds"]:
+        other = entry.get("other_bits", {})
+        bits += other.get(meter, entry["paper_bits"])  # a compressed file is FedCompress' own definition
+        sent = entry["notes"]["sent_bits"]
+        bits += sent[meter] * 8 * entry["downlink_bytes"] / sent["ours"]
+    return bits
+
+
+def traffic_ratio(
+    records: list[Record], labels: list[str], groups: list[str], against: list[str], meter: str
+) -> Values:
+    """CCR: the other method's bits in both directions, all rounds and clients, over this one's."""
+    return _pairs(records, labels, groups, against, lambda r, other: traffic(other, meter) / traffic(r, meter))
+
+
+def model_ratio(records: list[Record], labels: list[str], groups: list[str], against: list[str], meter: str) -> Values:
+    """MCR: size of the other method's final model over this one's."""
+
+    def size(r: Record) -> float:
+        return float(r["rounds"][-1]["notes"]["model_bits"][meter])
+
+    return _pairs(records, labels, groups, against, lambda r, other: size(other) / size(r))
+
+
+def inference_speed(records: list[Record], networks: list[str], plain: str, clustered: str) -> Values:
+    """Time of the plain network over that of its clustered copy, a value a batch size and image shape."""
+    found: Values = {}
+    for row in benchmark("inference")["times"]:
+        if row["network"] in networks:
+            found.setdefault(f"{row['network']}, {clustered}", []).append(
+                row["variants"][plain]["ms"] / row["variants"][clustered]["ms"]
+            )
+    return found
+
+
 def private_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
     """As accuracy_gap, of the private runs with the most noise in each group."""
     values: Values = {}
@@ -241,6 +281,9 @@ MEASURES: dict[str, Callable[..., Values]] = {
     "range_ratio": range_ratio,
     "largest_reduction": largest_reduction,
     "private_gap": private_gap,
+    "traffic_ratio": traffic_ratio,
+    "model_ratio": model_ratio,
+    "inference_speed": inference_speed,
     "step_time": step_time,
     "peak_memory": peak_memory,
 }

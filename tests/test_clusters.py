@@ -65,6 +65,7 @@ def test_seeds_are_values(values: list[float], number: int, seed: int) -> None:
     tensor = torch.tensor(values)
     found = clusters.seeds(tensor, number, Rng(seed))
     assert found.dtype == np.float32 and found.size == number
+    assert found.flags.c_contiguous, "optimizers step through memory"
     assert set(found.tolist()) <= set(tensor.tolist())
     distinct = len(set(tensor.tolist()))
     assert len(set(found.tolist())) == min(number, distinct), "as many as there can be"
@@ -96,7 +97,7 @@ def test_distortion_falls_with_the_number_of_clusters() -> None:
 def test_sampling_is_by_squared_distance() -> None:
     """Two values besides the first: at distance 1, nine times, and at distance 3, once: equal chances without retries.
 
-    With the best of two draws (2 + ln 2, rounded down) the far value is taken unless both draws miss it: 3/4.
+    With the best of three draws (3 + ln 2, rounded down) the near value is taken unless all three miss it: 7/8.
     """
     line = Line.of(torch.tensor([0.0] * 10_000 + [1.0] * 9 + [3.0]))
     taken = []
@@ -105,7 +106,7 @@ def test_sampling_is_by_squared_distance() -> None:
         taken.append(mu.tolist()[1])
     assert set(taken) == {1.0, 3.0}
     # Distortion after taking 1: (3 - 1)^2 = 4; after taking 3: nine times 1 = 9. So 1 is the better of a pair.
-    assert abs(np.mean([value == 1.0 for value in taken]) - 0.75) < 0.07
+    assert abs(np.mean([value == 1.0 for value in taken]) - 0.875) < 0.06
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedlib import models
 from fedlib.errors import PayloadError
+from fedlib.rng import Rng
 from fedlib.wire import codebook, entropy
 
 GENERATOR = np.random.default_rng(5)
@@ -67,6 +69,19 @@ def test_indexes_take_their_entropy(values: int) -> None:
 )
 def test_fixed_width_by_hand(values: int, n: int, expected: int) -> None:
     assert codebook.fixed_bits([values], [n]) == 8 * expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [(8, 114_602), (12, 148_368), (16, 148_672), (20, 182_438), (24, 182_742), (30, 183_198)],
+)
+def test_fixed_width_of_resnet20(values: int, expected: int) -> None:
+    """Specification, table 9.2: nineteen kernels in codebooks, 3,402 other values as float32."""
+    network = models.build("resnet20", 3, 32, 10, Rng(0))
+    kernels = [p.numel() for p in network.parameters() if p.ndim == 4]
+    floats = sum(b.numel() for b in network.buffers() if b.is_floating_point())
+    others = sum(p.numel() for p in network.parameters()) + floats - sum(kernels)
+    assert codebook.fixed_bits([values] * 19, kernels) / 8 + 4 * others == expected
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ import work
 
 from fedlib import engines, rounds
 from fedlib.data import sets
+from fedlib.data.images import Arrays
 from fedlib.spec import Spec
 from fedlib.task import State
 
 
-def read(_: object) -> sets.Arrays:
+def read(_: object) -> Arrays:
     images, labels = (torch.cat(parts).numpy() for parts in zip(*work.clients(False), strict=True))
     return images, labels, images[:500], labels[:500]
 

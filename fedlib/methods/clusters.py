@@ -80,30 +80,35 @@ def midpoints(centroids: np.ndarray) -> np.ndarray:
 def seeds(tensor: Tensor, clusters: int, rng: Rng) -> np.ndarray:
     """So many of the tensor's values, ascending float32; with fewer distinct values all of them, the last repeated.
 
-    k-means++: each is drawn with chance proportional to the squared distance from those before; of 2 + ln(clusters)
-    draws that which leaves the least distortion stays, as TensorFlow's operator does. The first is drawn uniformly.
+    k-means++: the first is drawn uniformly, each other with chance proportional to the squared distance from those
+    before; of 3 + ln(clusters) draws that which leaves the least distortion stays, as in TensorFlow's operator.
     PayloadError where a value is not finite.
     """
     line = Line.of(tensor)
     if (few := line.distinct(clusters)) is not None:
         return np.concatenate([few, np.repeat(few[-1:], clusters - few.size)])
-    tries = 2 + int(math.log(clusters))
-    draws = iter(words(rng.seed(), 0, 1 + clusters * tries).astype(np.float64) * 2.0**-32)
-    found = line.values[[int(next(draws) * line.values.size)]]
-    bounds = line.bounds(found)
-    lost = line.distortions(found, bounds)
+    tries = 3 + int(math.log(clusters))
+    draws = iter(words(rng.seed(), 0, clusters * tries).astype(np.float64) * 2.0**-32)
+    found, bounds, lost = _best(line, line.values[[[int(next(draws) * line.values.size)] for _ in range(tries)]])
     for _ in range(clusters - 1):
         far = np.cumsum(lost)
         drawn = np.array([_drawn(line, found, bounds, far, next(draws)) for _ in range(tries)])
         new = drawn[(drawn[:, None] != found).all(axis=1)]
         if not new.size:
             new = _farthest(line, found, bounds)
-        candidates = np.sort(np.concatenate([np.broadcast_to(found, (new.size, found.size)), new[:, None]], axis=1))
-        every = line.bounds(candidates)
-        left = line.distortions(candidates, every)
-        best = int(left.sum(axis=1).argmin())
-        found, bounds, lost = candidates[best], every[best], left[best]
+        candidates = np.empty((new.size, found.size + 1), np.float32)
+        candidates[:, :-1], candidates[:, -1] = found, new
+        candidates.sort(axis=1)
+        found, bounds, lost = _best(line, candidates)
     return found
+
+
+def _best(line: Line, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of rows of centroids that which leaves the least distortion, with its bounds and each cluster's distortion."""
+    bounds = line.bounds(candidates)
+    left = line.distortions(candidates, bounds)
+    best = int(left.sum(axis=1).argmin())
+    return candidates[best], bounds[best], left[best]
 
 
 def _drawn(line: Line, centroids: np.ndarray, bounds: np.ndarray, far: np.ndarray, u: float) -> np.float32:
@@ -184,8 +189,7 @@ def centroids(trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def first_centroids(trainable: Mapping[str, Tensor], names: Iterable[str], number: int, rng: Rng) -> dict[str, Tensor]:
     """`seeds` of the named tensors, on their device, to be trained."""
-    # Copied: `seeds` may give a view, whose entries are apart, and Adam's kernel takes them for neighbours.
-    found = {name: torch.tensor(seeds(trainable[name], number, rng)) for name in names}
+    found = {name: torch.from_numpy(seeds(trainable[name], number, rng)) for name in names}
     return {_PREFIX + name: mu.to(trainable[name].device).requires_grad_() for name, mu in found.items()}
 
 

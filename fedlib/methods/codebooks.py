@@ -59,6 +59,14 @@ def sections(message: Buffer, kind: str, coded: Shapes, most: int, hyper: Any, t
     return container.unpack(message, kind, task.fingerprint(kind.partition(".")[0], hyper), limits)
 
 
+def reported(message: bytes, kind: str, coded: Shapes, report: bytes, hyper: Any, task: Task) -> bytes:
+    """The message with another report."""
+    read = sections(message, kind, coded, 0, hyper, task)
+    return container.pack(
+        kind, task.fingerprint(kind.partition(".")[0], hyper), read.samples, [*read.sections[:3], report]
+    )
+
+
 def _others(coded: Shapes, task: Task) -> dict[str, torch.Size]:
     return {name: shape for name, shape in task.tensors.items() if name not in coded}
 
@@ -77,7 +85,8 @@ def bits(
     message: Buffer, kind: str, state: Mapping[str, Tensor], coded: Shapes, most: int, hyper: Any, task: Task
 ) -> list[float]:
     """Of a broadcast, by each meter."""
-    return [8.0 * len(message), fixed_bits(message, kind, coded, most, hyper, task), zip_bits(state, task)]
+    fixed = fixed_bits(message, kind, coded, most, hyper, task)
+    return [8.0 * len(message), fixed, zip_bits(state, task) + 8 * container.section_sizes(message)[3]]
 
 
 def noted(state: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

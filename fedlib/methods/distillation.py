@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedlib import optim
 from fedlib.data import foreign
-from fedlib.errors import SpecError, require_name, require_number
+from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
 from fedlib.methods import clusters
 from fedlib.rng import Rng
 from fedlib.task import Plan, State, Task
@@ -49,12 +49,26 @@ class Settings:
 
 
 def distil(
-    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng
+    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int = 0
 ) -> tuple[State, list[float]]:
     """The model with so many clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
 
-    rng: of the centroids' beginning, the images and their order. PayloadError where training diverged.
+    rng: of the centroids' beginning, the images and, with the turn, their order. On a CPU in one thread, by which the
+    last bits do not depend on how many there are. RunError where it diverges; SpecError: fewer images than a batch.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if task.device.type == "cpu" else threads)
+    try:
+        return _distilled(model, names, number, settings, task, rng, turn)
+    except PayloadError as error:
+        raise RunError("self-compression diverged: lower hyper.distil_lr") from error
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _distilled(
+    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int
+) -> tuple[State, list[float]]:
     images = foreign_images(task, settings, rng)
     teacher = {name: model[name].to(task.device) for name in task.tensors}
     targets = torch.cat([_predicted(task, teacher, x, settings) for x in images.split(settings.distil_batch)])
@@ -63,7 +77,7 @@ def distil(
     trainable |= clusters.first_centroids(trainable, names, number, rng)
     plan = Plan(settings.distil_epochs, settings.distil_batch, settings.distil_lr, "adam")
     moments, losses = optim.moments(plan, trainable), []
-    order = rng.child("order").torch()
+    order = rng.child("order", turn).torch()
     task.network.train(settings.norms == "train")
     for _ in range(plan.epochs):
         total = torch.zeros((), device=task.device)
@@ -85,11 +99,19 @@ def distil(
 
 
 def foreign_images(task: Task, settings: Settings, rng: Rng) -> Tensor:
-    """[images, channels, side, side] on the task's device; the same for one rng."""
+    """[images, channels, side, side] on the task's device, as bright and as varied as its own; the same for one rng.
+
+    Of the task's images the mean and deviation of the first thousand are used: public constants, as a rule. "clients":
+    these images themselves, held out or not.
+    """
+    own = task.train[0]
     if settings.foreign == CLIENTS:
-        return task.train[0][: settings.images]
-    _, c, h, w = task.train[0].shape
-    return _made(settings.foreign, settings.images, (c, h, w), rng.child("foreign images").seed()).to(task.device)
+        if len(own) < settings.distil_batch:
+            raise SpecError(f"hyper.distil_batch: {settings.distil_batch} exceeds the {len(own)} training images")
+        return own[: settings.images]
+    _, c, h, w = own.shape
+    made = _made(settings.foreign, settings.images, (c, h, w), rng.child("foreign images").seed()).to(task.device)
+    return made * own[:1000].std() + own[:1000].mean()
 
 
 @functools.lru_cache(maxsize=2)
@@ -121,7 +143,7 @@ def recalibrate(model: State, images: Tensor, batch: int, task: Task) -> None:
     usual = [layer.momentum for layer in layers]
     task.network.train()
     try:
-        for k, x in enumerate(images.split(batch), 1):
+        for k, x in enumerate((x for x in images.split(batch) if len(x) == batch), 1):
             for layer in layers:
                 layer.momentum = 1 / k
             task.logits(model, x)

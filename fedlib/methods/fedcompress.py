@@ -30,7 +30,7 @@ from fedlib.methods.parts import RunningMean, Shapes
 from fedlib.rng import Rng
 from fedlib.task import Plan, State, Task, count
 from fedlib.uploads import Buffer, Uploads
-from fedlib.wire import codebook
+from fedlib.wire import codebook, container
 
 if TYPE_CHECKING:
     from fedlib.spec import Spec
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SECTIONS = codebooks.SECTIONS
 VARIANTS = ("code", "paper", "none")
 CHUNK = 500  # samples held out that are looked at together
-SEEDS = Rng(9)  # of centroids, foreign images and their order: the same for all clients and rounds, as in the code
+SEEDS = Rng(9)  # of centroids, the same for all clients and rounds as in the code; of foreign images and their order
 _CLUSTERS = struct.Struct("<H")
 
 
@@ -93,6 +93,8 @@ class Hyper(distillation.Settings):
 
 
 def check(hyper: Hyper, spec: Spec) -> None:
+    if hyper.clustered and spec.persistent:
+        raise SpecError("persistent: True cannot go with two stages, whose optimizers begin anew; use false")
     if hyper.adaptive and not spec.held_out:
         raise SpecError(
             f"held_out: {spec.held_out} leaves clients without validation data, by which the number of clusters is "
@@ -170,15 +172,14 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
 def assess(upload: bytes, held: tuple[Tensor, Tensor], hyper: Hyper, task: Task) -> bytes:
     """With a report on the samples held out: how many, how many right, and their embeddings under the model as sent.
 
-    Embeddings are what enters the last layer. Rows of unit length are sent, or the upper triangle of their Gram matrix
-    where that is shorter: the server's score is the same.
+    Embeddings are what enters the last layer.
     """
     if not hyper.adaptive:
         return upload
-    model, _, samples = codebooks.unpack(upload, "fedcompress.up", kernels(hyper, task), 0, hyper, task)
+    model, _, _ = codebooks.unpack(upload, "fedcompress.up", kernels(hyper, task), 0, hyper, task)
     right, z = seen(model, held, task)
     report = growth.pack_report(z, right)
-    return codebooks.pack("fedcompress.up", model, kernels(hyper, task), samples, report, hyper, task)
+    return codebooks.reported(upload, "fedcompress.up", kernels(hyper, task), report, hyper, task)
 
 
 @torch.no_grad()
@@ -243,7 +244,7 @@ def compressed(average: State, numbers: Sequence[int], hyper: Hyper, task: Task)
     """What is broadcast in place of an average, and what the record shall say of it; numbers: of clusters, by round."""
     state, losses = average, list[float]()
     if kept(hyper, task):
-        state, losses = distillation.distil(average, kept(hyper, task), numbers[-1], hyper, task, SEEDS)
+        state, losses = distillation.distil(average, kept(hyper, task), numbers[-1], hyper, task, SEEDS, len(numbers))
         if hyper.compare_every:
             state |= {f"average {name}": tensor for name, tensor in average.items()}
     state = state | {"clusters": torch.tensor(numbers, dtype=torch.float32), "losses": torch.tensor(losses)}
@@ -272,8 +273,9 @@ def notes(state: State, hyper: Hyper, task: Task) -> dict[str, Any]:
 
 
 def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    """Of the model as a compressed file: what the code measures."""
-    return codebooks.zip_bits(read_upload(upload, hyper, task)[0], task)
+    """Of the model as a compressed file, as the code measures it, and of the report, which the code does not count."""
+    report = container.section_sizes(upload)[3]
+    return codebooks.zip_bits(read_upload(upload, hyper, task)[0], task) + 8 * report
 
 
 def other_bits(upload: Buffer, hyper: Hyper, task: Task) -> dict[str, float]:

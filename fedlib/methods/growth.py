@@ -1,7 +1,7 @@
 """How many clusters: a score of the representation that needs no label, and the server's rule that follows it.
 
-The score is the effective rank (Roy, Vetterli, EUSIPCO 2007) of embeddings with rows of unit length. A client sends
-its rows, or the sum of their outer products where that is shorter: both give the same score.
+The score is the effective rank (Roy, Vetterli, EUSIPCO 2007) of embeddings with rows of unit length. A client sends no
+row of its matrix Z, but R of Z = QR: R'R = Z'Z, and the sum of these over clients is that of all rows together.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ def gram(z: Tensor) -> Tensor:
     return rows.T @ rows
 
 
-def triangle(d: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the upper triangle of a [d, d] matrix: what tells of a symmetric one."""
-    rows, columns = torch.triu_indices(d, d)
+def triangle(samples: int, d: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is not zero in R of so many rows of d entries."""
+    rows, columns = torch.triu_indices(min(samples, d), d)
     return rows, columns
 
 
 def effective_rank(products: Tensor) -> float:
     """exp of the entropy of the singular values' shares, from Z'Z [d, d]; 0 where there are no rows.
 
-    From 1, all rows alike up to length and sign, to d, no direction preferred. Eigenvalues that rounding to float32 may
-    have made count as 0.
+    From 1, all rows alike up to length and sign, to d, no direction preferred. What rounding makes of an eigenvalue 0
+    counts as 0.
     """
     eigenvalues = torch.linalg.eigvalsh(products.double())
     top = float(eigenvalues[-1])
     if top <= 0:
         return 0.0
-    singular = eigenvalues.clamp(min=0).sqrt()
+    singular = torch.where(eigenvalues > 1e-13 * len(eigenvalues) * top, eigenvalues, 0.0).sqrt()
     p = singular / singular.sum()
     return math.exp(-float(torch.special.xlogy(p, p).sum()))
 
@@ -54,16 +54,16 @@ _HEAD = struct.Struct("<II")  # samples, and how many of them were right; then e
 
 
 def report_bytes(samples: int, d: int) -> int:
-    """Length of a client's report: embeddings as rows, or as the upper triangle of Z'Z, in float32."""
-    return _HEAD.size + 4 * min(samples * d, d * (d + 1) // 2)
+    """Length of a client's report: what is not zero in R, in float32."""
+    k = min(samples, d)
+    return _HEAD.size + 4 * (k * d - k * (k - 1) // 2)
 
 
 def pack_report(z: Tensor, right: int) -> bytes:
     """What a client says of its samples held out: how many there are and are right, and their embeddings [n, d]."""
     n, d = z.shape
-    rows = report_bytes(n, d) == _HEAD.size + 4 * n * d
-    sent = unit_rows(z) if rows else gram(z)[triangle(d)]
-    return _HEAD.pack(n, right) + sent.numpy().astype("<f4").tobytes()
+    r: Tensor = torch.linalg.qr(unit_rows(z.double()), mode="r").R if n else z
+    return _HEAD.pack(n, right) + r[triangle(n, d)].numpy().astype("<f4").tobytes()
 
 
 def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
@@ -79,13 +79,11 @@ def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
     read = torch.from_numpy(np.frombuffer(report, "<f4", offset=_HEAD.size).astype(np.float64))
     if not bool(torch.isfinite(read).all()):
         raise PayloadError("report: embeddings are not finite, only finite numbers travel")
-    if len(read) == held * d:
-        products = gram(read.view(held, d))
-    else:
-        products = torch.zeros(d, d, dtype=torch.float64)
-        products[triangle(d)] = read
-        products = products + products.triu(1).T
-    return {"held": torch.tensor(float(held)), "right": torch.tensor(float(right)), "gram": products}
+    r = torch.zeros(min(held, d), d, dtype=torch.float64)
+    r[triangle(held, d)] = read
+    if float(r.square().sum()) > held * (1 + 1e-5):  # no row is longer than 1
+        raise PayloadError(f"report: embeddings of squared length {float(r.square().sum()):g}, expected at most {held}")
+    return {"held": torch.tensor(float(held)), "right": torch.tensor(float(right)), "gram": r.T @ r}
 
 
 @dataclass(frozen=True)
