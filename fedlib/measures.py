@@ -208,14 +208,10 @@ def model_ratio(records: list[Record], labels: list[str], groups: list[str], aga
 
 
 def inference_speed(records: list[Record], networks: list[str], plain: str, clustered: str) -> Values:
-    """Time of the plain network over that of its clustered copy, a value a batch size and image shape."""
-    found: Values = {}
-    for row in benchmark("inference")["times"]:
-        if row["network"] in networks:
-            found.setdefault(f"{row['network']}, {clustered}", []).append(
-                row["variants"][plain]["ms"] / row["variants"][clustered]["ms"]
-            )
-    return found
+    """Time of the plain network over that of its clustered copy, a value a network, image shape and batch size."""
+    times = [row["variants"] for row in benchmark("inference")["times"] if row["network"] in networks]
+    found = [variants[plain]["ms"] / variants[clustered]["ms"] for variants in times]
+    return {f"{clustered} against {plain}": found} if found else {}
 
 
 def private_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:

@@ -123,7 +123,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("bench")
 def test_inference_comes_from_the_benchmark() -> None:
     found = measures.inference_speed([], ["net"], "dense", "clustered")
-    assert found == {"net, clustered": [2.0, 2.0]}
+    assert found == {"clustered against dense": [2.0, 2.0]}
     assert measures.inference_speed([], ["other"], "dense", "clustered") == {}
     times, files = compression.inference_table("times"), compression.size_table("files")
     assert "<td>0.50</td>" in times.body and "a chip" in times.caption
