@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 
 from fedlib import local, methods
 from fedlib.data import foreign
@@ -94,6 +95,8 @@ def history_figure(records: Sequence[Record], quantities: Sequence[str], caption
             ax.fill_between(own.mean().index, own.min(), own.max(), color=f"C{index}", alpha=0.15, linewidth=0)
             says.append(f"{label}, {HISTORY[what][0]}: {own.mean().iloc[0]:.3g} to {own.mean().iloc[-1]:.3g}")
         ax.set(title=HISTORY[what][0], xlabel="communication round")
+        if what == "clusters":
+            ax.yaxis.get_major_locator().set_params(integer=True)
         ax.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     alt = f"Line charts by round, from the first to the last: {'; '.join(says)}."
@@ -124,6 +127,9 @@ def traffic_curves(records: Sequence[Record], name: str) -> Exhibit:
             ax.fill_between(x, y.min(), y.max(), color=f"C{index}", alpha=0.15, linewidth=0)
             says.append(f"{panel}, {label}: {y.mean().iloc[-1]:.1f} % after {x.iloc[-1]:.3g} MB")
         ax.set(title=panel, xlabel="MB in both directions so far, measured", xscale="log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     caption = (
