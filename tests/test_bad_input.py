@@ -36,7 +36,7 @@ DIGITS = {"data": "digits", "model": "mlp", "clients": 10, "cohort": 3, "rounds"
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with the real settings, claims and pages, but no data and no records."""
-    for folder in ("experiments", "published", "notebooks"):
+    for folder in ("experiments", "published", "notebooks", "bench/results"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
