@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, table
+from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, spread, table
 from fedlib.figures import provenance
-from fedlib.measures import best, last_bits, model_bytes, parameters, upload_bytes
+from fedlib.measures import best, last_bits, model_bytes, parameters, traffic, upload_bytes
 from fedlib.record import Record
 from fedlib.spec import Spec
 
@@ -34,10 +34,9 @@ def method_table(records: Sequence[Record], name: str, columns: str = "split") -
         for value in dict.fromkeys(field(r, columns) for r in chosen):
             runs = [r for r in own if field(r, columns) == value]
             head = value if columns == "split" else f"{columns}: {value}"
-            values = np.array([100 * r["final"]["accuracy"] for r in runs])
-            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+            values = [100 * r["final"]["accuracy"] for r in runs]
             rate = f" (lr {runs[0]['spec']['lr']:g})" if several and runs else ""
-            row[head] = f"{values.mean():.1f}{spread}{rate}" if runs else "–"
+            row[head] = f"{spread(values)}{rate}" if runs else "–"
             numbers += [
                 {"method": label, "column": head, "seed": r["spec"]["seed"], "lr": r["spec"]["lr"], "accuracy": v}
                 for r, v in zip(runs, values, strict=True)
@@ -105,17 +104,24 @@ def group_table(specs: Sequence[Spec], caption: str) -> Exhibit:
     return table(pd.DataFrame(rows), caption, "groups")
 
 
-def trade_off(records: Sequence[Record], name: str, dense: str = "fedavg") -> Exhibit:
-    """Final accuracy against the measured bits a parameter of a mean upload: a point a method, a panel a partition.
+BITS = ("bits", "measured bits a parameter and upload", lambda r: 8 * upload_bytes(r) / parameters(r))
+MEGABYTES = ("MB", "MB of a run in both directions, measured", lambda r: traffic(r, "ours") / 8 / MEGABYTE)
 
-    dense: the method that is drawn as a line, since it costs too many bits for the axis.
+
+def trade_off(
+    records: Sequence[Record], name: str, dense: str = "fedavg", cost: tuple[str, str, Any] = BITS
+) -> Exhibit:
+    """Final accuracy against what it costs, BITS or MEGABYTES: a point a method, a panel a partition.
+
+    dense: the method that is drawn as a line, since it costs too much for the axis.
     """
+    unit, axis, measure = cost
     frame = pd.DataFrame(
         {
             "method": r["spec"]["label"],
             "partition": r["spec"]["split"],
             "seed": r["spec"]["seed"],
-            "bits a parameter": 8 * upload_bytes(r) / parameters(r),
+            unit: measure(r),
             "accuracy": 100 * r["final"]["accuracy"],
         }
         for r in records
@@ -125,9 +131,9 @@ def trade_off(records: Sequence[Record], name: str, dense: str = "fedavg") -> Ex
     for ax, split in zip(axes, splits, strict=True):
         for index, method in enumerate(methods):
             part = frame[(frame["partition"] == split) & (frame["method"] == method)]
-            x, y = part["bits a parameter"], part["accuracy"]
+            x, y = part[unit], part["accuracy"]
             if method == dense:
-                ax.axhline(y.mean(), color="black", linestyle="--", label=f"{dense} ({x.mean():.0f} bits)")
+                ax.axhline(y.mean(), color="black", linestyle="--", label=f"{dense} ({x.mean():.0f} {unit})")
                 continue
             ax.errorbar(
                 *(x.mean(), y.mean(), [[y.mean() - y.min()], [y.max() - y.mean()]]),
@@ -136,20 +142,20 @@ def trade_off(records: Sequence[Record], name: str, dense: str = "fedavg") -> Ex
                 ),
                 markerfacecolor="none" if index >= 10 else None,
             )
-        ax.set(title=split, xlabel="measured bits a parameter and upload")
-        ax.set_xlim(0, 1.08 * frame.loc[frame["method"] != dense, "bits a parameter"].max())
+        ax.set(title=split, xlabel=axis)
+        ax.set_xlim(0, 1.08 * frame.loc[frame["method"] != dense, unit].max())
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    means = frame.groupby(["partition", "method"], sort=False)[["bits a parameter", "accuracy"]].mean()
+    means = frame.groupby(["partition", "method"], sort=False)[[unit, "accuracy"]].mean()
     facts = "; ".join(
-        f"{', '.join(key)}: {bits:.2f} bits, {y:.1f} %"
-        for key, (bits, y) in zip(means.index, means.to_numpy(), strict=True)
+        f"{', '.join(key)}: {x:.2f} {unit}, {y:.1f} %"
+        for key, (x, y) in zip(means.index, means.to_numpy(), strict=True)
     )
     caption = (
-        "Final test accuracy against what an upload costs, mean over all rounds and seeds; bars from the smallest seed "
+        f"Final test accuracy against {axis}, mean over all rounds and seeds; bars from the smallest seed "
         f"to the largest. Up and to the left is better. {provenance(records)}"
     )
-    return drawn(figure, f"Scatter plot of accuracy against bits. {facts}.", caption, frame, name)
+    return drawn(figure, f"Scatter plot of accuracy against {unit}. {facts}.", caption, frame, name)
 
 
 def bits_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import LogLocator
 
 from fedlib import local, methods
 from fedlib.data import foreign
-from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, table
+from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, spread, table
 from fedlib.figures import provenance
-from fedlib.measures import benchmark, model_ratio, traffic, traffic_ratio
+from fedlib.measures import model_ratio, traffic_ratio
 from fedlib.methods import clusters
 from fedlib.record import Record
 from fedlib.rng import Rng
 from fedlib.task import State, Task
+from fedlib.timings import benchmark
+from fedlib.wire import codebook
 
 METER = {"ours": "our bytes", "fixed": "fixed width", "zip": "compressed file"}
 HISTORY: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
@@ -61,12 +62,6 @@ def ratio_table(records: Sequence[Record], against: str, name: str) -> Exhibit:
     return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and sample deviation."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
-
-
 def _only(values: Mapping[str, list[float]]) -> list[float]:
     (found,) = values.values()
     return found
@@ -105,67 +100,6 @@ def history_figure(records: Sequence[Record], quantities: Sequence[str], caption
     )
 
 
-def traffic_curves(records: Sequence[Record], name: str) -> Exhibit:
-    """Accuracy against the megabytes of both directions so far; a panel a task, a line a method."""
-    rows = []
-    for r in records:
-        sent = np.cumsum([entry["uplink_bytes"] + entry["downlink_bytes"] for entry in r["rounds"]]) / MEGABYTE
-        for entry, megabytes in zip(r["rounds"], sent, strict=True):
-            if entry["accuracy"] is not None:
-                row = {"data": r["spec"]["data"], "method": r["spec"]["label"], "seed": r["spec"]["seed"]}
-                row |= {"round": entry["round"], "megabytes": megabytes, "accuracy": 100 * entry["accuracy"]}
-                rows.append(row)
-    frame = pd.DataFrame(rows)
-    panels, labels = (list(dict.fromkeys(frame[column])) for column in ("data", "method"))
-    figure, axes = canvas(len(panels), 3.8)
-    says = []
-    for ax, panel in zip(axes, panels, strict=True):
-        for index, label in enumerate(labels):
-            own = frame[(frame["data"] == panel) & (frame["method"] == label)].groupby("round")
-            x, y = own["megabytes"].mean(), own["accuracy"]
-            ax.plot(x, y.mean(), label=label, color=f"C{index}", marker=MARKERS[index], markersize=5)
-            ax.fill_between(x, y.min(), y.max(), color=f"C{index}", alpha=0.15, linewidth=0)
-            says.append(f"{panel}, {label}: {y.mean().iloc[-1]:.1f} % after {x.iloc[-1]:.3g} MB")
-        ax.set(title=panel, xlabel="MB in both directions so far, measured", xscale="log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
-    axes[0].set_ylabel("test accuracy (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    caption = (
-        "Accuracy against all that was sent, both ways. Line: mean over seeds; band: lowest to highest. "
-        f"{provenance(records)}"
-    )
-    return drawn(figure, f"Line charts of accuracy against megabytes. {'; '.join(says)}.", caption, frame, name)
-
-
-def frontier(records: Sequence[Record], name: str) -> Exhibit:
-    """Accuracy against all bytes of a run: a point a method, bars from the lowest seed to the highest."""
-    frame = pd.DataFrame(
-        {
-            "method": r["spec"]["label"],
-            "seed": r["spec"]["seed"],
-            "megabytes": traffic(r, "ours") / 8 / MEGABYTE,
-            "accuracy": 100 * r["final"]["accuracy"],
-        }
-        for r in records
-    )
-    figure, (ax,) = canvas(height=4.0, width=6.6)
-    for index, (label, part) in enumerate(frame.groupby("method", sort=False)):
-        x, y = part["megabytes"].mean(), part["accuracy"]
-        bars = [[y.mean() - y.min()], [y.max() - y.mean()]]
-        style = {"fmt": MARKERS[index % len(MARKERS)], "color": f"C{index % 10}", "markersize": 8, "capsize": 3}
-        ax.errorbar(x, y.mean(), bars, label=label, **style)
-    ax.set(xlabel="MB of a run in both directions, measured", ylabel="test accuracy (%)")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    means = frame.groupby("method", sort=False)[["megabytes", "accuracy"]].mean()
-    says = "; ".join(
-        f"{label}: {x:.2f} MB, {y:.1f} %" for label, (x, y) in zip(means.index, means.to_numpy(), strict=True)
-    )
-    caption = f"Accuracy against what a run sends, mean over seeds; up and to the left is better. {provenance(records)}"
-    return drawn(figure, f"Scatter plot. {says}.", caption, frame, name)
-
-
 def distillation_table(records: Sequence[Record], name: str) -> Exhibit:
     """A row a set of images and treatment of BatchNorm: loss of the last distillation, accuracy before and after it."""
     rows = []
@@ -196,22 +130,6 @@ def _images(r: Record) -> tuple[str, str]:
     return hyper.get("foreign", "leaves"), hyper.get("norms", "train")
 
 
-def contact_sheet(shape: tuple[int, int, int], name: str, each: int = 8) -> Exhibit:
-    """A few images of every foreign kind, a row each."""
-    figure, _ = canvas(1, 0.95 * len(foreign.KINDS), 0.9 * each)
-    figure.clear()
-    grid = figure.subplots(len(foreign.KINDS), each, squeeze=False)
-    for row, kind in zip(grid, foreign.KINDS, strict=True):
-        for ax, image in zip(row, foreign.images(kind, each, shape, 0), strict=True):
-            ax.imshow(image[0].numpy(), cmap="gray", vmin=-2, vmax=2, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(kind, rotation=0, ha="right", va="center")
-    _, height, width = shape
-    caption = f"Images made on the spot, {height} x {width} pixels: the first {each} of each kind, seed 0."
-    alt = f"Contact sheet of grey images, a row each: {', '.join(foreign.KINDS)}."
-    return drawn(figure, alt, caption, pd.DataFrame({"kind": foreign.KINDS}), name)
-
-
 def client_stages(spec: Any, task: Task, state: State, client: int = 0) -> list[tuple[str, State]]:
     """A client's tensors, by name of the moment: as received, after ordinary epochs, after clustered ones."""
     module, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
@@ -230,47 +148,77 @@ def _copied(state: State) -> State:
 
 
 def weights_figure(stages: Sequence[tuple[str, State]], tensor: str, caption: str, name: str) -> Exhibit:
-    """Histograms of one tensor's weights at several moments, with its centroids and what each of them holds."""
+    """Histograms of one tensor's weights at several moments, with the values that they have or are to take."""
     figure, axes = canvas(len(stages), 3.4)
     frames, says = [], []
     for ax, (moment, state) in zip(axes, stages, strict=True):
         weights = state[tensor].flatten()
+        distinct = weights.unique()
+        few = distinct if len(distinct) <= codebook.MOST else clusters.centroids(state).get(tensor, torch.empty(0))
         ax.hist(weights.numpy(), bins=80, color="C0")
-        mu = clusters.centroids(state).get(tensor)
-        values = torch.unique(weights) if mu is None and weights.unique().numel() <= 256 else mu
-        for value in [] if values is None else values.tolist():
+        for value in few.tolist():
             ax.axvline(value, color="C1", linewidth=1, linestyle="--")
         ax.set(title=moment, xlabel="weight")
-        frames.append(pd.DataFrame({"moment": moment, "weight": weights.numpy()}))
-        says.append(f"{moment}: {weights.unique().numel()} values, from {weights.min():.2f} to {weights.max():.2f}")
+        for what, values in (("weight", weights), ("centroid", few)):
+            frames.append(pd.DataFrame({"moment": moment, "what": what, "value": values.numpy()}))
+        says.append(f"{moment}: {len(distinct)} values, from {weights.min():.2f} to {weights.max():.2f}")
     axes[0].set_ylabel("weights")
     axes[0].set_yscale("log")
     return drawn(figure, f"Histograms of weights. {'; '.join(says)}.", caption, pd.concat(frames), name)
 
 
+def contact_sheet(shape: tuple[int, int, int], name: str, each: int = 8) -> Exhibit:
+    """A few images of every foreign kind, a row each; grey, as pixels from 0 to 255."""
+    _, height, width = shape
+    rows, frames = [], []
+    for kind in foreign.KINDS:
+        images = foreign.levels(kind, each, shape, 0)[:, 0]
+        rows.append(np.concatenate(list(np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=255)), axis=1))
+        lines = pd.DataFrame(images.reshape(-1, width)).add_prefix("column ")
+        frames.append(lines.assign(kind=kind, image=np.repeat(np.arange(each), height)))
+    figure, (ax,) = canvas(height=4.2, width=7.2)
+    ax.imshow(np.concatenate(rows), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set(xticks=[], yticks=[(height + 2) * (k + 0.5) for k in range(len(rows))], yticklabels=foreign.KINDS)
+    ax.grid(False)
+    caption = f"Images made on the spot, {height} x {width} pixels: the first {each} of each kind, seed 0."
+    alt = f"Contact sheet of grey images, a row each: {', '.join(foreign.KINDS)}."
+    return drawn(figure, alt, caption, pd.concat(frames), name)
+
+
+ORDER = ("dense", "clustered", "looked up", "folded", "clustered, folded", "int8 linear", "clustered, int8 linear")
+VARIANTS = (*ORDER, "int8", "clustered, int8")
+
+
 def inference_table(name: str) -> Exhibit:
-    """A row a network, image shape and batch: time of each variant over that of the plain network, by the bench."""
+    """A row a variant, a column a network, image shape and batch: time over that of the plain network, by the bench."""
     made = benchmark("inference")
-    rows = [
-        {"network": row["network"], "image": " x ".join(map(str, row["shape"])), "batch": row["batch"]}
-        | {variant: f"{found['ratio']:.2f}" for variant, found in row["variants"].items()}
-        for row in made["times"]
-    ]
+    cases = {f"{_network(row)}, batch {row['batch']}": row["variants"] for row in made["times"]}
+    rows = [{"variant": v} | {case: f"{row[v]['ratio']:.2f}" for case, row in cases.items()} for v in VARIANTS]
+    times = "; ".join(f"{case} {row['dense']['ms']:.1f} ms" for case, row in cases.items())
     caption = (
-        "Time of a forward pass over that of the plain network (dense) in the same run; below 1 is faster. One thread, "
-        f"medians; {made['cpu']}."
+        f"CPU time over that of the dense network in float32, one thread, median of {made['turns']} turns; "
+        f"{made['clusters']} clusters. Dense: {times}. {made['cpu']}."
     )
     return table(pd.DataFrame(rows), caption, name)
 
 
 def size_table(name: str) -> Exhibit:
-    """A row a network: bytes of its file as float32, as int8, and as codebooks and coded indexes; time to load each."""
+    """A row a network and kind of file: bytes, their share of float32's, and time to load over that of float32's."""
+    kinds = {"dense": "float32", "int8": "int8", "coded": "codebooks and coded indexes"}
     made = benchmark("inference")
     rows = [
-        {"network": row["network"], "image": " x ".join(map(str, row["shape"]))}
-        | {f"{kind}, bytes": f"{found['bytes']:,}" for kind, found in row["files"].items()}
-        | {f"{kind}, ms to load": f"{found['ms']:.1f}" for kind, found in row["files"].items()}
+        {"network": _network(row), "file": what, "bytes": f"{row['files'][kind]['bytes']:,}"}
+        | {"share": f"{row['files'][kind]['bytes'] / row['files']['dense']['bytes']:.2f}"}
+        | {"times float32's to load": f"{row['files'][kind]['ratio']:.2f}"}
         for row in made["files"]
+        for kind, what in kinds.items()
     ]
-    caption = f"Files of a model with {made['clusters']} clusters, and the time to load them; {made['cpu']}."
+    caption = (
+        f"Files of a network with {made['clusters']} clusters, and time from the file to a network that has its "
+        f"numbers. The first two are torch's, the last is as messages are. {made['cpu']}."
+    )
     return table(pd.DataFrame(rows), caption, name)
+
+
+def _network(row: dict[str, Any]) -> str:
+    return f"{row['network']}, {'x'.join(map(str, row['shape']))}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
@@ -49,6 +50,12 @@ def drawn(figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str
 def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
     body = frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–")
     return Exhibit(f'<div style="overflow-x: auto">{body}</div>', caption, frame, name)  # a wide one scrolls by itself
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and sample deviation."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
 def canvas(

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
-from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, source, table
+from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, source, spread, table
 from fedlib.measures import upload_bytes
 from fedlib.record import Record
 from fedlib.score import Score
 from fedlib.spec import Spec
 from fedlib.wire import container
 
-__all__ = ["Exhibit", "canvas", "drawn", "source", "table"]
+__all__ = ["Exhibit", "canvas", "drawn", "source", "spread", "table"]
 
 
 def provenance(records: Sequence[Record]) -> str:
@@ -36,20 +37,21 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def long(records: Sequence[Record]) -> pd.DataFrame:
-    """One row an evaluated round of each record: label, split, seed, lr, round, accuracy in %, loss, bytes so far, and
-    the bits a parameter of the round's mean upload, as the paper's definition counts them; and the training loss that
-    clients reported, if they did."""
+    """One row an evaluated round of each record: label, data, split, seed, lr, round, accuracy in %, loss, bytes so
+    far, and the bits a parameter of the round's mean upload, as the paper's definition counts them; and the training loss
+    that clients reported, if they did."""
     rows = []
     for r in records:
         up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
         down = np.cumsum([entry["downlink_bytes"] for entry in r["rounds"]])
         for entry, u, d in zip(r["rounds"], up, down, strict=True):
             if entry["accuracy"] is not None:
-                row = {name: r["spec"][name] for name in ("label", "split", "seed", "lr")}
+                row = {name: r["spec"][name] for name in ("label", "data", "split", "seed", "lr")}
                 row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
                 bits = entry["paper_bits"] / max(1, len(entry["clients"])) / sum(r["parameters"].values())
                 row["reported"] = entry.get("notes", {}).get("loss", math.nan)
-                rows.append(row | {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE})
+                row |= {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE}
+                rows.append(row | {"megabytes": (u + d) / MEGABYTE})
     return pd.DataFrame(rows)
 
 
@@ -60,27 +62,38 @@ QUANTITIES = {
 }
 
 
+AXES = {
+    "round": "communication round",
+    "uplink_megabytes": "MB uploaded by all clients so far, measured",
+    "megabytes": "MB in both directions so far, measured",
+}
+
+
 def accuracy_curves(
-    records: Sequence[Record], against: str = "round", quantity: str = "accuracy", among: Sequence[Record] = ()
+    records: Sequence[Record],
+    against: str = "round",
+    quantity: str = "accuracy",
+    among: Sequence[Record] = (),
+    panel: str = "split",
 ) -> Exhibit:
-    """Test accuracy (or another of QUANTITIES) against `round` or `uplink_megabytes`: a line a method, a panel a split.
+    """Test accuracy (or another of QUANTITIES) against one of AXES: a line a method, a panel a split, or data set.
 
     among: records in whose order methods get their colours, where several figures are to agree.
     """
     frame = long(records)
-    splits = list(dict.fromkeys(frame["split"]))
+    splits = list(dict.fromkeys(frame[panel]))
+    tuned = frame.groupby(panel)["lr"].nunique().max() > 1
     figure, axes = canvas(len(splits))
     labels = list(dict.fromkeys(frame["label"]))
     colours = list(dict.fromkeys(r["spec"]["label"] for r in among or records))
-    axes_names = {"round": "communication round", "uplink_megabytes": "MB uploaded by all clients so far, measured"}
-    axis = axes_names[against]
+    axis = AXES[against]
     for ax, split in zip(axes, splits, strict=True):
         for label in labels:
-            own = frame[(frame["split"] == split) & (frame["label"] == label)]
+            own = frame[(frame[panel] == split) & (frame["label"] == label)]
             rates, part = ", ".join(f"{lr:g}" for lr in dict.fromkeys(own["lr"])), own.groupby("round")
             index, mean, x = colours.index(label), part[quantity].mean(), part[against].mean()
             style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            ax.plot(x, mean, label=f"{label} (lr {rates})" if frame["lr"].nunique() > 1 else label, **style)
+            ax.plot(x, mean, label=f"{label} (lr {rates})" if tuned else label, **style)
             ax.fill_between(
                 x, part[quantity].min(), part[quantity].max(), color=style["color"], alpha=0.15, linewidth=0
             )
@@ -89,12 +102,15 @@ def accuracy_curves(
             ax.xaxis.get_major_locator().set_params(integer=True)
         else:
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.minorticks_off()
     axes[0].set_ylabel(QUANTITIES[quantity])
     if quantity == "reported":  # a loss falls by factors
         axes[0].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    last = frame[frame["round"] == frame.groupby(["label", "split", "seed"])["round"].transform("max")]
-    ends = last.groupby(["split", "label"])[quantity].mean()
+    last = frame[frame["round"] == frame.groupby(["label", panel, "seed"])["round"].transform("max")]
+    ends = last.groupby([panel, "label"])[quantity].mean()
     alt = f"Line chart of {QUANTITIES[quantity]} against {axis}. Mean at the end: " + "; ".join(
         f"{where}: {value:.3g}" for where, value in zip((", ".join(key) for key in ends.index), ends, strict=True)
     )

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from fedlib import privacy
-from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, table
+from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn, spread, table
 from fedlib.figures import provenance
-from fedlib.measures import benchmark, parameters, upload_bytes
+from fedlib.measures import parameters, upload_bytes
 from fedlib.record import Record
+from fedlib.timings import benchmark
 
 BUDGET = ("mechanism", "clip_norm", "noise_multiplier", "epsilon")  # of what a record says of privacy
 PERCENT = ("bytes each way", "products", "time of a step", "memory, SGD", "memory, Adam")
@@ -79,8 +80,7 @@ def policy_table(records: Sequence[Record], name: str) -> Exhibit:
         own = [r for r in records if r["spec"]["label"] == label]
         first = own[0]
         clients = sum(len(entry["clients"]) + len(entry["refused"]) for entry in first["rounds"])
-        accuracy = 100 * np.array([r["final"]["accuracy"] for r in own])
-        spread = f" ± {accuracy.std(ddof=1):.1f}" if len(own) > 1 else ""
+        accuracy = [100 * r["final"]["accuracy"] for r in own]
         rows.append(
             {
                 "method": label,
@@ -89,7 +89,7 @@ def policy_table(records: Sequence[Record], name: str) -> Exhibit:
                 "reduction": f"{parameters(first) / trained(first):.2f}",
                 "bytes down": f"{first['final']['downlink_bytes'] / clients:,.0f}",
                 "bytes up": f"{upload_bytes(first):,.0f}",
-                "accuracy (%)": f"{accuracy.mean():.1f}{spread}",
+                "accuracy (%)": spread(accuracy),
             }
         )
     caption = f"Messages as measured; accuracy after the last round, mean and sample deviation. {provenance(records)}"
@@ -158,8 +158,7 @@ def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit
     for case in cases:
         own = [r for r in records if (r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) == case]
         label, _, bound, noise, epsilon = case
-        accuracy = 100 * np.array([r["final"]["accuracy"] for r in own])
-        spread = f" ± {accuracy.std(ddof=1):.1f}" if len(own) > 1 else ""
+        accuracy = [100 * r["final"]["accuracy"] for r in own]
         shares = [np.mean([entry["notes"]["clipped"] for entry in r["rounds"]]) for r in own]
         length = privacy.expected_norm(trained(own[0]), noise * bound / own[0]["spec"]["cohort"])
         rows.append(
@@ -168,7 +167,7 @@ def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit
                 "C": bound,
                 "noise multiplier": noise,
                 "ε": "none" if epsilon is None else f"{epsilon:.2f}",
-                "accuracy (%)": f"{accuracy.mean():.1f}{spread}",
+                "accuracy (%)": spread(accuracy),
                 "clipped": f"{100 * np.mean(shares):.0f} %",
                 "length of the noise": f"{length:.2f}",
             }

@@ -11,8 +11,9 @@ from typing import Any
 from fedlib import record
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name
-from fedlib.measures import MEASURES, Values
+from fedlib.measures import MEASURES
 from fedlib.spec import read_yaml, specs
+from fedlib.timings import Values
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
 SEEDS = 3  # a verdict never rests on fewer

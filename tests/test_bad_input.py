@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from fedlib import data, engines, measures, methods, record, rounds, score, spec, task
+from fedlib import data, engines, measures, methods, record, rounds, score, spec, task, timings
 from fedlib.__main__ import main
 from fedlib.engines import InProcess
 from fedlib.errors import PayloadError, RunError, SpecError
@@ -727,7 +727,7 @@ THREE = {"a": [-1.0, 0.0, 1.0], "b": [-1.5, -2.0, -2.5]}
         (CLAIM, {"a": [math.nan, 0.0, 0.0]}, "does not hold"),
     ],
 )
-def test_verdicts(claim: dict[str, Any], values: measures.Values, verdict: str) -> None:
+def test_verdicts(claim: dict[str, Any], values: timings.Values, verdict: str) -> None:
     found, note = score.judge(claim, values)
     assert found == verdict
     assert (note == "") == (found == "holds")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedlib import measures, savings, score
+from fedlib import measures, savings, score, timings
 
 Record = dict[str, Any]
 
@@ -76,8 +76,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bench")
 def test_time_and_memory_come_from_the_benchmark() -> None:
-    assert measures.step_time([], ["net"]) == {"net, x/some": [0.7, 0.7 + 0.1], "net, x/most": [0.4, 0.5]}
-    assert measures.peak_memory([], ["net", "other"]) == {
+    assert timings.step_time([], ["net"]) == {"net, x/some": [0.7, 0.7 + 0.1], "net, x/most": [0.4, 0.5]}
+    assert timings.peak_memory([], ["net", "other"]) == {
         "net, x/some": [0.5] * 3,
         "net, x/most": [0.1] * 3,
         "other, y/z": [0.5] * 3,
