@@ -38,7 +38,7 @@ def provenance(records: Sequence[Record]) -> str:
 
 def long(records: Sequence[Record]) -> pd.DataFrame:
     """One row an evaluated round of each record: label, data, split, seed, lr, round, accuracy in %, loss, bytes so
-    far, and the bits a parameter of the round's mean upload, as the paper's definition counts them; and the training loss
+    far, the bits a parameter of the round's mean upload, as the paper's definition counts them, and the training loss
     that clients reported, if they did."""
     rows = []
     for r in records:
@@ -97,6 +97,8 @@ def accuracy_curves(
             ax.fill_between(
                 x, part[quantity].min(), part[quantity].max(), color=style["color"], alpha=0.15, linewidth=0
             )
+            if len(x) == 1:  # a band of no width
+                ax.vlines(x, part[quantity].min(), part[quantity].max(), color=style["color"])
         ax.set(title=split, xlabel=axis)
         if against == "round":
             ax.xaxis.get_major_locator().set_params(integer=True)

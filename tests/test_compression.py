@@ -30,7 +30,12 @@ def run(label: str, up: int, down: int, accuracy: float, seed: int = 0, zipped: 
         "notes": notes,
         "paper_bits": 16 * zipped * up,
     }
-    entry |= {"uplink_bytes": 2 * up, "downlink_bytes": 2 * down, "other_bits": {"fixed": 24 * up}}
+    entry |= {
+        "paper_bits": 16 * zipped * up,
+        "uplink_bytes": 2 * up,
+        "downlink_bytes": 2 * down,
+        "other_bits": {"fixed": 24 * up},
+    }
     spec = {"label": label, "group": "main", "split": "iid", "seed": seed, "lr": 0.1, "name": label, "profile": "lab"}
     spec |= {"data": "digits", "model": "net", "clients": 10, "cohort": 2, "hyper": hyper}
     final = {"accuracy": accuracy, "uplink_bytes": 4 * up, "downlink_bytes": 4 * down, "uploads": 4, "uplink_parts": {}}
