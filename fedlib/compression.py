@@ -32,34 +32,35 @@ HISTORY: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
 
 
 def ratio_table(records: Sequence[Record], against: str, name: str) -> Exhibit:
-    """A row a task and method: accuracy and what it lost, CCR and MCR by each meter; mean and deviation over seeds."""
+    """A row a data set and method: accuracy and what it lost, CCR and MCR by each meter; means over seeds."""
     rows: list[dict[str, Any]] = []
     numbers: list[dict[str, Any]] = []
     for group, label in dict.fromkeys((r["spec"]["group"], r["spec"]["label"]) for r in records):
         own = [r for r in records if (r["spec"]["group"], r["spec"]["label"]) == (group, label)]
         base = {r["spec"]["seed"]: r for r in records if (r["spec"]["group"], r["spec"]["label"]) == (group, against)}
-        spec = own[0]["spec"]
         accuracy = [100 * r["final"]["accuracy"] for r in own]
         gaps = [a - 100 * base[r["spec"]["seed"]]["final"]["accuracy"] for a, r in zip(accuracy, own, strict=True)]
-        row = {"data, network": f"{spec['data']}, {spec['model']}", "method": label, "accuracy (%)": spread(accuracy)}
+        row = {"data": own[0]["spec"]["data"], "method": label, "accuracy (%)": spread(accuracy)}
         row["points lost"] = "–" if label == against else spread([-gap for gap in gaps])
         for meter, what in METER.items():
             pair = own if label == against else [*own, *base.values()]
             ccr = _only(traffic_ratio(pair, [label], [group], [against], meter))
             mcr = _only(model_ratio(pair, [label], [group], [against], meter))
-            row[f"CCR, {what}"], row[f"MCR, {what}"] = spread(ccr, 2), spread(mcr, 2)
+            row[f"CCR, {what}"], row[f"MCR, {what}"] = f"{np.mean(ccr):.2f}", f"{np.mean(mcr):.2f}"
             numbers += [
                 {"group": group, "method": label, "seed": r["spec"]["seed"], "meter": what, "CCR": c, "MCR": m}
                 for r, c, m in zip(own, ccr, mcr, strict=True)
             ]
         rows.append(row)
+    frame = pd.DataFrame(numbers)
+    off = frame.groupby(["group", "method", "meter"])[["CCR", "MCR"]].std().max().max()
     caption = (
-        "Accuracy of the model that is broadcast after the last round. CCR: bytes of both directions, of all rounds "
-        f"and clients, of {against} over those of the method; MCR: the same for the final model; by three meters. Mean "
-        f"and sample deviation over seeds. {provenance(records)}"
+        "Accuracy of the model that is broadcast after the last round, mean and sample deviation over seeds. CCR: bytes "
+        f"of both directions, of all rounds and clients, of {against} over those of the method; MCR: the same for the "
+        f"final model; by three meters, mean over seeds, whose deviation is {off:.2f} at most. {provenance(records)}"
     )
     shown = table(pd.DataFrame(rows), caption, name)
-    return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
+    return Exhibit(shown.body, shown.caption, frame, name)
 
 
 def _only(values: Mapping[str, list[float]]) -> list[float]:
