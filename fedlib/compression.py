@@ -54,10 +54,11 @@ def ratio_table(records: Sequence[Record], against: str, name: str) -> Exhibit:
         rows.append(row)
     frame = pd.DataFrame(numbers)
     off = frame.groupby(["group", "method", "meter"])[["CCR", "MCR"]].std().max().max()
+    several = f", whose deviation is {off:.2f} at most" if off >= 0 else ""  # of one seed it is no number
     caption = (
-        "Accuracy of the model that is broadcast after the last round, mean and sample deviation over seeds. CCR: bytes "
-        f"of both directions, of all rounds and clients, of {against} over those of the method; MCR: the same for the "
-        f"final model; by three meters, mean over seeds, whose deviation is {off:.2f} at most. {provenance(records)}"
+        "Accuracy of the model that is broadcast after the last round, mean and sample deviation over seeds. CCR: "
+        f"bytes of both directions, of all rounds and clients, of {against} over those of the method; MCR: the same "
+        f"for the final model; by three meters, mean over seeds{several}. {provenance(records)}"
     )
     shown = table(pd.DataFrame(rows), caption, name)
     return Exhibit(shown.body, shown.caption, frame, name)
