@@ -1,4 +1,4 @@
-"""Which tensors FedPT freezes: policies by name, fixed before training, without a look at data."""
+"""Which tensors are frozen: policies by name, fixed before training, without a look at data."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ POLICIES: dict[str, tuple[str, ...]] = {
 RANDOM = "random/"
 
 
-def frozen_names(policy: str, parameters: Mapping[str, torch.Size]) -> set[str]:
+def frozen_names(policy: str, parameters: Mapping[str, torch.Size], field: str = "hyper.policy") -> set[str]:
     """Names of the parameters that `policy` freezes; `random/p` (0 < p < 1) leaves about the fraction p trained.
 
     SpecError: unknown policy, one that is not for this network, one that leaves nothing to train.
     """
     if isinstance(policy, str) and policy.startswith(RANDOM):
-        frozen = drawn(_fraction(policy, parameters), parameters)
+        frozen = drawn(_fraction(policy, parameters, field), parameters)
     elif isinstance(policy, str) and policy in POLICIES:
         frozen = matching(POLICIES[policy], parameters)
     else:
-        raise SpecError(f"hyper.policy: {policy!r} is unknown; {_allowed(parameters)}")
+        raise SpecError(f"{field}: {policy!r} is unknown; {_allowed(parameters)}")
     if policy != "none" and not _fits(policy, frozen, parameters):
         names = list(parameters)
         span = f"(its parameters: {names[0]} to {names[-1]})"
-        raise SpecError(f"hyper.policy: {policy!r} does not fit this network {span}; {_allowed(parameters)}")
+        raise SpecError(f"{field}: {policy!r} does not fit this network {span}; {_allowed(parameters)}")
     if len(frozen) == len(parameters):
-        raise SpecError(f"hyper.policy: {policy!r} leaves nothing to train; {_allowed(parameters)}")
+        raise SpecError(f"{field}: {policy!r} leaves nothing to train; {_allowed(parameters)}")
     return frozen
 
 
@@ -67,13 +67,13 @@ def drawn(p: float, parameters: Mapping[str, torch.Size]) -> set[str]:
     return frozen
 
 
-def _fraction(policy: str, parameters: Mapping[str, torch.Size]) -> float:
+def _fraction(policy: str, parameters: Mapping[str, torch.Size], field: str) -> float:
     try:
         p = float(policy.removeprefix(RANDOM))
     except ValueError:
         p = 0.0
     if not 0 < p < 1:
-        raise SpecError(f"hyper.policy: {policy!r} must end in a number between 0 and 1; {_allowed(parameters)}")
+        raise SpecError(f"{field}: {policy!r} must end in a number between 0 and 1; {_allowed(parameters)}")
     return p
 
 

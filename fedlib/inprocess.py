@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedlib import local
+from fedlib import local, methods
 from fedlib.errors import PayloadError
 from fedlib.spec import Spec
 from fedlib.task import State, Task
@@ -22,7 +23,8 @@ Memories = Mapping[int, bytes] | None  # by client, of those that have one; None
 @functools.lru_cache(maxsize=1)
 def task_of(spec_key: str, where: torch.device) -> Task:
     """The task of `Spec.key()`'s spec; the last one is kept, since a run asks for it in every round."""
-    return Task.of(Spec.from_dict(json.loads(spec_key)), where)
+    spec = Spec.from_dict(json.loads(spec_key))
+    return dataclasses.replace(Task.of(spec, where), downlink=methods.downlink(spec))
 
 
 class Base:

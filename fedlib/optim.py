@@ -19,10 +19,14 @@ def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> S
     """What the optimizer keeps between steps: nothing for plain SGD; with momentum one tensor a tensor; for Adam two,
     and the count of steps.
 
-    kept: the bytes of earlier moments, to go on from; without them all is zero.
+    kept: the bytes of earlier moments, to go on from; without them all is zero. ValueError where a tensor's entries do
+    not lie in memory in their order: torch's kernel for Adam would mix them up without a word.
     """
     if not plan.keeps:
         return {}
+    strided = [name for name, t in trainable.items() if not t.is_contiguous()]
+    if strided:
+        raise ValueError(f"{strided[0]}: strides {trainable[strided[0]].stride()}; call contiguous() on it first")
     orders = ("first",) if plan.optimizer == "sgd" else ("first", "second")
     shapes = {f"{which} {name}": t.shape for which in orders for name, t in trainable.items()}
     if plan.optimizer == "adam":

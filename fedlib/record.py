@@ -108,18 +108,23 @@ def stale(record: Record, spec: Spec) -> str:
         reasons.append(f"spec differs in {', '.join(changed) or 'fields since removed'}")
     if record.get("data") != data.digest(spec.data):
         reasons.append("data set differs")
-    if record.get("code") != code_digest(spec.method, spec.model):
+    if record.get("code") != code_of(spec):
         reasons.append("code has changed")
     return "; ".join(reasons)
 
 
+def code_of(spec: Spec) -> str:
+    return code_digest(spec.method, spec.model, (spec.downlink or {}).get("method", ""))
+
+
 @functools.lru_cache
-def code_digest(method: str, model: str) -> str:
+def code_digest(method: str, model: str, downlink: str = "") -> str:
     """Hash of the source of every module that shapes the numbers of a run."""
-    roots = {"fedlib.rounds", "fedlib.local", methods.METHODS[method].__name__, models.MODELS[model].__module__}
+    used = {methods.METHODS[name].__name__ for name in (method, downlink) if name}
+    roots = {"fedlib.rounds", "fedlib.local", *used, models.MODELS[model].__module__}
     digest = hashlib.sha256()
     for name in sorted(_closure(roots)):
-        digest.update(f"{name}\n{essence(_source(name).read_text(encoding='utf-8'))}\n".encode())
+        digest.update(f"{name}\n{_essence(_source(name).read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -153,6 +158,9 @@ def essence(source: str) -> str:
     return b"\n".join(kept).decode()
 
 
+_essence = functools.lru_cache(essence)  # of the same files for every method
+
+
 def _closure(roots: set[str]) -> set[str]:
     """Modules of fedlib that the roots import, directly or not; carriers are left out, and not looked into."""
     found: set[str] = set()
@@ -162,11 +170,17 @@ def _closure(roots: set[str]) -> set[str]:
         if name in found or name in CARRIERS:
             continue
         found.add(name)
-        for node in ast.walk(ast.parse(_source(name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fedlib"):
-                inner = [f"{node.module}.{alias.name}" for alias in node.names]
-                waiting += [node.module or "", *(module for module in inner if _source(module).exists())]
+        for module, names in _imports(_source(name).read_text(encoding="utf-8")):
+            inner = [f"{module}.{name}" for name in names]
+            waiting += [module, *(module for module in inner if _source(module).exists())]
     return found
+
+
+@functools.lru_cache
+def _imports(source: str) -> list[tuple[str, list[str]]]:
+    """What a module imports from fedlib: (module, names)."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return [(n.module, [alias.name for alias in n.names]) for n in nodes if n.module and n.module.startswith("fedlib")]
 
 
 def _source(module: str) -> Path:
@@ -220,7 +234,7 @@ class Checkpoint:
     def __init__(self, spec: Spec, root: Path | None = None) -> None:
         self.file = (root or home()) / ".cache" / "checkpoints" / spec.paper / spec.profile / f"{spec.name}.safetensors"
         # What a half-finished run must agree in to be continued.
-        identity = (spec.key(), code_digest(spec.method, spec.model), data.digest(spec.data), torch.__version__)
+        identity = (spec.key(), code_of(spec), data.digest(spec.data), torch.__version__)
         self.key = hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def load(self) -> tuple[State, dict[int, bytes], dict[str, Any]] | None:

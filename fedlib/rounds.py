@@ -37,10 +37,10 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
     task = task_of(spec.key(), engine.device)
     checkpoint = record.Checkpoint(spec, root)
     empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
-    state, memories, log = checkpoint.load() or (methods.initial(spec, task), {}, empty)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if engine.device.type == "cpu" else threads)
+    torch.set_num_threads(1 if engine.device.type == "cpu" else threads)  # how many there are changes the last bits
     try:
+        state, memories, log = checkpoint.load() or (methods.initial(spec, task), {}, empty)
         with Bar(spec, log["rounds"]) as progress:
             begin = saved = time.perf_counter()
             for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
@@ -155,10 +155,14 @@ def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Rec
     return {
         "format": record.FORMAT,
         "spec": spec.as_dict(),
-        "code": record.code_digest(spec.method, spec.model),
+        "code": record.code_of(spec),
         "data": data.digest(spec.data),
         "partition": task.partition.hash,
-        "parameters": {"weights": count(task.weights), "others": count(task.vectors | task.statistics)},
+        "parameters": {
+            "weights": count(task.weights),
+            "others": count(task.vectors | task.statistics),
+            "frozen": count(task.frozen),
+        },
         "final": {
             "accuracy": last["accuracy"],
             "loss": last["loss"],

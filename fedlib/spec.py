@@ -55,6 +55,8 @@ class Spec:
     momentum: float = 0.0  # of sgd
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
     feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
+    frozen: str = "none"  # policy of fedlib.freezing: parameters that keep their initial values, and are never sent
+    downlink: dict[str, Any] | None = None  # method and hyper of another that writes the broadcast model
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -85,6 +87,7 @@ class Spec:
             raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
         partition.check(self.partition)
         methods.check(self)
+        methods.downlink(self)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -104,7 +107,7 @@ class Spec:
 
 
 # What an experiment file says of a method: fields of Spec.
-METHOD = {"method", "lr", "epochs", "optimizer", "momentum", "persistent", "feedback", "hyper"}
+METHOD = {"method", "lr", "epochs", "optimizer", "momentum", "persistent", "feedback", "frozen", "downlink", "hyper"}
 # What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
 AXES = {
     "method",
@@ -122,6 +125,7 @@ AXES = {
     "momentum",
     "persistent",
     "feedback",
+    "frozen",
     "evaluate_every",
 }
 

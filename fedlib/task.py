@@ -17,9 +17,11 @@ from torch.func import functional_call
 
 from fedlib import data, models
 from fedlib.data import partition
+from fedlib.freezing import frozen_names
 from fedlib.rng import Rng
 
 if TYPE_CHECKING:
+    from fedlib.methods import Downlink
     from fedlib.spec import Spec
 
 State = dict[str, Tensor]
@@ -63,7 +65,8 @@ class Plan:
 @dataclass(frozen=True)
 class Task:
     """Shapes are by name, in the network's order; `weights` are matrices and kernels, `vectors` the other trainable
-    tensors (BatchNorm scale and shift, biases), `statistics` BatchNorm's running mean and variance."""
+    tensors (BatchNorm scale and shift, biases), `statistics` BatchNorm's running mean and variance. `frozen` parameters
+    keep the values that the network has from the seed: no method trains or sends them, or knows of them."""
 
     network: nn.Module
     weights: dict[str, torch.Size]
@@ -76,7 +79,9 @@ class Task:
     device: torch.device
     held_out: float = 0.0
     cohort: int = 1  # clients that a round asks for, or expects
-    stages: dict[Any, tuple[Task, ...]] = dataclasses.field(default_factory=dict, compare=False, repr=False)  # a cache
+    frozen: dict[str, torch.Size] = dataclasses.field(default_factory=dict)
+    downlink: Downlink | None = None  # another method's way to write the broadcast model
+    stages: dict[Any, tuple[Task, ...]] = dataclasses.field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, spec: Spec, device: torch.device) -> Task:
@@ -87,10 +92,15 @@ class Task:
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # a counter that nothing here reads
         parameters = {name: p.shape for name, p in network.named_parameters()}
+        frozen = frozen_names(spec.frozen, parameters, "frozen")
+        for name in frozen:
+            network.get_parameter(name).requires_grad_(False)
+        trained = {name: shape for name, shape in parameters.items() if name not in frozen}
         return cls(
             network=network,
-            weights={name: shape for name, shape in parameters.items() if len(shape) > 1},
-            vectors={name: shape for name, shape in parameters.items() if len(shape) == 1},
+            frozen={name: parameters[name] for name in parameters if name in frozen},
+            weights={name: shape for name, shape in trained.items() if len(shape) > 1},
+            vectors={name: shape for name, shape in trained.items() if len(shape) == 1},
             statistics={name: b.shape for name, b in network.named_buffers()},
             plan=Plan(spec.epochs, spec.batch, spec.lr, spec.optimizer, spec.persistent, spec.momentum),
             train=(dataset.train_x, dataset.train_y),
@@ -106,11 +116,11 @@ class Task:
     @functools.cached_property
     def parameters(self) -> dict[str, torch.Size]:
         """Weights and vectors in the network's order, each layer's bias after its weights."""
-        return {name: p.shape for name, p in self.network.named_parameters()}
+        return {name: p.shape for name, p in self.network.named_parameters() if name not in self.frozen}
 
     @property
     def tensors(self) -> dict[str, torch.Size]:
-        """All tensors of the model: weights, vectors, statistics."""
+        """All tensors of the model that may change: weights, vectors, statistics."""
         return self.weights | self.vectors | self.statistics
 
     def initial(self) -> State:
@@ -145,7 +155,7 @@ class Task:
         return self.train[0][index], self.train[1][index]
 
     def logits(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The network's output [n, classes] with the given tensors in place of its own."""
+        """The network's output [n, classes] with the given tensors in place of its own; frozen ones are its own."""
         return functional_call(self.network, dict(tensors), (x,))
 
     def loss(self, tensors: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -153,10 +163,19 @@ class Task:
         return cross_entropy(self.logits(tensors, batch[0]), batch[1], "mean")
 
     def fingerprint(self, method: str, hyper: Any) -> bytes:
-        """8 bytes that differ whenever a message could not be read right: other model, method or hyper-parameters."""
+        """8 bytes that differ whenever a message could not be read right: other model, frozen values, method or
+        hyper-parameters."""
         layout = [(name, list(shape)) for name, shape in self.tensors.items()]
-        text = json.dumps([method, dataclasses.asdict(hyper), layout])
+        text = json.dumps([method, dataclasses.asdict(hyper), layout, self.frozen_digest])
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+    @functools.cached_property
+    def frozen_digest(self) -> str:
+        """Of the frozen tensors' names and values, so that sides with different ones do not misread each other."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in self.frozen:
+            digest.update(name.encode() + self.network.get_parameter(name).detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=1)

@@ -239,6 +239,8 @@ FEDCOMPRESS_NAMES = [  # settings of fedcompress, and the names that each allows
     ("variant", "allowed: code none paper"),
     ("foreign", "allowed: clients leaves noise spectrum stripes"),
     ("norms", "allowed: frozen recalibrate train"),
+    ("layers", "allowed: all convolutions"),
+    ("augment", "allowed: corner none random"),
 ]
 NAMES = [  # settings of fedpm, and the names that each allows
     ("penalty", "allowed: mean_entropy mean_prob pooled_entropy"),
@@ -299,6 +301,10 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
         for v in (0, 1e4, math.nan)
     ],
     *[(f"{MAIN}/grid", "sampling", {"sampling": [value]}, "allowed: fixed poisson spaced") for value in ("x", None)],
+    *[(f"{MAIN}/grid", "frozen", {"frozen": [v]}, "allowed for this network") for v in ("emnist/dense1", "x", None)],
+    ("methods/fedavg/downlink", "downlink.method", {"method": "zip"}, "allowed: fedcompress feddq"),
+    ("methods/fedavg/downlink", "downlink", "feddq", "mapping"),
+    *[("methods/fedavg", "hyper.augment", with_hyper("fedzip", augment=v), "corner none random") for v in ("x", None)],
     *[(f"{MAIN}/grid", "held_out", {"held_out": [value]}, "number 0 0.9") for value in (-0.1, 1, math.nan, "x")],
     *[(f"{MAIN}/grid", "momentum", {"momentum": [value]}, "number 0") for value in (-0.1, 1, math.nan, "x", None)],
     (f"{MAIN}/grid", "momentum", {"optimizer": ["adam"], "momentum": [0.5]}, "optimizer sgd adam"),

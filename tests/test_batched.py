@@ -38,7 +38,7 @@ SIZES = [57, 153, 235, 151, 137, 157, 148, 147, 75, 177]
 UNEQUAL: dict[str, Any] = dict(partition={"kind": "dirichlet", "beta": 0.3, "seed": 7}, epochs=2, batch=76)
 COHORT = [3, 1, 8, 0, 2]
 # FedCompress without clusters: what engines do with those has a test of its own.
-OWN: dict[str, dict[str, Any]] = {"fedcompress": {"hyper": {"variant": "none"}}}
+OWN: dict[str, dict[str, Any]] = {"fedcompress": {"hyper": {"variant": "none", "augment": "random"}}}
 SETTINGS: list[dict[str, Any]] = [{"method": name, **OWN.get(name, {})} for name in methods.METHODS] + [
     {"method": "fedmrn", "hyper": {"mask": "signed", "noise": "gauss", "magnitude": 0.05}},
     {"method": "fedpm", "hyper": {"ste": "prob", "weight_scale": "fedpm"}, "optimizer": "adam"},

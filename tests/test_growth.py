@@ -81,11 +81,11 @@ def test_embeddings_longer_than_rows_of_length_one_are_refused() -> None:
         growth.read_report(memoryview(bytes(report)), 4)
 
 
-def grown(accuracies: list[float], scores: list[float], rule: Rule) -> list[int]:
+def grown(accuracies: list[float], scores: list[float], rule: Rule, by_accuracy: bool = True) -> list[int]:
     """Clusters in force by round, the last for the round after; each seen from the history up to then."""
     numbers = [rule.least]
     for r in range(1, len(accuracies) + 1):
-        numbers.append(rule.following(accuracies[:r], scores[:r], numbers))
+        numbers.append(rule.following(accuracies[:r], scores[:r], numbers, by_accuracy))
     return numbers
 
 
@@ -141,7 +141,7 @@ def test_any_history(seed: int) -> None:
 def test_both_must_stall_in_the_code_and_the_score_alone_in_the_paper() -> None:
     rising, flat = [0.02 * r for r in range(20)], [20.0] * 20
     assert grown(rising, flat, Rule())[-1] == 8
-    assert grown(rising, flat, Rule(by_accuracy=False))[-1] > 8
+    assert grown(rising, flat, Rule(), by_accuracy=False)[-1] > 8
     assert grown(flat, [50 * r for r in rising], Rule())[-1] == 8
     assert grown([1.0], [1.0], Rule(patience=1, first=1)) == [8, 8], "one round makes no difference to look at"
 

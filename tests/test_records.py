@@ -143,7 +143,7 @@ def digests() -> dict[str, str]:
 
 SHARED = (
     *("local", "rng", "wire/container", "wire/floats", "methods/parts", "models/cnn"),
-    *("data/partition", "task", "uploads", "rounds", "optim"),
+    *("data/partition", "freezing", "task", "uploads", "rounds", "optim"),
 )
 
 
@@ -173,8 +173,9 @@ CODED = {*CLUSTERED, "feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "top
         ("methods/quantizers", {"feddq"}),
         ("methods/schedules", {"feddq"}),
         ("wire/levels", {"feddq"}),
-        *[(name, {"fedpt"}) for name in ("freezing", "privacy", "participation", "methods/private")],
+        *[(name, {"fedpt"}) for name in ("privacy", "participation", "methods/private")],
         *[(name, CLUSTERED) for name in ("methods/clusters", "methods/codebooks", "wire/codebook")],
+        ("methods/augmentation", CLUSTERED),
         *[(name, {"fedcompress"}) for name in ("methods/distillation", "methods/growth", "data/foreign")],
         ("models/named", {"fedpt"}),
         ("wire/bits", COMPRESSED - {"fedpt"}),
@@ -402,7 +403,7 @@ def test_a_record_is_complete(tiny: MakeSpec, tmp_path: Path) -> None:
     assert Spec.from_dict(found["spec"]) == spec
     assert found["code"] == record.code_digest("fedmrn", "mlp") and found["data"] == data.digest("digits")
     assert found["partition"] == engines.task_of(spec.key(), CPU).partition.hash
-    assert found["parameters"] == {"weights": 64 * 64 + 64 * 10, "others": 0}
+    assert found["parameters"] == {"weights": 64 * 64 + 64 * 10, "others": 0, "frozen": 0}
     assert [entry["round"] for entry in found["rounds"]] == [1, 2, 3]
     for entry in found["rounds"]:
         evaluated = entry["round"] in (2, 3)  # every second, and the last

@@ -286,7 +286,7 @@ def test_a_checkpoint_of_other_code_or_another_torch_is_ignored(
     spec, root = half_way
     checkpoint = record.Checkpoint(spec, root).file.read_bytes()
     for owner, name, value in (
-        (record, "code_digest", lambda method, model: "0" * 16),
+        (record, "code_digest", lambda method, model, downlink: "0" * 16),
         (torch, "__version__", "0.0.0"),
     ):
         record.Checkpoint(spec, root).file.write_bytes(checkpoint)

@@ -26,6 +26,9 @@ and, where the plain thing is not enough, one or more of these:
     other_bits(upload, hyper, task) -> dict                   further definitions of an upload's size, by name
     sent(upload, frozen, hyper, task) -> update               client: what the server will read as its update `u` [d],
                                                               for error feedback; methods without it cannot have that
+    write_model(model, hyper, task) -> bytes                  server: any model in few bytes, with losses, for methods
+    read_model(data, hyper, task) -> model                    that broadcast it; client: what the bytes say (Downlink)
+    check_writer(hyper)                                       SpecError: settings with which it writes no model
 
 `draws` gives tensors and floats only, and `objective` neither branches on them nor reads them out: engines stack them.
 """
@@ -38,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fedlib.errors import require_mapping
+from fedlib.errors import SpecError, require_mapping, require_name
 from fedlib.methods import (
     drive,
     eden,
@@ -62,6 +65,9 @@ from fedlib.uploads import Buffer
 if TYPE_CHECKING:
     from fedlib.spec import Spec
 
+# Those that broadcast the model as it is, so that another method may write it.
+PLAIN = {"drive", "eden", "fedavg", "feddq", "fedmrn", "signsgd", "terngrad", "topk"}
+
 METHODS: dict[str, ModuleType] = {
     "drive": drive,
     "eden": eden,
@@ -78,6 +84,39 @@ METHODS: dict[str, ModuleType] = {
     "terngrad": terngrad,
     "topk": topk,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Downlink:
+    """One method's way down beside another's way up. The server keeps its own model, and broadcasts what is read of it.
+
+    Clients train from what they read, and the server adds their updates to the model that it kept.
+    """
+
+    method: str
+    hyper: Any
+
+    def write_model(self, model: State, task: Task) -> bytes:
+        return bytes(METHODS[self.method].write_model(model, self.hyper, task))
+
+    def read_model(self, data: Buffer | memoryview, task: Task) -> State:
+        found: State = METHODS[self.method].read_model(data, self.hyper, task)
+        return found
+
+
+def downlink(spec: Spec) -> Downlink | None:
+    """What a spec says of it, if anything. SpecError: a method that cannot write a model, or cannot have it written."""
+    if spec.downlink is None:
+        return None
+    require_mapping("downlink", spec.downlink, ("method", "hyper"))
+    writers = [name for name, module in METHODS.items() if hasattr(module, "write_model")]
+    require_name("downlink.method", spec.downlink.get("method"), writers)
+    if spec.method not in PLAIN:
+        raise SpecError(f"downlink: {spec.method} has a broadcast of its own; allowed with {', '.join(sorted(PLAIN))}")
+    values = spec.downlink.get("hyper", {})
+    found = Downlink(spec.downlink["method"], hyper(spec.downlink["method"], values, "downlink.hyper"))
+    METHODS[found.method].check_writer(found.hyper)
+    return found
 
 
 def initial(spec: Spec, task: Task) -> State:
@@ -142,7 +181,7 @@ def _optional(module: ModuleType, name: str, *arguments: Any) -> Any:
     return getattr(module, name)(*arguments) if hasattr(module, name) else None
 
 
-def hyper(method: str, values: dict[str, Any]) -> Any:
+def hyper(method: str, values: dict[str, Any], where: str = "hyper") -> Any:
     """The method's Hyper from plain values; SpecError names an unknown field or a value out of range."""
-    require_mapping(f"hyper of {method}", values, [f.name for f in dataclasses.fields(METHODS[method].Hyper)])
+    require_mapping(f"{where} of {method}", values, [f.name for f in dataclasses.fields(METHODS[method].Hyper)])
     return METHODS[method].Hyper(**values)

@@ -24,6 +24,8 @@ from torch import Tensor
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng, words
 
+STEPS = 20  # of Lloyd, where no training moves the centroids
+
 
 @dataclass(frozen=True)
 class Line:
@@ -177,6 +179,12 @@ def clustered(weights: Tensor, centroids: Tensor) -> Tensor:
         raise PayloadError("weights to cluster are not finite: local training diverged; lower the learning rate")
     ascending, _ = centroids.sort()
     return ascending[assign(weights, ascending)] + 0.0  # of -0.0 and 0.0 only one travels
+
+
+def rounded(weights: Tensor, number: int, rng: Rng) -> Tensor:
+    """The weights in so many clusters, which STEPS of Lloyd have found."""
+    found = lloyd(Line.of(weights), seeds(weights, number, rng), STEPS)
+    return clustered(weights, torch.from_numpy(found).to(weights.device))
 
 
 # Centroids stand among what a client trains, under names of their own

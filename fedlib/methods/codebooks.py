@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,86 +21,86 @@ from fedlib.wire import codebook, container
 SECTIONS = ("codebooks", "indexes", "full precision", "report")
 
 
-def kernels(task: Task, most: int) -> dict[str, torch.Size]:
-    """Kernels of convolutions over all channels, with more than `most` weights. SpecError where there is none."""
-    found = _kernels(task.network, most)
+def kernels(task: Task, most: int, linear: bool = False) -> dict[str, torch.Size]:
+    """Kernels of convolutions over all channels, and matrices of linear layers where they count, with more than `most`
+    weights. SpecError where there is none."""
+    found = {name: shape for name, shape in _kernels(task.network, most, linear).items() if name in task.weights}
     if not found:
-        raise SpecError(f"model: has no convolution of more than {most} weights; take one that has, or no clusters")
+        raise SpecError(
+            f"model: has no trained convolution of more than {most} weights; take one that has, or no clusters"
+        )
     return found
 
 
 @functools.lru_cache(maxsize=8)
-def _kernels(network: nn.Module, most: int) -> dict[str, torch.Size]:
-    layers = {f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
-    shapes = {name: layer.weight.shape for name, layer in layers.items() if layer.groups == 1}
+def _kernels(network: nn.Module, most: int, linear: bool) -> dict[str, torch.Size]:
+    kinds = (nn.Conv2d, nn.Linear) if linear else (nn.Conv2d,)
+    layers = {f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, kinds)}
+    shapes = {name: layer.weight.shape for name, layer in layers.items() if getattr(layer, "groups", 1) == 1}
     return {name: shape for name, shape in shapes.items() if shape.numel() > most}
 
 
-def pack(
-    kind: str, state: Mapping[str, Tensor], coded: Shapes, samples: int, report: bytes, hyper: Any, task: Task
-) -> bytes:
-    """PayloadError where a tensor is not finite, or a coded one has more than 256 values."""
-    arrays = [state[name].detach().cpu().numpy() for name in coded]
-    sections: list[Any] = [*codebook.encode(arrays, list(coded)), pack_tensors(state, _others(coded, task)), report]
-    return container.pack(kind, task.fingerprint(kind.partition(".")[0], hyper), samples, sections)
+@dataclass(frozen=True)
+class Form:
+    """What sender and receiver of one kind of message agree on: which tensors are coded, how long a report may be."""
 
+    kind: str  # method and direction, e.g. "fedzip.up"
+    coded: Shapes
+    others: Shapes
+    most: int  # bytes of the longest report
+    fingerprint: bytes
 
-def unpack(
-    message: Buffer, kind: str, coded: Shapes, most: int, hyper: Any, task: Task
-) -> tuple[State, memoryview, int]:
-    """Tensors, report (of at most so many bytes) and samples. PayloadError for any other message."""
-    read = sections(message, kind, coded, most, hyper, task)
-    arrays = codebook.decode(read.sections[0], read.sections[1], _sizes(coded))
-    found = {name: torch.from_numpy(a).view(s) for (name, s), a in zip(coded.items(), arrays, strict=True)}
-    return found | unpack_tensors(read.sections[2], _others(coded, task)), read.sections[3], read.samples
+    @classmethod
+    def of(cls, kind: str, coded: Shapes, hyper: Any, task: Task, most: int = 0) -> Form:
+        others = {name: shape for name, shape in task.tensors.items() if name not in coded}
+        return cls(kind, coded, others, most, task.fingerprint(kind.partition(".")[0], hyper))
 
+    def pack(self, state: Mapping[str, Tensor], samples: int = 0, report: bytes = b"") -> bytes:
+        """PayloadError where a tensor is not finite, or a coded one has more than 256 values."""
+        arrays = [state[name].detach().cpu().numpy() for name in self.coded]
+        parts: list[Any] = [*codebook.encode(arrays, list(self.coded)), pack_tensors(state, self.others), report]
+        return container.pack(self.kind, self.fingerprint, samples, parts)
 
-def sections(message: Buffer, kind: str, coded: Shapes, most: int, hyper: Any, task: Task) -> container.Message:
-    limits = [*codebook.limits(_sizes(coded)), 4 * count(_others(coded, task)), most]
-    return container.unpack(message, kind, task.fingerprint(kind.partition(".")[0], hyper), limits)
+    def unpack(self, message: Buffer | memoryview) -> tuple[State, memoryview, int]:
+        """Tensors, report and samples. PayloadError for any other message."""
+        read = self.parts(message)
+        arrays = codebook.decode(read.sections[0], read.sections[1], self.sizes)
+        found = {name: torch.from_numpy(a).view(s) for (name, s), a in zip(self.coded.items(), arrays, strict=True)}
+        return found | unpack_tensors(read.sections[2], self.others), read.sections[3], read.samples
 
+    def parts(self, message: Buffer | memoryview) -> container.Message:
+        limits = [*codebook.limits(self.sizes), 4 * count(self.others), self.most]
+        return container.unpack(message, self.kind, self.fingerprint, limits)
 
-def reported(message: bytes, kind: str, coded: Shapes, report: bytes, hyper: Any, task: Task) -> bytes:
-    """The message with another report."""
-    read = sections(message, kind, coded, 0, hyper, task)
-    return container.pack(
-        kind, task.fingerprint(kind.partition(".")[0], hyper), read.samples, [*read.sections[:3], report]
-    )
+    def reported(self, message: bytes, report: bytes) -> bytes:
+        """The message with a report in place of its own."""
+        read = self.parts(message)
+        return container.pack(self.kind, self.fingerprint, read.samples, [*read.sections[:3], report])
 
+    def fixed_bits(self, message: Buffer) -> float:
+        """Codebooks in float32, indexes of one width, everything else as it is sent."""
+        read = self.parts(message)
+        books = [book.size for book in codebook.read_books(read.sections[0], len(self.coded))]
+        return float(codebook.fixed_bits(books, self.sizes) + 8 * (len(read.sections[2]) + len(read.sections[3])))
 
-def _others(coded: Shapes, task: Task) -> dict[str, torch.Size]:
-    return {name: shape for name, shape in task.tensors.items() if name not in coded}
+    def bits(self, message: bytes, state: Mapping[str, Tensor], task: Task) -> list[float]:
+        """Of a message that says `state`, by each of METERS."""
+        report = 8 * container.section_sizes(message)[3]
+        return [8.0 * len(message), self.fixed_bits(message), zip_bits(state, task) + report]
 
-
-def _sizes(coded: Shapes) -> list[int]:
-    return [shape.numel() for shape in coded.values()]
+    @property
+    def sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.coded.values()]
 
 
 # Three meters of a message: its own bytes, indexes of a fixed width, and the model as a compressed file
-
-
 METERS = ("ours", "fixed", "zip")
-
-
-def bits(
-    message: Buffer, kind: str, state: Mapping[str, Tensor], coded: Shapes, most: int, hyper: Any, task: Task
-) -> list[float]:
-    """Of a broadcast, by each meter."""
-    fixed = fixed_bits(message, kind, coded, most, hyper, task)
-    return [8.0 * len(message), fixed, zip_bits(state, task) + 8 * container.section_sizes(message)[3]]
 
 
 def noted(state: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """For the record: bits of the round's broadcast, "sent", and of the next, "bits", by meter."""
     names = {"sent_bits": "sent", "model_bits": "bits"}
     return {key: dict(zip(METERS, state[name].tolist(), strict=True)) for key, name in names.items()}
-
-
-def fixed_bits(message: Buffer, kind: str, coded: Shapes, most: int, hyper: Any, task: Task) -> float:
-    """Codebooks in float32, indexes of one width, everything else as it is sent."""
-    read = sections(message, kind, coded, most, hyper, task)
-    books = [book.size for book in codebook.read_books(read.sections[0], len(coded))]
-    return float(codebook.fixed_bits(books, _sizes(coded)) + 8 * (len(read.sections[2]) + len(read.sections[3])))
 
 
 def zip_bits(state: Mapping[str, Tensor], task: Task) -> float:

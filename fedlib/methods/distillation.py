@@ -53,17 +53,13 @@ def distil(
 ) -> tuple[State, list[float]]:
     """The model with so many clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
 
-    rng: of the centroids' beginning, the images and, with the turn, their order. On a CPU in one thread, by which the
-    last bits do not depend on how many there are. RunError where it diverges; SpecError: fewer images than a batch.
+    rng: of the centroids' beginning, the images and, with the turn, their order. RunError where it diverges; SpecError:
+    fewer images than a batch.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if task.device.type == "cpu" else threads)
     try:
         return _distilled(model, names, number, settings, task, rng, turn)
     except PayloadError as error:
         raise RunError("self-compression diverged: lower hyper.distil_lr") from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _distilled(

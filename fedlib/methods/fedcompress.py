@@ -10,7 +10,8 @@ of its code (`FederatedML/FedCompress`, 8610253).
     self-compression of the average     -> `compressed`, `fedlib.methods.distillation`
     the message                         -> `fedlib.methods.codebooks`
 
-Clustered are the kernels of convolutions, each with a codebook of its own; all other tensors travel as float32.
+Clustered are the kernels of convolutions, and of linear layers where it is asked for, each with a codebook of its own;
+all other tensors travel as float32.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.errors import PayloadError, SpecError, require_name, require_number
-from fedlib.methods import clusters, codebooks, distillation, growth
+from fedlib.methods import augmentation, clusters, codebooks, distillation, growth
 from fedlib.methods.parts import RunningMean, Shapes
 from fedlib.rng import Rng
 from fedlib.task import Plan, State, Task, count
 from fedlib.uploads import Buffer, Uploads
-from fedlib.wire import codebook, container
+from fedlib.wire import container
 
 if TYPE_CHECKING:
     from fedlib.spec import Spec
@@ -43,7 +44,7 @@ _CLUSTERS = struct.Struct("<H")
 
 
 @dataclass(frozen=True)
-class Hyper(distillation.Settings):
+class Hyper(growth.Rule, distillation.Settings):
     """With the defaults of the code. Of a client's epochs, those of Spec are the ordinary ones."""
 
     variant: str = "code"  # straight through clusters; "paper": a pull towards them; "none": no clusters, as FedAvg
@@ -51,37 +52,24 @@ class Hyper(distillation.Settings):
     clustered_lr: float = 5e-4
     beta: float = 1.0  # of the pull, per clustered weight
     decay: float = 1e-4  # of the summed squares of all kernels and matrices, not halved
+    augment: str = "corner"  # training images flipped, shifted and cut at a corner as in the code; "random", or "none"
     self_compression: bool = True  # else the average is broadcast as it is
     compare_every: int = 0  # rounds after which the record also has the average's accuracy before it; 0: never
-    least: int = 8  # clusters of a tensor, at first
-    most: int = 30
-    step: int = 1
-    window: int = 3  # rounds
-    patience: int = 4  # rounds
-    first: int = 3  # round of the first decision
-    limit: float = 0.01  # accuracy
+    layers: str = "convolutions"  # whose kernels are clustered; "all": matrices of linear layers too
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        growth.Rule.__post_init__(self)
+        distillation.Settings.__post_init__(self)
         require_name("hyper.variant", self.variant, VARIANTS)
-        require_number("hyper.clustered_epochs", self.clustered_epochs, 1, 10**6, integer=True)
-        require_number("hyper.clustered_lr", self.clustered_lr, 1e-12, 1e12)
-        require_number("hyper.limit", self.limit, 0, 1)
+        require_name("hyper.augment", self.augment, augmentation.KINDS)
+        require_name("hyper.layers", self.layers, ("convolutions", "all"))
         for field in ("beta", "decay"):
             require_number(f"hyper.{field}", getattr(self, field), 0, 1e12)
+        require_number("hyper.clustered_lr", self.clustered_lr, 1e-12, 1e12)
+        require_number("hyper.clustered_epochs", self.clustered_epochs, 1, 10**6, integer=True)
+        require_number("hyper.compare_every", self.compare_every, 0, 10**9, integer=True)
         if not isinstance(self.self_compression, bool):
             raise SpecError(f"hyper.self_compression: {self.self_compression!r} must be true or false")
-        require_number("hyper.compare_every", self.compare_every, 0, 10**9, integer=True)
-        for field in ("least", "most"):
-            require_number(f"hyper.{field}", getattr(self, field), 2, codebook.MOST, integer=True)
-        for field in ("step", "window", "patience", "first"):
-            require_number(f"hyper.{field}", getattr(self, field), 1, 10**6, integer=True)
-        self.rule()
-
-    def rule(self) -> growth.Rule:
-        """SpecError where least exceeds most."""
-        shared = {f.name for f in dataclasses.fields(growth.Rule)} & {f.name for f in dataclasses.fields(self)}
-        return growth.Rule(**{name: getattr(self, name) for name in shared}, by_accuracy=self.variant == "code")
 
     @property
     def clustered(self) -> bool:
@@ -104,7 +92,7 @@ def check(hyper: Hyper, spec: Spec) -> None:
 
 def kernels(hyper: Hyper, task: Task) -> Shapes:
     """What clients cluster."""
-    return codebooks.kernels(task, hyper.most) if hyper.clustered else {}
+    return codebooks.kernels(task, hyper.most, linear=hyper.layers == "all") if hyper.clustered else {}
 
 
 def kept(hyper: Hyper, task: Task) -> Shapes:
@@ -112,15 +100,22 @@ def kept(hyper: Hyper, task: Task) -> Shapes:
     return kernels(hyper, task) if hyper.self_compression else {}
 
 
+def form(direction: str, hyper: Hyper, task: Task) -> codebooks.Form:
+    """Of messages "down" and "up"."""
+    if direction == "down":
+        return codebooks.Form.of("fedcompress.down", kept(hyper, task), hyper, task, _CLUSTERS.size)
+    most = growth.report_bytes(len(task.train[0]), _head(task).in_features) if hyper.adaptive else 0
+    return codebooks.Form.of("fedcompress.up", kernels(hyper, task), hyper, task, most)
+
+
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
     """The model, and how many clusters the round's clients shall make."""
-    report = _CLUSTERS.pack(int(state["clusters"][-1]))
-    return codebooks.pack("fedcompress.down", state, kept(hyper, task), 0, report, hyper, task)
+    return form("down", hyper, task).pack(state, report=_CLUSTERS.pack(int(state["clusters"][-1])))
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
     """Trained is the model itself. PayloadError where the clusters are so many as the hyper-parameters do not allow."""
-    model, report, _ = codebooks.unpack(message, "fedcompress.down", kept(hyper, task), _CLUSTERS.size, hyper, task)
+    model, report, _ = form("down", hyper, task).unpack(message)
     number = int.from_bytes(report, "little")
     if not hyper.least <= number <= hyper.most:
         raise PayloadError(f"clusters: {number}, expected {hyper.least} to {hyper.most}")
@@ -141,15 +136,16 @@ def enter(stage: int, trainable: State, frozen: State, hyper: Hyper, task: Task,
         trainable.update(clusters.first_centroids(trainable, kernels(hyper, task), int(frozen["clusters"]), SEEDS))
 
 
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> None:
-    return None
+def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> Tensor | None:
+    return augmentation.draws(hyper.augment, task, generator)
 
 
 def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Hyper, task: Task
+    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: Tensor | None, hyper: Hyper, task: Task
 ) -> Tensor:
     """Cross-entropy of the clustered weights, or of the weights themselves with a pull to the centroids; and decay."""
     whole = {name: trainable[name] for name in task.weights | task.vectors}
+    batch = augmentation.augmented(batch, drawn, hyper.augment)
     more, centroids = torch.zeros((), device=task.device), clusters.centroids(trainable)
     if hyper.decay:
         more = more + hyper.decay * sum(whole[name].square().sum() for name in task.weights)
@@ -165,7 +161,7 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
     """Every clustered weight has become its nearest centroid. Nothing is reported yet."""
     model = trainable | frozen
     model |= {name: clusters.clustered(model[name], mu) for name, mu in clusters.centroids(trainable).items()}
-    return codebooks.pack("fedcompress.up", model, kernels(hyper, task), samples, b"", hyper, task)
+    return form("up", hyper, task).pack(model, samples)
 
 
 @torch.no_grad()
@@ -176,10 +172,9 @@ def assess(upload: bytes, held: tuple[Tensor, Tensor], hyper: Hyper, task: Task)
     """
     if not hyper.adaptive:
         return upload
-    model, _, _ = codebooks.unpack(upload, "fedcompress.up", kernels(hyper, task), 0, hyper, task)
-    right, z = seen(model, held, task)
-    report = growth.pack_report(z, right)
-    return codebooks.reported(upload, "fedcompress.up", kernels(hyper, task), report, hyper, task)
+    message = form("up", hyper, task)
+    right, z = seen(message.unpack(upload)[0], held, task)
+    return message.reported(upload, growth.pack_report(z, right))
 
 
 @torch.no_grad()
@@ -203,16 +198,9 @@ def _head(task: Task) -> nn.Linear:
     return head
 
 
-def most_report(hyper: Hyper, task: Task) -> int:
-    """Bytes of the longest report."""
-    return growth.report_bytes(len(task.train[0]), _head(task).in_features) if hyper.adaptive else 0
-
-
 def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
     """The model, with what its report says, and the sample count."""
-    model, report, samples = codebooks.unpack(
-        upload, "fedcompress.up", kernels(hyper, task), most_report(hyper, task), hyper, task
-    )
+    model, report, samples = form("up", hyper, task).unpack(upload)
     return model | (growth.read_report(report, _head(task).in_features) if hyper.adaptive else {}), samples
 
 
@@ -236,7 +224,8 @@ def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
     if isinstance(gram, Tensor):
         found = {"accuracies": right / max(held, 1), "scores": growth.effective_rank(gram)}
         history = {name: torch.cat([state[name], torch.tensor([value])]) for name, value in found.items()}
-        following = hyper.rule().following(history["accuracies"].tolist(), history["scores"].tolist(), numbers)
+        accuracies, scores = history["accuracies"].tolist(), history["scores"].tolist()
+        following = hyper.following(accuracies, scores, numbers, by_accuracy=hyper.variant == "code")
     return compressed(mean.value(), [*numbers, following], hyper, task) | history | {"sent": state["bits"]}
 
 
@@ -248,8 +237,7 @@ def compressed(average: State, numbers: Sequence[int], hyper: Hyper, task: Task)
         if hyper.compare_every:
             state |= {f"average {name}": tensor for name, tensor in average.items()}
     state = state | {"clusters": torch.tensor(numbers, dtype=torch.float32), "losses": torch.tensor(losses)}
-    message = broadcast(state, hyper, task)
-    bits = codebooks.bits(message, "fedcompress.down", state, kept(hyper, task), _CLUSTERS.size, hyper, task)
+    bits = form("down", hyper, task).bits(broadcast(state, hyper, task), state, task)
     return state | {"bits": torch.tensor(bits, dtype=torch.float64)}
 
 
@@ -280,5 +268,25 @@ def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
 
 def other_bits(upload: Buffer, hyper: Hyper, task: Task) -> dict[str, float]:
     """Codebooks with indexes of fixed width."""
-    coded, most = kernels(hyper, task), most_report(hyper, task)
-    return {"fixed": codebooks.fixed_bits(upload, "fedcompress.up", coded, most, hyper, task)}
+    return {"fixed": form("up", hyper, task).fixed_bits(upload)}
+
+
+# For methods that broadcast the model itself: a copy of it in a fixed number of clusters
+
+
+def check_writer(hyper: Hyper) -> None:
+    if hyper.adaptive or not hyper.clustered:
+        raise SpecError("downlink.hyper: clusters must be as many in every round; set least = most, and variant code")
+
+
+def write_model(model: State, hyper: Hyper, task: Task) -> bytes:
+    coded = kernels(hyper, task)
+    if hyper.self_compression:
+        model, _ = distillation.distil(model, coded, hyper.least, hyper, task, SEEDS)
+    else:
+        model = model | {name: clusters.rounded(model[name], hyper.least, SEEDS) for name in coded}
+    return codebooks.Form.of("fedcompress.model", coded, hyper, task).pack(model)
+
+
+def read_model(data: Buffer | memoryview, hyper: Hyper, task: Task) -> State:
+    return codebooks.Form.of("fedcompress.model", kernels(hyper, task), hyper, task).unpack(data)[0]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.errors import PayloadError
+from fedlib.errors import PayloadError, require_name
 from fedlib.methods import quantizers
 from fedlib.methods.parts import NO_MORE, RunningMean, Shapes, pack_model, pack_tensors, unpack_model, unpack_tensors
 from fedlib.methods.schedules import Hyper as Hyper
@@ -65,13 +65,8 @@ def models(state: State, hyper: Hyper, task: Task, rng: Rng) -> list[State]:
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
     if not hyper.downlink:
         return pack_model("feddq.down", state, 0, hyper, task, INTERVALS)
-    sent = []
-    for name in task.tensors:
-        low, span = quantizers.extent(state[name])
-        rule = width(span, Hyper(resolution=hyper.downlink, least=hyper.least, most=hyper.most))
-        found = quantizers.affine(state[name], low, span, 2**rule - 1, None) if rule else constant(low)
-        sent.append(found)
-    parts: list[Any] = [levels.headers(sent), levels.pack(sent, False), pack_tensors(state, INTERVALS)]
+    rule = Hyper(quantizer="affine_nearest", resolution=hyper.downlink, least=hyper.least, most=hyper.most)
+    parts: list[Any] = [*_model(state, rule, task), pack_tensors(state, INTERVALS)]
     return container.pack("feddq.down", task.fingerprint("feddq", hyper), 0, parts)
 
 
@@ -88,6 +83,29 @@ def received(message: Buffer, hyper: Hyper, task: Task) -> State:
     if not (intervals.is_integer() and 1 <= intervals < 2**bits.WIDEST):
         raise PayloadError(f"intervals: {intervals}, expected an integer from 1 to {2**bits.WIDEST - 1}")
     return model
+
+
+def check_writer(hyper: Hyper) -> None:
+    rules, nearest = ("range", "fixed"), ("affine_nearest", "symmetric_nearest")
+    require_name("downlink.hyper.schedule", hyper.schedule, rules)
+    require_name("downlink.hyper.quantizer", hyper.quantizer, nearest)  # the same model rounded twice is the same
+
+
+def write_model(model: State, hyper: Hyper, task: Task) -> bytes:
+    """Of methods that broadcast the model itself, any one in few levels."""
+    return container.pack("feddq.model", task.fingerprint("feddq", hyper), 0, _model(model, hyper, task))
+
+
+def read_model(data: Buffer | memoryview, hyper: Hyper, task: Task) -> State:
+    limits = [levels.HEADER.size * len(task.tensors), sum(2 * s.numel() + 64 for s in task.tensors.values())]
+    head, body = container.unpack(data, "feddq.model", task.fingerprint("feddq", hyper), limits).sections
+    return _tensors(head, body, None, task.tensors, hyper.quantizer, hyper.coding == "entropy")[0]
+
+
+def _model(model: State, rule: Hyper, task: Task) -> list[Any]:
+    """All tensors, rounded by a rule that draws nothing, as two sections."""
+    sent = [quantized(model[name], 0, rule, Rng(0))[0] for name in task.tensors]
+    return [levels.headers(sent), levels.pack(sent, rule.coding == "entropy")]
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:

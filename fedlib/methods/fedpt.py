@@ -19,7 +19,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,9 +35,12 @@ from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, Uploads
 from fedlib.wire import container
 
+if TYPE_CHECKING:
+    from fedlib.spec import Spec
+
 SECTIONS = ("fingerprint of the frozen part", "trained part")
 OPTIMIZERS = ("sgd", "adam", "yogi")
-check, summary, notes = private.check, private.summary, private.notes
+summary, notes = private.summary, private.notes
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,12 @@ class Hyper:
     @property
     def private(self) -> bool:
         return self.mechanism != "none"
+
+
+def check(hyper: Hyper, spec: Spec) -> None:
+    if spec.frozen != "none":
+        raise SpecError(f"frozen: {spec.frozen!r} is for methods that train all; fedpt freezes by hyper.policy")
+    private.check(hyper, spec)
 
 
 def trained(hyper: Hyper, task: Task) -> dict[str, torch.Size]:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.errors import require_number
-from fedlib.methods import clusters, codebooks
+from fedlib.errors import require_name, require_number
+from fedlib.methods import augmentation, clusters, codebooks
 from fedlib.methods.parts import RunningMean
 from fedlib.rng import Rng
 from fedlib.task import State, Task
@@ -37,13 +37,15 @@ class Hyper:
     keep: float = 0.2  # share of a tensor's entries, the largest by magnitude; the others are set to zero
     clusters: int = 3  # of a tensor, zeros among them
     steps: int = 4  # of Lloyd, from centroids evenly between least and largest entry
-    decay: float = 1e-4  # as of FedCompress
+    decay: float = 1e-4  # this and the next as of FedCompress
+    augment: str = "corner"
 
     def __post_init__(self) -> None:
         require_number("hyper.keep", self.keep, 1e-6, 1)
         require_number("hyper.clusters", self.clusters, 2, codebook.MOST, integer=True)
         require_number("hyper.steps", self.steps, 0, 1000, integer=True)
         require_number("hyper.decay", self.decay, 0, 1e12)
+        require_name("hyper.augment", self.augment, augmentation.KINDS)
 
 
 def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
@@ -52,7 +54,7 @@ def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
 
 def measured(state: State, hyper: Hyper, task: Task) -> State:
     """With the bits of its broadcast, for the record."""
-    found = codebooks.bits(broadcast(state, hyper, task), "fedzip.down", state, {}, 0, hyper, task)
+    found = codebooks.Form.of("fedzip.down", {}, hyper, task).bits(broadcast(state, hyper, task), state, task)
     return state | {"bits": torch.tensor(found, dtype=torch.float64)}
 
 
@@ -60,26 +62,32 @@ def models(state: State, hyper: Hyper, task: Task, rng: Rng) -> list[State]:
     return [{name: state[name] for name in task.tensors}]
 
 
+def form(hyper: Hyper, task: Task) -> codebooks.Form:
+    """Of an upload."""
+    return codebooks.Form.of("fedzip.up", task.weights, hyper, task)
+
+
 def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    return codebooks.pack("fedzip.down", state, {}, 0, b"", hyper, task)
+    return codebooks.Form.of("fedzip.down", {}, hyper, task).pack(state)
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
     """Trained is the model itself; frozen stand its statistics, and the weights of the start."""
-    model, _, _ = codebooks.unpack(message, "fedzip.down", {}, 0, hyper, task)
+    model, _, _ = codebooks.Form.of("fedzip.down", {}, hyper, task).unpack(message)
     local = {name: tensor.to(task.device) for name, tensor in model.items()}
     frozen = {name: local[name] for name in task.statistics}
     frozen |= {f"from {name}": local[name].clone() for name in task.weights}
     return {name: local[name].requires_grad_() for name in task.weights | task.vectors}, frozen
 
 
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> None:
-    return None
+def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> Tensor | None:
+    return augmentation.draws(hyper.augment, task, generator)
 
 
 def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Hyper, task: Task
+    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: Tensor | None, hyper: Hyper, task: Task
 ) -> Tensor:
+    batch = augmentation.augmented(batch, drawn, hyper.augment)
     loss = task.loss(trainable | {name: frozen[name] for name in task.statistics}, batch)
     if hyper.decay:
         loss = loss + hyper.decay * sum(trainable[name].square().sum() for name in task.weights)
@@ -89,7 +97,7 @@ def objective(
 def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
     """Of the weights their changes, in few values; all else as it is."""
     change = {name: quantized(trainable[name].detach() - frozen[f"from {name}"], hyper) for name in task.weights}
-    return codebooks.pack("fedzip.up", trainable | frozen | change, task.weights, samples, b"", hyper, task)
+    return form(hyper, task).pack(trainable | frozen | change, samples)
 
 
 def quantized(change: Tensor, hyper: Hyper) -> Tensor:
@@ -118,7 +126,7 @@ def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
 
 
 def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
-    tensors, _, samples = codebooks.unpack(upload, "fedzip.up", task.weights, 0, hyper, task)
+    tensors, _, samples = form(hyper, task).unpack(upload)
     return tensors, samples
 
 
@@ -141,7 +149,7 @@ def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
 
 def other_bits(upload: Buffer, hyper: Hyper, task: Task) -> dict[str, float]:
     """Codebooks with indexes of fixed width; and the update as a compressed file, as of FedCompress."""
-    fixed = codebooks.fixed_bits(upload, "fedzip.up", task.weights, 0, hyper, task)
+    fixed = form(hyper, task).fixed_bits(upload)
     return {"fixed": fixed, "zip": codebooks.zip_bits(read_upload(upload, hyper, task)[0], task)}
 
 

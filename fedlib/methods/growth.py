@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.errors import PayloadError, SpecError
+from fedlib.errors import PayloadError, SpecError, require_number
+from fedlib.wire import codebook
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -88,18 +89,22 @@ def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Rule:
-    """When to take more clusters. Units: rounds for window, patience and first; accuracy for limit."""
+    """When to take more clusters, with the defaults of FedCompress's code."""
 
-    least: int = 8
+    least: int = 8  # clusters of a tensor, at first
     most: int = 30
     step: int = 1
-    window: int = 3
-    patience: int = 4
-    first: int = 3
-    limit: float = 0.01
-    by_accuracy: bool = True  # as the code; else the score alone decides
+    window: int = 3  # rounds
+    patience: int = 4  # rounds
+    first: int = 3  # round of the first decision
+    limit: float = 0.01  # accuracy
 
     def __post_init__(self) -> None:
+        for field in ("least", "most"):
+            require_number(f"hyper.{field}", getattr(self, field), 2, codebook.MOST, integer=True)
+        for field in ("step", "window", "patience", "first"):
+            require_number(f"hyper.{field}", getattr(self, field), 1, 10**6, integer=True)
+        require_number("hyper.limit", self.limit, 0, 1)
         if self.least > self.most:
             raise SpecError(f"hyper.least: {self.least} exceeds hyper.most: {self.most}; start with fewer clusters")
 
@@ -107,15 +112,20 @@ class Rule:
         """Gain of accuracy in a round up to which it counts as stalled."""
         return self.limit if clusters == self.least else self.limit / (2 * (clusters - self.least))
 
-    def following(self, accuracies: Sequence[float], scores: Sequence[float], clusters: Sequence[int]) -> int:
-        """Clusters of the next round, from the history of all rounds so far, the last included."""
+    def following(
+        self, accuracies: Sequence[float], scores: Sequence[float], clusters: Sequence[int], by_accuracy: bool = True
+    ) -> int:
+        """Clusters of the next round, from the history of all rounds so far, the last included.
+
+        by_accuracy: accuracy and score must both have stalled, as in the code; else the score alone decides.
+        """
         now, rounds = clusters[-1], len(clusters)
         spent = next((i for i, earlier in enumerate(reversed(clusters)) if earlier != now), rounds)
         if now >= self.most or spent < self.patience or rounds < max(self.first, 2):
             return now
         threshold = self.threshold(now)
         stalled = self._gain(scores) <= 10 * threshold
-        if self.by_accuracy:
+        if by_accuracy:
             stalled = stalled and self._gain(accuracies) <= threshold
         return min(now + self.step, self.most) if stalled else now
 

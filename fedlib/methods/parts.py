@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.task import State, Task
+from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer
 from fedlib.wire import container, floats
 
@@ -32,17 +32,28 @@ def unpack_tensors(data: memoryview, shapes: Shapes) -> State:
 def pack_model(
     kind: str, tensors: Mapping[str, Tensor], samples: int, hyper: Any, task: Task, more: Shapes = NO_MORE
 ) -> bytes:
-    """The whole model in full precision, and more tensors. `kind` is method and direction, e.g. "fedavg.up"."""
-    method = kind.partition(".")[0]
-    return container.pack(
-        kind, task.fingerprint(method, hyper), samples, [pack_tensors(tensors, {**task.tensors, **more})]
-    )
+    """The whole model in full precision, and more tensors. `kind` is method and direction, e.g. "fedavg.up".
+
+    On its way down, where another method writes it, the model is as precise as that leaves it.
+    """
+    sections: list[Any] = [pack_tensors(tensors, {**task.tensors, **more})]
+    if task.downlink and kind.endswith(".down"):
+        sections = [
+            task.downlink.write_model({name: tensors[name] for name in task.tensors}, task),
+            pack_tensors(tensors, more),
+        ]
+    return container.pack(kind, task.fingerprint(kind.partition(".")[0], hyper), samples, sections)
 
 
 def unpack_model(message: Buffer, kind: str, hyper: Any, task: Task, more: Shapes = NO_MORE) -> tuple[State, int]:
     """The inverse: tensors and sample count. PayloadError for any other message."""
+    fingerprint = task.fingerprint(kind.partition(".")[0], hyper)
+    if task.downlink and kind.endswith(".down"):
+        limits = [64 + 4 * count(task.tensors), 4 * count(more)]
+        read = container.unpack(message, kind, fingerprint, limits)
+        return task.downlink.read_model(read.sections[0], task) | unpack_tensors(read.sections[1], more), read.samples
     shapes = {**task.tensors, **more}
-    arguments = (kind, task.fingerprint(kind.partition(".")[0], hyper), tuple(shapes.items()))
+    arguments = (kind, fingerprint, tuple(shapes.items()))
     if kind.endswith(".down") and isinstance(message, bytes):
         arrays, samples = _checked_broadcast(message, *arguments)
     else:

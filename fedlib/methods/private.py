@@ -115,7 +115,7 @@ def initial(trained: State, hyper: Any, task: Task, rng: Rng) -> State:
     rng = rng.child(task.fingerprint("noise", hyper).hex(), repr(task.plan), task.cohort)
     kept = vars(privacy.ftrl_start(privacy.flatten(trained))) if hyper.mechanism == "dp_ftrl" else {}
     noise = rng.child("noise").seed().to_bytes(8, "little")
-    state = {"noise": torch.frombuffer(bytearray(noise), dtype=torch.uint8), "rounds": torch.zeros(())}
+    state = {"noise": torch.frombuffer(bytearray(noise), dtype=torch.uint8)}
     return state | {"clipped": torch.zeros(2, dtype=torch.int64)} | kept
 
 
