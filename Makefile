@@ -67,7 +67,7 @@ serve: ## show the built book at a local address
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
 
 clean: ## remove what the pipeline made; keep environment, data and records
-	rm -rf book/_build book/papers/*.ipynb book/papers/figures .smoke .lab .cache .dvc/cache .dvc/tmp dvc.lock
+	rm -rf book/_build book/papers/*.ipynb book/papers/figures book/compare/*.ipynb .smoke .lab .cache .dvc/cache .dvc/tmp dvc.lock
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 env: $(STAMP)

@@ -58,7 +58,7 @@ def spec(model: str, shape: tuple[int, ...], samples: int, batch: int, variant: 
     sets.ENTRIES[name] = sets.Entry(name, reader, tuple("0123456789"), (0.0,), (1.0,), scale=1.0)
     labels = dict(paper="bench", profile="smoke", name="clustered", group="clustered", label=variant, split="iid")
     settings = dict(clients=1, cohort=1, rounds=1, evaluate_every=1, seed=0, held_out=0.1, optimizer="adam", lr=1e-3)
-    hyper = {"variant": variant, "clustered_epochs": 1, "self_compression": False, "least": CLUSTERS}
+    hyper = {"variant": variant, "clustered_epochs": 1, "self_compression": False, "least": CLUSTERS, "augment": "none"}
     return Spec(
         **labels, **settings, data=name, model=model, batch=batch, epochs=epochs, method="fedcompress", hyper=hyper,
         partition={"kind": "iid", "seed": 0},

@@ -114,7 +114,7 @@ def page(options: argparse.Namespace) -> None:
     on.close()
     if options.profile == "paper" and on.device.type != "cuda":
         print("profile paper is not trained without a GPU; the page shows the records that exist")
-    else:
+    elif options.paper in papers():  # other pages show what these have left
         run(options)
     print(f"made {pages.make(options.paper, options.profile, dict(options.parameter))}")
 
@@ -122,7 +122,7 @@ def page(options: argparse.Namespace) -> None:
 def score(options: argparse.Namespace) -> None:
     from fedlib import score as scoring
 
-    results = [s for paper in papers() for s in scoring.scores(paper, options.profile)]
+    results = [s for paper in scoring.scored() for s in scoring.scores(paper, options.profile)]
     record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
     for s in results:
         print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")

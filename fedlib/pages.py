@@ -15,20 +15,21 @@ import papermill
 from fedlib import record
 from fedlib.data.sources import home
 from fedlib.errors import FedlibError, SpecError, require_name
-from fedlib.spec import papers
 
 CELL_SECONDS = 1800  # papermill itself sets no limit
 
 
 def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, root: Path | None = None) -> Path:
-    """Execute notebooks/<paper>.md into book/papers/<paper>.ipynb; on failure the old page stays.
+    """Execute notebooks/<paper>.md into book/papers, or book/compare where it is no paper's; on failure the old page
+    stays.
 
     Raises SpecError for a parameter that the notebook does not have, FedlibError when a cell fails.
     """
     root = root or home()
     given = {"profile": profile} | (parameters or {})
     check_parameters(paper, given, root)
-    target = root / "book" / "papers" / f"{paper}.ipynb"
+    folder = "papers" if (root / "published" / f"{paper}.yaml").is_file() else "compare"
+    target = root / "book" / folder / f"{paper}.ipynb"
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder, f"{paper}.ipynb"), Path(folder, "executed.ipynb")
         jupytext.write(jupytext.read(root / "notebooks" / f"{paper}.md"), source)
@@ -52,7 +53,7 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
 def check_parameters(paper: str, given: Iterable[str], root: Path | None = None) -> None:
     """SpecError for a parameter that the paper's notebook does not have: papermill itself would only log it."""
     root = root or home()
-    require_name("paper", paper, papers(root))
+    require_name("page", paper, [path.stem for path in (root / "notebooks").glob("*.md")])
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, f"{paper}.ipynb")
         jupytext.write(jupytext.read(root / "notebooks" / f"{paper}.md"), source)

@@ -86,6 +86,11 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
     return content
 
 
+def scored(root: Path | None = None) -> list[str]:
+    """The papers with claims: those with a file in published/."""
+    return sorted(path.stem for path in ((root or home()) / "published").glob("*.yaml"))
+
+
 def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
     """One score a claim, from fresh records alone; a method of whose runs one is missing is left out of a group.
 

@@ -1,0 +1,239 @@
+"""Methods beside each other by what they cost: Pareto fronts, bytes to a target, and which methods go together."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedlib import methods
+from fedlib.comparisons import field
+from fedlib.errors import SpecError
+from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, spread, table
+from fedlib.figures import provenance
+from fedlib.record import Record
+from fedlib.spec import Spec
+from fedlib.timings import benchmark
+
+UP, BOTH = "uploaded", "both ways"
+PER_ROW = 5  # names in a legend
+
+
+def megabytes(r: Record, way: str) -> float:
+    """Of all messages of a run, measured."""
+    final = r["final"]
+    return float(final["uplink_bytes"] + (final["downlink_bytes"] if way == BOTH else 0)) / MEGABYTE
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points (cost, gain) that no other beats: none costs as little or less and gains more, or costs less
+    and gains as much. In ascending order of cost."""
+    best, found = -np.inf, []
+    for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[place][1] > best:
+            best = points[place][1]
+            found.append(place)
+    return found
+
+
+def frame_of(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a run: method, partition, seed, accuracy (%), MB uploaded and both ways."""
+    return pd.DataFrame(
+        {
+            "method": r["spec"]["label"],
+            "partition": r["spec"]["split"],
+            "seed": r["spec"]["seed"],
+            "accuracy": 100 * r["final"]["accuracy"],
+            UP: megabytes(r, UP),
+            BOTH: megabytes(r, BOTH),
+        }
+        for r in records
+    )
+
+
+def front_figure(records: Sequence[Record], caption: str, name: str) -> Exhibit:
+    """Final accuracy against MB, a panel for the way up and one for both; the front of the means drawn through them.
+
+    One partition; bars from the lowest seed to the highest.
+    """
+    frame = frame_of(records)
+    names = list(dict.fromkeys(frame["method"]))
+    figure, axes = canvas(2, height=4.6)
+    facts = []
+    for ax, way in zip(axes, (UP, BOTH), strict=True):
+        means = []
+        for index, method in enumerate(names):
+            own = frame[frame["method"] == method]
+            x, y = own[way].mean(), own["accuracy"].mean()
+            means.append((float(x), float(y)))
+            style = dict(fmt=MARKERS[index % len(MARKERS)], color=f"C{index % 10}", markersize=7, capsize=2)
+            fill = "none" if index >= 10 else None
+            bars = [[y - own["accuracy"].min()], [own["accuracy"].max() - y]]
+            ax.errorbar(x, y, bars, label=method, markerfacecolor=fill, **style)
+        on = front(means)
+        ax.plot(*zip(*(means[i] for i in on), strict=True), color="grey", linewidth=1, zorder=0)
+        ax.set(xscale="log", xlabel=f"MB of a run, {way} (logarithmic)")
+        facts.append(f"On the front of what is sent {way}: {', '.join(names[i] for i in on)}.")
+    axes[0].set_ylabel("test accuracy (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=PER_ROW)
+    alt = f"Two scatter plots of final test accuracy against megabytes sent. {' '.join(facts)}"
+    how = "Mean over seeds, bars from the lowest to the highest; the line joins what no other method beats."
+    return drawn(figure, alt, f"{caption} {how} {provenance(records)}", frame, name)
+
+
+def result_table(records: Sequence[Record], caption: str, name: str, against: str = "fedavg") -> Exhibit:
+    """A row a method: accuracy, MB each way, how many times less than `against`, and on which fronts it is."""
+    frame, rows = frame_of(records), []
+    names = list(dict.fromkeys(frame["method"]))
+    means = frame.groupby("method")[["accuracy", UP, BOTH]].mean()
+    on = {w: {names[i] for i in front([tuple(means.loc[n, [w, "accuracy"]]) for n in names])} for w in (UP, BOTH)}
+    for method in names:
+        own = frame[frame["method"] == method]
+        row: dict[str, Any] = {"method": method, "accuracy (%)": spread(list(own["accuracy"]))}
+        for way in (UP, BOTH):
+            row[f"MB {way}"] = f"{means.loc[method, way]:.2f}"
+            row[f"times less {way}"] = f"{means.loc[against, way] / means.loc[method, way]:.1f}"
+        row["on the front"] = ", ".join(way for way in (UP, BOTH) if method in on[way]) or "–"
+        rows.append(row)
+    shown = table(pd.DataFrame(rows), f"{caption} {provenance(records)}", name)
+    return Exhibit(shown.body, shown.caption, frame, name)
+
+
+def tuning_table(records: Sequence[Record], name: str) -> Exhibit:
+    """A row a method: final accuracy at each point of its grid, learning rates by values of a setting of its own."""
+    rows, numbers = [], []
+    for label in dict.fromkeys(r["spec"]["label"] for r in records):
+        own = [r for r in records if r["spec"]["label"] == label]
+        setting = own_setting(own)
+        top = tuned(own)
+        row: dict[str, Any] = {"method": label, "setting of its own": setting.removeprefix("hyper.")}
+        cells = []
+        for r in own:
+            accuracy, here = 100 * r["final"]["accuracy"], f"lr {r['spec']['lr']:g}, {field(r, setting)}"
+            cells.append(f"{here}: {accuracy:.1f}" + (" *" if r is top else ""))
+            values = {"lr": r["spec"]["lr"], "setting": setting, "value": field(r, setting), "accuracy": accuracy}
+            numbers.append({"method": label, **values})
+        rows.append(row | {f"run {number}": cell for number, cell in enumerate(cells, 1)})
+    caption = f"Tuning: final test accuracy (%) of each method's six runs; * marks the one taken. {provenance(records)}"
+    shown = table(pd.DataFrame(rows), caption, name)
+    return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
+
+
+def own_setting(records: Sequence[Record]) -> str:
+    """The field beside lr that a method's tuning runs differ in: "momentum", or one of its hyper-parameters."""
+    found = [f"hyper.{key}" for r in records for key in r["spec"]["hyper"]] + ["momentum"]
+    return next(key for key in dict.fromkeys(found) if len({str(field(r, key)) for r in records}) > 1)
+
+
+def tuned(records: Sequence[Record]) -> Record:
+    """Of a method's tuning runs the most accurate; of equals the first."""
+    return max(records, key=lambda r: r["final"]["accuracy"])
+
+
+def target_table(records: Sequence[Record], targets: Sequence[float], name: str) -> Exhibit:
+    """MB uploaded until a method first reaches each accuracy (%), at the rounds that were evaluated."""
+    rows, numbers = [], []
+    for label in dict.fromkeys(r["spec"]["label"] for r in records):
+        row: dict[str, Any] = {"method": label}
+        own = [r for r in records if r["spec"]["label"] == label]
+        for target in targets:
+            found = [spent(r, target) for r in own]
+            numbers += [
+                {"method": label, "target": target, "seed": r["spec"]["seed"], "MB": mb}
+                for r, mb in zip(own, found, strict=True)
+            ]
+            there = [mb for mb in found if mb is not None]
+            missed = f" ({len(found) - len(there)} of {len(found)} missed it)" if len(there) < len(found) else ""
+            row[f"{target:g} %"] = (f"{statistics.fmean(there):.2f}{missed}") if there else "not reached"
+        rows.append(row)
+    caption = (
+        "MB uploaded by all clients until the test accuracy was first reached, mean over the seeds that reached it. "
+        f"{provenance(records)}"
+    )
+    shown = table(pd.DataFrame(rows), caption, name)
+    return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
+
+
+def spent(r: Record, target: float) -> float | None:
+    """MB uploaded until the first evaluated round of at least `target` percent; None where there is none."""
+    sent = itertools.accumulate(entry["uplink_bytes"] for entry in r["rounds"])
+    for entry, mb in zip(r["rounds"], sent, strict=True):
+        if entry["accuracy"] is not None and 100 * entry["accuracy"] >= target:
+            return mb / MEGABYTE
+    return None
+
+
+def skew_table(records: Sequence[Record], plain: str, skewed: str, name: str) -> Exhibit:
+    """A row a method: accuracy on two partitions, and what the skew costs, seed by seed."""
+    rows, frame = [], frame_of(records)
+    for label in dict.fromkeys(frame["method"]):
+        own = frame[frame["method"] == label].pivot_table(index="seed", columns="partition", values="accuracy")
+        gap = list(own[plain] - own[skewed])
+        row = {"method": label, plain: spread(list(own[plain])), skewed: spread(list(own[skewed]))}
+        rows.append(row | {"lost by the skew (points)": spread(gap)})
+    caption = f"Final test accuracy (%) with clients alike and with skewed ones. {provenance(records)}"
+    shown = table(pd.DataFrame(rows), caption, name)
+    return Exhibit(shown.body, shown.caption, frame, name)
+
+
+def work_table(name: str) -> Exhibit:
+    """A client's time and memory under each method, over FedAvg's, from the benchmark."""
+    found = benchmark("compare")
+    rows = [
+        {
+            "method": row["method"],
+            "time of a client's round": f"{row['time_ratio']:.2f}",
+            "peak memory": f"{row['memory_ratio']:.2f}",
+            "ms": f"{row['ms']:.0f}",
+            "MB": f"{row['peak_bytes'] / MEGABYTE:.1f}",
+        }
+        for row in found["rows"]
+    ]
+    caption = (
+        "A client's round, from the bytes that it receives to those that it sends: time and peak memory, over "
+        f"FedAvg's in the same turns. {found['samples']} images; {found['cpu']}, one thread."
+    )
+    return table(pd.DataFrame(rows), caption, name)
+
+
+# Which methods go together
+
+WITH: dict[str, dict[str, Any]] = {
+    "a part frozen": {"frozen": "emnist/dense1", "model": "emnist-narrow"},
+    "sent down by FedDQ": {
+        "downlink": {"method": "feddq", "hyper": {"schedule": "fixed", "width": 8, "quantizer": "affine_nearest"}}
+    },
+    "sent down by FedCompress": {
+        "downlink": {"method": "fedcompress", "hyper": {"least": 16, "most": 16, "layers": "all"}}
+    },
+    "error feedback": {"feedback": True},
+}
+
+
+def pair_table(like: Spec, names: Sequence[str], name: str) -> Exhibit:
+    """A row a method, a column what it may be combined with: "yes", or why the specification is refused."""
+    rows = []
+    for method in names:
+        own = dataclasses.replace(like, method=method, hyper=_hyper(method))
+        rows.append({"method": method} | {with_: _refusal(own, change) or "yes" for with_, change in WITH.items()})
+    caption = "Which combinations a specification may ask for; else what is answered."
+    return table(pd.DataFrame(rows), caption, name)
+
+
+def _refusal(own: Spec, change: dict[str, Any]) -> str:
+    try:
+        dataclasses.replace(own, **change)
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+def _hyper(method: str) -> dict[str, Any]:
+    """Settings with which a method can be built without held-out samples."""
+    fields = {f.name for f in dataclasses.fields(methods.METHODS[method].Hyper)}
+    return {"least": 8, "most": 8} if "patience" in fields else {}

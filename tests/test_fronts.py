@@ -1,0 +1,129 @@
+"""Pareto fronts, bytes to a target, tuning: by hand, and against the definition."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlib import fronts, record, spec
+from fedlib.record import Record
+
+
+def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int = 10**6, **fields: Any) -> Record:
+    """A record of rounds that each send so many bytes."""
+    own = {"label": label, "split": "iid", "seed": 0, "lr": 0.1, "momentum": 0.0, "hyper": {}, "profile": "lab"}
+    own |= {"data": "digits", "clients": 4, "cohort": 2} | fields
+    rounds = [{"accuracy": a, "uplink_bytes": up, "downlink_bytes": down} for a in accuracies]
+    final = {"accuracy": accuracies[-1], "uplink_bytes": up * len(rounds), "downlink_bytes": down * len(rounds)}
+    return {"spec": own, "rounds": rounds, "final": final, "made": {"device": "cpu"}, "parameters": {"weights": 10}}
+
+
+def test_a_front_by_hand() -> None:
+    points = [(4.0, 90.0), (1.0, 70.0), (2.0, 70.0), (2.0, 85.0), (3.0, 80.0), (8.0, 90.0), (1.0, 60.0)]
+    assert fronts.front(points) == [1, 3, 0], "what costs more must gain more; of equal costs the better"
+    assert fronts.front([]) == [] and fronts.front([(1.0, 1.0), (1.0, 1.0)]) == [0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    found = fronts.front([(float(c), float(g)) for c, g in points])
+
+    def beaten(i: int) -> bool:
+        return any((c <= points[i][0] and g >= points[i][1] and (c, g) != points[i]) for c, g in points)
+
+    assert {points[i] for i in found} == {points[i] for i in range(len(points)) if not beaten(i)}
+    assert len({points[i] for i in found}) == len(found)
+    assert all(points[a] < points[b] for a, b in itertools.pairwise(found))
+
+
+def test_bytes_until_a_target() -> None:
+    r = ran("fedavg", [None, 0.5, None, 0.8], up=2 * 10**6)
+    assert fronts.spent(r, 50) == 4.0 and fronts.spent(r, 51) == 8.0 and fronts.spent(r, 81) is None
+    shown = fronts.target_table([r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])], [50], "targets")
+    assert "4.00 (1 of 2 missed it)" in shown.body and "not reached" in shown.body
+    assert list(shown.frame["MB"].fillna(-1)) == [4.0, -1, -1]
+
+
+def test_tables_say_what_was_sent() -> None:
+    records = [ran("fedavg", [0.9], seed=s, up=4 * 10**6, down=4 * 10**6) for s in (0, 1)]
+    records += [ran("topk", [0.8], seed=s, up=10**6, down=4 * 10**6) for s in (0, 1)]
+    records += [ran("worse", [0.7], seed=s, up=2 * 10**6, down=4 * 10**6) for s in (0, 1)]
+    shown = fronts.result_table(records, "Results.", "results")
+    rows = [row.split("</td>") for row in shown.body.split("<tr>")[1:]]
+    cells = {row[0].rpartition(">")[2]: [cell.rpartition(">")[2] for cell in row[1:7]] for row in rows}
+    assert cells["topk"] == ["80.0 ± 0.0", "1.00", "4.0", "5.00", "1.6", "uploaded, both ways"]
+    assert cells["worse"][5] == "–" and "seeds 0, 1" in shown.caption
+    figure = fronts.front_figure(records, "Front.", "front")
+    assert "On the front of what is sent uploaded: topk, fedavg." in figure.body and len(figure.frame) == 6
+
+
+def test_what_tuning_takes() -> None:
+    runs = [
+        ran("topk", [a], lr=lr, hyper={"keep": k, "same": 1})
+        for lr, k, a in ((0.1, 1, 0.5), (0.1, 2, 0.7), (0.3, 1, 0.7), (0.3, 2, 0.6))
+    ]
+    assert fronts.own_setting(runs) == "hyper.keep" and fronts.tuned(runs) is runs[1]
+    shown = fronts.tuning_table(runs, "tuning")
+    assert "lr 0.1, 2: 70.0 *" in shown.body and shown.body.count("*") == 1
+    with_momentum = [ran("fedavg", [0.1], momentum=m) for m in (0.0, 0.5)]
+    assert fronts.own_setting(with_momentum) == "momentum"
+
+
+def test_what_a_skew_costs() -> None:
+    records = [
+        ran("fedavg", [a], split=split, seed=s)
+        for split, values in (("iid", (0.9, 0.8)), ("skew", (0.7, 0.7)))
+        for s, a in enumerate(values)
+    ]
+    assert "15.0 ± 7.1" in fronts.skew_table(records, "iid", "skew", "skew").body
+
+
+def test_pairs_are_what_a_specification_allows() -> None:
+    like = spec.specs("compare", "smoke", "main_fedavg*")[0]
+    shown = fronts.pair_table(like, ["fedavg", "fedpt", "fedmrn", "fedpm"], "pairs")
+    cells = {row["method"]: row for row in shown.frame.to_dict("records")}
+    assert set(cells["fedmrn"].values()) == {"fedmrn", "yes"}
+    assert cells["fedavg"]["error feedback"].startswith("feedback: True cannot go")
+    assert "freezes by hyper.policy" in cells["fedpt"]["a part frozen"]
+    assert "broadcast of its own" in cells["fedpm"]["sent down by FedDQ"] and cells["fedpm"]["a part frozen"] == "yes"
+
+
+# The experiment file says what tuning found
+
+
+def test_the_settings_compared_are_those_that_tuning_took() -> None:
+    found = [r for _, r, reason in record.fresh(spec.specs("compare", "lab", "tune-*")) if r and not reason]
+    if not found:
+        pytest.skip("no fresh records of tuning")
+    main = {s.label: s for s in spec.specs("compare", "lab", "main_*")}
+    for label in {r["spec"]["label"] for r in found}:
+        own = [r for r in found if r["spec"]["label"] == label]
+        taken, setting = fronts.tuned(own), fronts.own_setting(own)
+        assert len(own) == 6 and taken["spec"]["seed"] not in {s.seed for s in spec.specs("compare", "lab", "main_*")}
+        kept = main[label]
+        assert kept.lr == taken["spec"]["lr"], label
+        first, _, rest = setting.partition(".")
+        value = kept.hyper.get(rest) if rest else getattr(kept, first)
+        assert value == (taken["spec"]["hyper"][rest] if rest else taken["spec"][first]), label
+
+
+def test_combinations_run_at_the_settings_of_their_parts() -> None:
+    runs = {s.label: s for s in spec.specs("compare", "lab", "*dirichlet-0.3_seed0")}
+    parts = {"masks": "fedmrn", "part": "fedpt", "eden": "eden", "topk": "topk"}
+    for label, one in runs.items():
+        if one.group != "combine":
+            continue
+        base = runs[{**parts, "part-levels": "feddq", "part-masks": "fedmrn", "part-eden": "eden"}.get(label, "") or {
+            "fedmrn": "fedmrn", "eden": "eden", "topk": "topk", "feddq": "feddq", "fedpt": "fedpt"
+        }[one.method]]  # fmt: skip
+        assert one.lr == base.lr and one.momentum == base.momentum and one.method == base.method, label
+        assert {k: v for k, v in one.hyper.items() if k != "coding"} == base.hyper, label
+
+
+def test_pages_of_no_paper_have_a_folder_of_their_own() -> None:
+    root = Path(__file__).parents[1]
+    papers = {path.stem for path in (root / "published").glob("*.yaml")}
+    assert {path.stem for path in (root / "notebooks").glob("*.md")} - papers == {"compare", "combine"}
