@@ -112,13 +112,10 @@ def test_the_settings_compared_are_those_that_tuning_took() -> None:
 
 def test_combinations_run_at_the_settings_of_their_parts() -> None:
     runs = {s.label: s for s in spec.specs("compare", "lab", "*dirichlet-0.3_seed0")}
-    parts = {"masks": "fedmrn", "part": "fedpt", "eden": "eden", "topk": "topk"}
     for label, one in runs.items():
         if one.group != "combine":
             continue
-        base = runs[{**parts, "part-levels": "feddq", "part-masks": "fedmrn", "part-eden": "eden"}.get(label, "") or {
-            "fedmrn": "fedmrn", "eden": "eden", "topk": "topk", "feddq": "feddq", "fedpt": "fedpt"
-        }[one.method]]  # fmt: skip
+        base = runs[one.method]
         assert one.lr == base.lr and one.momentum == base.momentum and one.method == base.method, label
         assert {k: v for k, v in one.hyper.items() if k != "coding"} == base.hyper, label
 
