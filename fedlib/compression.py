@@ -199,8 +199,8 @@ def inference_table(name: str) -> Exhibit:
     times = "; ".join(f"{case} {row['dense']['ms']:.1f} ms" for case, row in cases.items())
     caption = (
         f"CPU time over that of the dense network in float32, one thread, median of {made['turns']} turns; "
-        f"{made['clusters']} clusters, random weights. Dense: {times}. {made['cpu']}. The median is of the ratio within a "
-        "turn; the scorecard divides median times, which can differ by up to a tenth."
+        f"{made['clusters']} clusters, random weights. Dense: {times}. {made['cpu']}. "
+        "The median is of the ratio within a turn; the scorecard divides median times, which differ by up to a tenth."
     )
     return table(pd.DataFrame(rows), caption, name)
 
@@ -217,8 +217,8 @@ def size_table(name: str) -> Exhibit:
         for kind, what in kinds.items()
     ]
     caption = (
-        f"Files of a network with random weights in {made['clusters']} clusters, and time from the file to a network that has its "
-        f"numbers. The first two are torch's, the last is as messages are. {made['cpu']}."
+        f"Files of a network with random weights in {made['clusters']} clusters, and time from the file to a network "
+        f"that has its numbers. The first two are torch's, the last is as messages are. {made['cpu']}."
     )
     return table(pd.DataFrame(rows), caption, name)
 
