@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+AXE := 4.14.1
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.stamp
@@ -10,7 +11,7 @@ HTML := book/_build/html
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint smoke lab bench serve clean env data chromium
+.PHONY: help book test check lint smoke lab bench serve clean env data chromium axe
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,7 +20,7 @@ book: env data ## run the pipeline and build the book
 	dvc repro
 	@echo "The book: $(abspath $(HTML))/index.html"
 
-test: env chromium ## run all tests; where no book is built yet, the browser tests get one of profile smoke
+test: env chromium axe ## run all tests; where no book is built yet, the browser tests get one of profile smoke
 	@test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || test -f .smoke/$(HTML)/index.html || $(MAKE) smoke
 	test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || export FEDLIB_BOOK=.smoke/$(HTML); python -m pytest
 
@@ -98,4 +99,13 @@ chromium:
 	echo "*****" >&2; \
 	echo "No Chromium here and no right to install one: THE BROWSER TESTS WILL BE SKIPPED." >&2; \
 	echo "To run them: install Chromium, or name one with FEDLIB_CHROMIUM=/path/to/chromium, and run make test again." >&2; \
+	echo "*****" >&2
+
+# axe-core, which looks for what bars readers from a page. Never fails either.
+axe:
+	@! grep -qs '"version": "$(AXE)"' .cache/axe/node_modules/axe-core/package.json || exit 0; \
+	command -v npm >/dev/null && \
+	  npm install --prefix .cache/axe --no-save --no-package-lock --ignore-scripts --no-audit --no-fund axe-core@$(AXE) && exit 0; \
+	echo "*****" >&2; \
+	echo "axe-core could not be fetched with npm: THE TESTS OF ACCESSIBILITY WILL BE SKIPPED." >&2; \
 	echo "*****" >&2

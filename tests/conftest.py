@@ -1,13 +1,22 @@
-"""What several test files share: a run on digits that takes a fraction of a second, and servers for downloads."""
+"""What several test files share: a run on digits that takes a fraction of a second, servers for downloads, a browser.
+
+`built` is imported when the first browser test asks for it: a machine that only computes need not have Playwright.
+"""
+
+from __future__ import annotations
 
 import http.server
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fedlib.spec import Spec
+
+if TYPE_CHECKING:
+    from built import Tab
+    from playwright.sync_api import Browser
 
 TINY: dict[str, Any] = dict(
     paper="tiny",
@@ -69,3 +78,25 @@ def serve() -> Iterator[Callable[..., str]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from built import launched
+
+    yield from launched()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The address of the book, served on this machine."""
+    from built import served
+
+    yield from served()
+
+
+@pytest.fixture
+def tab(browser: Browser, site: str) -> Iterator[Tab]:
+    from built import opened
+
+    yield from opened(browser, site)

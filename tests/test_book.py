@@ -1,125 +1,19 @@
 """The built book as a reader meets it: every page in headless Chromium, served from this machine, nothing from outside.
 
-FEDLIB_BOOK names the folder with the pages (default: book/_build/html), FEDLIB_CHROMIUM the browser. Without a book or
-a browser these tests are skipped, but where CI is set they fail.
+`built` says which book and which browser.
 """
 
-import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import re
 from pathlib import Path
-from threading import Thread
-from typing import Any
 from urllib.parse import urlsplit
 
+import nbformat
 import pytest
 import yaml
-from playwright.sync_api import Browser, ConsoleMessage, Page, Response, Route, expect, sync_playwright
-
-ROOT = Path(__file__).parents[1]
-HTML = Path(os.environ.get("FEDLIB_BOOK") or ROOT / "book" / "_build" / "html")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from built import HTML, ROOT, Tab, chapters, pages
+from playwright.sync_api import Browser, expect
 
 pytestmark = pytest.mark.browser
-
-
-def chapters() -> list[str]:
-    """The pages of the table of contents, in reading order, the first one included."""
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-
-    def walk(node: dict[str, Any]) -> Iterator[str]:
-        if "file" in node:
-            yield node["file"]
-        for key in ("parts", "chapters", "sections"):
-            for child in node.get(key, []):
-                yield from walk(child)
-
-    return [toc["root"], *walk(toc)]
-
-
-def pages() -> list[str]:
-    """Every HTML page of the built book, search and index included."""
-    found = (path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"))
-    return sorted(name for name in found if not name.startswith("_"))
-
-
-def give_up(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(f"BROWSER TESTS NOT RUN: {reason}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not (HTML / "index.html").is_file():
-        give_up(f"no book in {HTML}; build it with: make book")
-    path = os.environ.get("FEDLIB_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        give_up("no Chromium; install it (Debian: apt-get install chromium) or name one with FEDLIB_CHROMIUM")
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium refuses to run as root with its sandbox
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=["--disable-background-networking", *sandbox])
-
-
-class Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Quiet: what matters is seen by the browser."""
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    """The address of the book, served on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(HTML))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@dataclass
-class Tab:
-    """A browser's page, and what went wrong in it: errors in the console, requests for other sites, missing files."""
-
-    page: Page
-    site: str
-    problems: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.page.on("console", self.see_message)
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("response", self.see_response)
-        self.page.route("**/*", self.keep_inside)
-
-    def see_message(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
-            self.problems.append(message.text)
-
-    def see_response(self, response: Response) -> None:
-        if response.status >= 400:
-            self.problems.append(f"{response.status} {response.url}")
-
-    def keep_inside(self, route: Route) -> None:
-        if route.request.url.startswith((self.site, "data:", "blob:")):
-            route.continue_()
-        else:
-            self.problems.append(f"leaves the site: {route.request.url}")
-            route.abort()
-
-    def open(self, name: str) -> Page:
-        self.page.goto(self.site + name, wait_until="networkidle")
-        return self.page
-
-
-@pytest.fixture
-def tab(browser: Browser, site: str) -> Iterator[Tab]:
-    page = browser.new_page()
-    page.set_default_timeout(30_000)
-    tab = Tab(page, site)
-    yield tab
-    page.close()
-    assert not tab.problems
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +57,20 @@ def test_page(name: str, tab: Tab, anchors: dict[str, set[str]]) -> None:
         if address.startswith(tab.site) and target.endswith(".html"):
             assert target in anchors, address
             assert not link.fragment or link.fragment in anchors[target], address
+
+
+def test_every_page_with_code_can_be_downloaded_as_a_notebook(browser: Browser) -> None:
+    config = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["config"]
+    address = config["html_theme_options"]["repository_url"]
+    for name in chapters():
+        source = ROOT / "book" / f"{name}.md"
+        if source.is_file() and "kernelspec:" not in source.read_text():
+            continue  # text alone
+        notebook = nbformat.read(HTML / "_sources" / f"{name}.ipynb", as_version=4)
+        assert any(cell.cell_type == "code" for cell in notebook.cells)
+        page = (HTML / f"{name}.html").read_text()
+        assert re.search(rf'href="[./]*_sources/{name}\.ipynb"', page), name
+        assert ("launch-buttons" in page) == bool(address), "without an address they would lead nowhere"
 
 
 def test_next_leads_through_all_chapters(tab: Tab) -> None:

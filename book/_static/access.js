@@ -1,0 +1,25 @@
+// For readers without a mouse, and for those who hear the page: what the theme leaves out.
+document.addEventListener("DOMContentLoaded", () => {
+  // The name of a button holds the words on it: "Search Ctrl + K", not "Search".
+  document.querySelectorAll(".search-button-field[aria-label]").forEach((e) => e.removeAttribute("aria-label"));
+
+  // Three icons, of which two are hidden, would all be read out after the button's own name.
+  document.querySelectorAll(".theme-switch-button").forEach((button) => {
+    const silence = () =>
+      button.querySelectorAll("[title], svg title").forEach((e) => {
+        if (e.tagName === "title") e.remove();
+        else e.removeAttribute("title");
+      });
+    silence();
+    new MutationObserver(silence).observe(button, { childList: true, subtree: true });
+  });
+
+  // What scrolls can be scrolled by keys. The theme does it for code and plain tables alone.
+  const reach = () =>
+    document.querySelectorAll("figure.exhibit > div").forEach((e) => {
+      if (e.scrollWidth > e.clientWidth) e.tabIndex = 0;
+      else e.removeAttribute("tabindex");
+    });
+  reach();
+  window.addEventListener("resize", reach);
+});

@@ -1,0 +1,52 @@
+"""What the book says of adding a paper is what this repository looks like, with FedCompress for the paper."""
+
+import re
+from pathlib import Path
+
+import pytest
+from test_environment import files
+
+from fedlib import methods, score
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "book" / "start" / "add-a-paper.md").read_text()
+
+
+def table(heading: str) -> list[str]:
+    """The files in the first column of the table under a heading."""
+    part = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", table("Files of its own"))
+def test_files_of_its_own(name: str) -> None:
+    assert "<paper>" in name
+    assert (ROOT / name.replace("<paper>", "fedcompress")).exists()
+
+
+@pytest.mark.parametrize("name", table("Files that name it"))
+def test_files_that_name_it(name: str) -> None:
+    assert "fedcompress" in (ROOT / name).read_text().lower()
+
+
+def test_every_file_that_names_all_papers_is_on_the_page() -> None:
+    made = ("records/", "bench/results/", "scores.json", "experiments/compare.yaml", "notebooks/compare.md")
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(errors="replace") for path in files()}
+    named = {
+        name
+        for name, text in texts.items()
+        if not name.startswith(made) and all(re.search(rf"\b{paper}\b", text) for paper in score.scored())
+    }
+    assert named <= set(table("Files that name it"))
+
+
+def test_all_that_a_method_may_have_is_on_the_page() -> None:
+    hooks = set(re.findall(r"^    (\w+)\(", methods.__doc__ or "", re.MULTILINE))
+    assert {"broadcast", "stages", "check_writer"} <= hooks
+    assert {hook for hook in hooks if f"`{hook}`" not in PAGE} == set()
+
+
+def test_other_files_on_the_page_are_there() -> None:
+    named = set(re.findall(r"`((?:fedlib|tests|bench|book|published|experiments)/[\w./-]+)`", PAGE))
+    assert len(named) > 20
+    assert {name for name in named if not (ROOT / name).exists()} == set()

@@ -1,0 +1,55 @@
+"""The pages on fedlib's own functions name every public one."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from fedlib import reference
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "book" / "reference").glob("api-*.md"))
+SHOWN = [name for page in PAGES for name in re.findall(r'reference\.module\("([\w.]+)"\)', page.read_text())]
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_every_public_name_is_there(name: str) -> None:
+    """Python's own view of the module against the one that is read from its source."""
+    module = importlib.import_module(name)
+    public = {key: inspect.unwrap(value) for key, value in vars(module).items() if callable(value) and key[0] != "_"}
+    own = {
+        key: value
+        for key, value in public.items()
+        if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == name
+    }
+    text = reference.module(name).data
+    shown = set(re.findall(rf'<dt id="{re.escape(name)}\.(\w+)">', text))
+    assert shown == own.keys()
+    for key, value in own.items():
+        for field in getattr(value, "__dataclass_fields__", {}).keys() & vars(value).get("__annotations__", {}).keys():
+            assert re.search(rf"<li><code>{field}: ", text), f"{key}.{field}"
+
+
+def test_every_method_message_and_network_has_its_place() -> None:
+    folders = ("methods", "wire", "data", "models")
+    files = [path for folder in folders for path in (ROOT / "fedlib" / folder).glob("[!_]*.py")]
+    names = {f"fedlib.{path.parent.name}.{path.stem}" for path in files}
+    assert names <= set(SHOWN)
+    assert len(SHOWN) == len(set(SHOWN))
+
+
+def test_each_module_stands_under_its_name() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        assert re.findall(r"^## (fedlib.*)$", text, re.MULTILINE) == re.findall(r'module\("([\w.]+)"\)', text)
+
+
+def test_signature_docstring_and_comments_are_shown() -> None:
+    text = reference.module("fedlib.spec").data
+    assert "papers(root: Path | None=None) -&gt; list[str]" in text
+    assert "<code>cohort: int</code>: clients a round, drawn by <code>sampling</code>" in text
+    assert "or &quot;poisson&quot;" in text or 'or "poisson"' in text  # a comment on a line of its own
+    assert "One run, completely" in text
+    assert "_grid" not in text
