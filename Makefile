@@ -11,7 +11,7 @@ HTML := book/_build/html
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint smoke lab bench serve clean env data chromium axe
+.PHONY: help book test check lint smoke lab labs bench serve clean env data chromium axe
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ sed -i 's/^profile: .*/profile: $@/' .$@/params.yaml
 cd .$@ && PYTHONPATH=$(CURDIR)/.$@ dvc repro
 @echo "The book: $(CURDIR)/.$@/$(HTML)/index.html"
 endef
+
+labs: env ## write the lab notebooks, without solutions and with them, into labs
+	python -m fedlib labs
 
 bench: env ## measure speed and size
 	python bench/entropy.py

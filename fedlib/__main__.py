@@ -1,4 +1,4 @@
-"""The command line: python -m fedlib data | run | page | score | status, each with --help."""
+"""The command line: python -m fedlib data | run | page | score | status | labs, each with --help."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("status", help="every record: fresh or stale, when, where, how long")
     one.add_argument("--profile", choices=PROFILES, help="one profile only")
     one.set_defaults(call=status)
+
+    one = commands.add_parser("labs", help="write the labs as notebooks, for students and for teachers")
+    one.add_argument("--folder", type=Path, help="where to (default: labs, in the project)")
+    one.add_argument("--replace", action="store_true", help="write over notebooks that have been changed")
+    one.set_defaults(call=labs)
     return top
 
 
@@ -136,6 +141,13 @@ def status(options: argparse.Namespace) -> None:
                 made = found["made"] if found else {}
                 when = f"{made['time'][:10]} {made['seconds']:8.1f} s  {made['device']}" if made else ""
                 print(f"{state:5}  {paper}/{profile}/{spec.name:45} {when}  {reason}".rstrip())
+
+
+def labs(options: argparse.Namespace) -> None:
+    from fedlib.labs import notebooks
+
+    for path in notebooks.write(options.folder or sources.home() / "labs", replace=options.replace):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+"""The plot of the last lab: accuracy against bytes, and which methods nobody beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn
+from fedlib.labs.runs import Result
+
+
+def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
+    """A point a method, those of the Pareto front joined. front: of each method, whether it lies on it."""
+    frame = pd.DataFrame(
+        {
+            "method": list(results),
+            "uplink (kB)": [result.uplink_bytes / 1000 for result in results.values()],
+            "accuracy (%)": [100 * result.accuracy for result in results.values()],
+            "on the front": list(front),
+        }
+    )
+    figure, axes = canvas(height=4.4)
+    figure.set_figwidth(7.2)
+    on = frame[frame["on the front"]].sort_values("uplink (kB)")
+    axes[0].plot(on["uplink (kB)"], on["accuracy (%)"], color="0.6", zorder=1, label="Pareto front")
+    for index, (name, kilobytes, accuracy, _) in enumerate(frame.itertuples(index=False)):
+        marker = MARKERS[index % len(MARKERS)]
+        axes[0].scatter([kilobytes], [accuracy], s=60, color=f"C{index}", marker=marker, label=name, zorder=2)
+    axes[0].set(xlabel="bytes uploaded in all rounds (kB)", ylabel="test accuracy (%)", xscale="log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    said = (f"{r['method']} {r['uplink (kB)']:.0f} kB, {r['accuracy (%)']:.1f} %" for _, r in frame.iterrows())
+    alt = f"Accuracy against uploaded bytes: {'; '.join(said)}. On the front: {', '.join(on['method'])}."
+    return drawn(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")

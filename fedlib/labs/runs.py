@@ -1,0 +1,174 @@
+"""Federated runs of a few seconds on digits. They leave no record and no checkpoint: nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlib import engines, methods, rounds
+from fedlib.errors import PayloadError, SpecError
+from fedlib.methods import updates
+from fedlib.rng import Rng
+from fedlib.spec import Spec
+from fedlib.task import Task, count
+from fedlib.wire import container
+
+Encode = Callable[[np.ndarray, np.random.Generator], bytes]
+Decode = Callable[[bytes, int], np.ndarray]
+
+# The same network, clients and rounds for every method; the rates are such that each learns in ten rounds.
+COMMON: dict[str, Any] = dict(
+    paper="labs",
+    profile="smoke",
+    group="labs",
+    split="iid",
+    data="digits",
+    model="mlp",
+    partition={"kind": "iid", "seed": 0},
+    clients=10,
+    cohort=5,
+    rounds=10,
+    epochs=2,
+    batch=16,
+    lr=0.05,
+    evaluate_every=1,
+    seed=0,
+    hyper={},
+)
+OWN: dict[str, dict[str, Any]] = {
+    "fedcompress": dict(
+        hyper=dict(
+            layers="all", least=16, most=16, decay=0, augment="none", clustered_epochs=1, clustered_lr=0.0025,
+            distil_epochs=2, distil_lr=0.001, distil_batch=100, images=300,
+        )
+    ),
+    "fedmrn": dict(lr=0.1, hyper={"magnitude": 0.1}),
+    "fedpm": dict(lr=0.1, optimizer="adam", hyper={"lam": 0.0, "weight_scale": "critical"}),
+    "fedpt": dict(lr=0.2, hyper={"policy": "random/0.2"}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run. accuracy: share of the test images after the last round; bytes: of all rounds; rounds: as in a record."""
+
+    accuracy: float
+    uplink_bytes: int
+    downlink_bytes: int
+    uploads: int
+    rounds: list[dict[str, Any]]
+
+
+def spec(method: str, **changes: Any) -> Spec:
+    """The labs' run of a method, with the given fields of Spec changed; `hyper` adds to the method's own.
+
+    SpecError: an unknown method or field, or a value out of range.
+    """
+    own = OWN.get(method, {})
+    hyper = own.get("hyper", {}) | changes.pop("hyper", {})
+    fields = COMMON | {"method": method, "name": method, "label": method} | own | changes | {"hyper": hyper}
+    return Spec.from_dict(fields)
+
+
+def train(run: Spec) -> Result:
+    """The federated loop from its first round to its last, in this process, with one thread.
+
+    RunError: a round in which no upload can be used; its message has the last reason.
+    """
+    threads, log = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        with engines.open_engine("process", "cpu") as engine:
+            task = engines.task_of(run.key(), engine.device)
+            state = methods.initial(run, task)
+            for number in range(1, run.rounds + 1):
+                state, entry = rounds.one_round(run, task, engine, state, number, {})
+                log.append(entry)
+    finally:
+        torch.set_num_threads(threads)
+    return Result(
+        accuracy=log[-1]["accuracy"],
+        uplink_bytes=sum(entry["uplink_bytes"] for entry in log),
+        downlink_bytes=sum(entry["downlink_bytes"] for entry in log),
+        uploads=sum(len(entry["clients"]) for entry in log),
+        rounds=log,
+    )
+
+
+def exchange(run: Spec, client: int = 0) -> tuple[bytes, bytes]:
+    """The broadcast of a run's first round, and what this client answers. PayloadError: it has nothing to send."""
+    engine = engines.InProcess(torch.device("cpu"))
+    task = engines.task_of(run.key(), engine.device)
+    method, hyper = methods.METHODS[run.method], methods.hyper(run.method, run.hyper)
+    broadcast = bytes(method.broadcast(methods.initial(run, task), hyper, task))
+    upload = engine.client(run, broadcast, 1, client)
+    if not isinstance(upload, bytes):
+        raise PayloadError(f"client {client} sends no plain upload: {upload}")
+    return broadcast, upload
+
+
+def update(client: int = 0) -> np.ndarray:
+    """How a client's training changes the model in the first round of the labs' run, float32 [d]."""
+    seen: list[np.ndarray] = []
+
+    def encode(u: np.ndarray, rng: np.random.Generator) -> bytes:
+        seen.append(u.copy())
+        return b""
+
+    with trying(encode, lambda data, d: np.zeros(d)) as name:
+        exchange(spec(name), client)
+    return seen[0]
+
+
+@contextlib.contextmanager
+def trying(encode: Encode, decode: Decode, name: str = "codec") -> Iterator[str]:
+    """Inside, the codec is a method of this name, as fedavg is one. SpecError: the name is taken.
+
+    encode: update float32 [d], generator of random numbers -> bytes; decode: those bytes, d -> update [d].
+    """
+    if name in methods.METHODS:
+        raise SpecError(f"name: {name!r} is a method already; give the codec another one")
+    methods.METHODS[name] = method_of(encode, decode, name)
+    try:
+        yield name
+    finally:
+        del methods.METHODS[name]
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Nothing: a codec's settings stand in its code."""
+
+
+def method_of(encode: Encode, decode: Decode, name: str) -> ModuleType:
+    """A method that trains as FedAvg does and sends its update by this codec."""
+
+    def encoded(u: Tensor, hyper: Hyper, task: Task, rng: Rng) -> list[updates.Section]:
+        data = encode(u.cpu().numpy(), np.random.default_rng(rng.child("codec").seed()))
+        if not isinstance(data, bytes):
+            raise PayloadError(f"encode gave {type(data).__name__}, expected bytes")
+        return [data]
+
+    def decoded(sections: Any, hyper: Hyper, task: Task) -> Tensor:
+        d = count(task.weights)
+        found = np.array(decode(bytes(sections[0]), d), dtype=np.float32)
+        if found.shape != (d,) or not np.isfinite(found).all():
+            raise PayloadError(f"decode gave shape {found.shape}, expected {d} finite numbers")
+        return torch.from_numpy(found)
+
+    made = ModuleType(f"fedlib.labs.{name}", "A codec under trial.")
+    hooks = ("broadcast", "start", "draws", "objective", "finish", "server", "sent")
+    vars(made).update(zip(hooks, updates.method(name, 1, encoded, decoded), strict=True))
+    vars(made).update(
+        Hyper=Hyper,
+        SECTIONS=("codec", "full precision"),
+        paper_bits=lambda upload, hyper, task: 8.0 * container.section_sizes(upload)[0],
+    )
+    return made
