@@ -59,6 +59,7 @@ bench: env ## measure speed and size
 	python bench/clustering.py
 	python bench/clustered_training.py
 	python bench/inference.py
+	python bench/compare.py
 	python bench/local_training.py
 	python bench/partial.py
 	python bench/engines.py
