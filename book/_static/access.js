@@ -1,7 +1,9 @@
 // For readers without a mouse, and for those who hear the page: what the theme leaves out.
 document.addEventListener("DOMContentLoaded", () => {
-  // The name of a button holds the words on it: "Search Ctrl + K", not "Search".
-  document.querySelectorAll(".search-button-field[aria-label]").forEach((e) => e.removeAttribute("aria-label"));
+  // The name of a button holds the words on it: "Search Ctrl + K", not "Search"; of a fold "Show code cell source".
+  document
+    .querySelectorAll(".search-button-field[aria-label], summary[aria-label]")
+    .forEach((e) => e.removeAttribute("aria-label"));
 
   // Three icons, of which two are hidden, would all be read out after the button's own name.
   document.querySelectorAll(".theme-switch-button").forEach((button) => {
