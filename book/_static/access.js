@@ -5,6 +5,9 @@ document.addEventListener("DOMContentLoaded", () => {
     .querySelectorAll(".search-button-field[aria-label], summary[aria-label]")
     .forEach((e) => e.removeAttribute("aria-label"));
 
+  // Sphinx calls the bibliography a list, and puts anchors between its items.
+  document.querySelectorAll(".citation-list[role=list]").forEach((e) => e.removeAttribute("role"));
+
   // Three icons, of which two are hidden, would all be read out after the button's own name.
   document.querySelectorAll(".theme-switch-button").forEach((button) => {
     const silence = () =>
