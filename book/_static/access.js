@@ -10,11 +10,14 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // Three icons, of which two are hidden, would all be read out after the button's own name.
   document.querySelectorAll(".theme-switch-button").forEach((button) => {
-    const silence = () =>
-      button.querySelectorAll("[title], svg title").forEach((e) => {
-        if (e.tagName === "title") e.remove();
-        else e.removeAttribute("title");
+    const silence = () => {
+      button.querySelectorAll("[title]").forEach((e) => e.removeAttribute("title"));
+      button.querySelectorAll("svg").forEach((e) => {
+        e.querySelectorAll("title").forEach((title) => title.remove());
+        ["role", "aria-labelledby"].forEach((name) => e.removeAttribute(name));
+        e.setAttribute("aria-hidden", "true");
       });
+    };
     silence();
     new MutationObserver(silence).observe(button, { childList: true, subtree: true });
   });
