@@ -53,7 +53,7 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
 def check_parameters(paper: str, given: Iterable[str], root: Path | None = None) -> None:
     """SpecError for a parameter that the paper's notebook does not have: papermill itself would only log it."""
     root = root or home()
-    require_name("page", paper, [path.stem for path in (root / "notebooks").glob("*.md")])
+    require_name("paper or page", paper, [path.stem for path in (root / "notebooks").glob("*.md")])
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, f"{paper}.ipynb")
         jupytext.write(jupytext.read(root / "notebooks" / f"{paper}.md"), source)
