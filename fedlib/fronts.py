@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, spread, t
 from fedlib.figures import provenance
 from fedlib.record import Record
 from fedlib.spec import Spec
+from fedlib.targets import reached
 from fedlib.timings import benchmark
 
 UP, BOTH = "uploaded", "both ways"
@@ -142,12 +142,12 @@ def target_table(records: Sequence[Record], targets: Sequence[float], name: str)
         row: dict[str, Any] = {"method": label}
         own = [r for r in records if r["spec"]["label"] == label]
         for target in targets:
-            found = [spent(r, target) for r in own]
+            found = [reached(r, target / 100) for r in own]
             numbers += [
-                {"method": label, "target": target, "seed": r["spec"]["seed"], "MB": mb}
-                for r, mb in zip(own, found, strict=True)
+                {"method": label, "target": target, "seed": r["spec"]["seed"], "reached": f.ever, "MB": f.megabytes}
+                for r, f in zip(own, found, strict=True)
             ]
-            there = [mb for mb in found if mb is not None]
+            there = [f.megabytes for f in found if f.ever]
             missed = f" ({len(found) - len(there)} of {len(found)} missed it)" if len(there) < len(found) else ""
             row[f"{target:g} %"] = (f"{statistics.fmean(there):.2f}{missed}") if there else "not reached"
         rows.append(row)
@@ -157,15 +157,6 @@ def target_table(records: Sequence[Record], targets: Sequence[float], name: str)
     )
     shown = table(pd.DataFrame(rows), caption, name)
     return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
-
-
-def spent(r: Record, target: float) -> float | None:
-    """MB uploaded until the first evaluated round of at least `target` percent; None where there is none."""
-    sent = itertools.accumulate(entry["uplink_bytes"] for entry in r["rounds"])
-    for entry, mb in zip(r["rounds"], sent, strict=True):
-        if entry["accuracy"] is not None and 100 * entry["accuracy"] >= target:
-            return mb / MEGABYTE
-    return None
 
 
 def skew_table(records: Sequence[Record], plain: str, skewed: str, name: str) -> Exhibit:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from fedlib.spec import Spec
 
@@ -45,6 +46,15 @@ TINY: dict[str, Any] = dict(
 def tiny() -> Callable[..., Spec]:
     """A small spec with the given fields changed."""
     return lambda **changes: Spec.from_dict(TINY | changes)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, as `rounds.run` sets it on a CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Two methods in one run: a part of the network frozen under any method, one method's way down beside another's up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedlib.spec import Spec
 from fedlib.task import State, Task, count
 from fedlib.uploads import Uploads
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 MakeSpec = Callable[..., Spec]
 LEVELS = {"method": "feddq", "hyper": {"schedule": "fixed", "width": 8, "quantizer": "affine_nearest"}}
@@ -31,14 +32,6 @@ HYPER: dict[str, dict[str, Any]] = {  # of methods whose defaults are not for th
 }
 DENSE = {"model": "emnist-hidden8", "frozen": "emnist/dense1"}
 ALL = sorted(set(methods.METHODS) - {"fedpt"})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def of(spec: Spec) -> tuple[Task, Any, Any, State]:

@@ -35,6 +35,7 @@ from fedlib.task import Plan, State, Task
 from fedlib.uploads import Buffer, NoUpdate, Uploads
 from fedlib.wire import container
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 MakeSpec = Callable[..., Spec]
 Shard = tuple[Tensor, Tensor]
@@ -42,14 +43,6 @@ PLAIN = Hyper(lam=0.0)
 PENALTIES = ("mean_prob", "pooled_entropy", "mean_entropy")
 each_penalty = pytest.mark.parametrize("penalty", PENALTIES)
 each_ste = pytest.mark.parametrize("ste", ["identity", "prob"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_task(network: nn.Module, plan: Plan | None = None) -> Task:

@@ -15,8 +15,11 @@ from fedlib.record import Record
 def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int = 10**6, **fields: Any) -> Record:
     """A record of rounds that each send so many bytes."""
     own = {"label": label, "split": "iid", "seed": 0, "lr": 0.1, "momentum": 0.0, "hyper": {}, "profile": "lab"}
-    own |= {"data": "digits", "clients": 4, "cohort": 2} | fields
-    rounds = [{"accuracy": a, "uplink_bytes": up, "downlink_bytes": down} for a in accuracies]
+    own |= {"group": "main", "data": "digits", "clients": 4, "cohort": 2} | fields
+    rounds = [
+        {"round": n, "accuracy": a, "uplink_bytes": up, "downlink_bytes": down, "paper_bits": 8 * up}
+        for n, a in enumerate(accuracies, 1)
+    ]
     final = {"accuracy": accuracies[-1], "uplink_bytes": up * len(rounds), "downlink_bytes": down * len(rounds)}
     return {"spec": own, "rounds": rounds, "final": final, "made": {"device": "cpu"}, "parameters": {"weights": 10}}
 
@@ -41,10 +44,10 @@ def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
 
 def test_bytes_until_a_target() -> None:
     r = ran("fedavg", [None, 0.5, None, 0.8], up=2 * 10**6)
-    assert fronts.spent(r, 50) == 4.0 and fronts.spent(r, 51) == 8.0 and fronts.spent(r, 81) is None
-    shown = fronts.target_table([r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])], [50], "targets")
-    assert "4.00 (1 of 2 missed it)" in shown.body and "not reached" in shown.body
-    assert list(shown.frame["MB"].fillna(-1)) == [4.0, -1, -1]
+    shown = fronts.target_table([r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])], [50, 51, 81], "targets")
+    assert "4.00 (1 of 2 missed it)" in shown.body and "8.00 (1 of 2" in shown.body and "not reached" in shown.body
+    assert list(shown.frame["reached"]) == [True, False, True, False, False, False, False, False, False]
+    assert list(shown.frame["MB"])[:3] == [4.0, 2.0, 8.0], "what was missed cost the whole run"
 
 
 def test_tables_say_what_was_sent() -> None:

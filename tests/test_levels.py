@@ -6,7 +6,7 @@ Integers of any width are tested in test_wire.py, the entropy coder in test_wire
 import functools
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from fedlib.uploads import NoUpdate, Uploads
 from fedlib.wire import container, entropy, levels
 from fedlib.wire.levels import Levels
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 untimed = settings(deadline=None)
 Sections = list[bytes]
 AFFINE = Hyper()
@@ -35,14 +36,6 @@ NORM = Hyper(quantizer="norm", schedule="fixed", width=3, most=15)
 BUCKETS = Hyper(quantizer="buckets", schedule="ascending", first=3, most=15, coding="entropy")
 ALL = [AFFINE, CODED, SYMMETRIC, NORM, BUCKETS]
 needs_coder = pytest.mark.skipif(not entropy.RANGE_CODER, reason="constriction has no wheel for this machine")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache

@@ -21,19 +21,12 @@ from fedlib.task import State, Task
 from fedlib.uploads import Uploads
 from fedlib.wire import container
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 MakeSpec = Callable[..., Spec]
 COMPRESSED = {
     "fedmrn": {"mask": "signed", "magnitude": 0.05}, "signsgd": {}, "topk": {}, "terngrad": {}, "drive": {}, "eden": {},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(spec: Spec, message: bytes, round: int, client: int) -> tuple[Task, State, State]:

@@ -19,18 +19,11 @@ from fedlib.rng import Rng
 from fedlib.spec import Spec
 from fedlib.task import Plan, State, Task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 MakeSpec = Callable[..., Spec]
 ADAM, SGD = Plan(epochs=1, batch=4, lr=0.1, optimizer="adam"), Plan(epochs=1, batch=4, lr=0.1)
 SHAPES: dict[str, tuple[int, ...]] = {"kernel": (3, 2, 2, 2), "matrix": (5, 4), "vector": (7,), "one": (1,)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parameters(seed: int = 0) -> State:

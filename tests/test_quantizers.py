@@ -5,7 +5,6 @@ The oracles are the formulas in float64.
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from fedlib.rng import Rng
 from fedlib.wire import levels
 from fedlib.wire.levels import Levels
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 untimed = settings(deadline=None)
 GOLDEN = torch.tensor([-0.0200, -0.0071, 0.0, 0.0032, 0.0110, 0.0300])
 RHO = 0.005
@@ -29,14 +29,6 @@ DRAWS = 20_000
 floats = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 arrays = hnp.arrays(np.float32, st.integers(2, 30), elements=floats)
 widths = st.integers(1, 16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 0.01) -> Tensor:
