@@ -30,7 +30,7 @@ CLUSTERS, TURNS, TARGET = 16, 7, 1.25  # turns after one that does not count
 CLIENTS = (  # network, data set whose shape the samples have, that shape, samples (a tenth held out), batch
     ("resnet20-quick", "fashion-mnist", (1, 28, 28), 300, 32),
     ("resnet20-quick", "fashion-mnist", (1, 28, 28), 300, 64),
-    ("mobilenet-eighth", "spoken-digits", (1, 98, 40), 300, 32),
+    ("mobilenet-short", "spoken-digits", (1, 98, 40), 300, 32),
     ("pooled4", "digits", (1, 8, 8), 150, 32),
 )
 

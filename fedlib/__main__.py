@@ -119,6 +119,9 @@ def page(options: argparse.Namespace) -> None:
     on.close()
     if options.profile == "paper" and on.device.type != "cuda":
         print("profile paper is not trained without a GPU; the page shows the records that exist")
+        (sources.home() / "records" / options.paper / options.profile).mkdir(
+            parents=True, exist_ok=True
+        )  # DVC asks for it
     elif options.paper in papers():  # other pages show what these have left
         run(options)
     print(f"made {pages.make(options.paper, options.profile, dict(options.parameter))}")

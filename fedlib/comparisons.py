@@ -82,12 +82,15 @@ def heat_map(records: Sequence[Record], rows: str, columns: str, panels: str, na
         ax.set_xticklabels([f"{v:g}" if isinstance(v, float) else str(v) for v in grid.columns])
         ax.set_yticks(range(len(grid.index)), [str(v) for v in grid.index])
         ax.grid(False)
+    if rows != "label":
+        axes[0].set_ylabel(rows.removeprefix("hyper."))
     figure.colorbar(image, ax=list(axes), label="test accuracy (%)")
     means = frame.groupby([panels, rows, columns], sort=False)["accuracy"].mean()
     spread = frame.groupby([panels, rows, columns])["accuracy"].std().mean()
     top = means.groupby(level=0, sort=False).idxmax()
     facts = "; ".join(f"{key[0]}: best {means[key]:.1f} % at {key[1]}, {key[2]}" for key in top)
-    alt = f"Heat map of test accuracy by {rows} and {columns}, a panel a {panels}. {facts}."
+    by = [name.removeprefix("hyper.") for name in (rows, columns, panels)]
+    alt = f"Heat map of test accuracy by {by[0]} and {by[1]}, a panel for each {by[2]}. {facts}."
     note = f" Mean over seeds in each cell; sample deviation of a cell over seeds: {spread:.1f} points in the mean."
     return drawn(figure, alt, f"{what}{note} {provenance(records)}", frame, name)
 
@@ -173,7 +176,7 @@ def bits_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
                 "method": label,
                 "coded by": "pooled" if coding == "default" else coding,
                 "measured": mean(lambda r: 8 * _each(r, "uplink_bytes")),
-                "H(p1), the papers'": mean(last_bits),
+                "H(p1), by definition": mean(last_bits),
                 "official code": mean(lambda r: r["rounds"][-1]["other_bits"]["official code"] / _uploads(r)),
                 "seeds": len(own),
             }
@@ -199,7 +202,10 @@ def storage_table(records: Sequence[Record], name: str) -> Exhibit:
         row = {"method": label, "partition": split, "bytes of the file": f"{np.mean(sizes):,.0f}"}
         row |= {"as float32": f"{dense:,}", "times smaller": f"{np.mean([dense / size for size in sizes]):.1f}"}
         rows.append(row | {"accuracy (%)": f"{100 * np.mean([r['final']['accuracy'] for r in own]):.1f}"})
-    caption = "Size of the final model: the seed of its weights and one mask, in a file that loads again."
+    caption = (
+        "Size of the final model: the seed of its weights and one mask, in a file that loads again. Accuracy: mean "
+        "over five masks."
+    )
     caption = f"{caption} {provenance(records)}"
     return table(pd.DataFrame(rows), caption, name)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from fedlib import methods
 from fedlib.comparisons import field
@@ -24,10 +25,10 @@ UP, BOTH = "uploaded", "both ways"
 PER_ROW = 5  # names in a legend
 
 
-def megabytes(r: Record, way: str) -> float:
-    """Of all messages of a run, measured."""
-    final = r["final"]
-    return float(final["uplink_bytes"] + (final["downlink_bytes"] if way == BOTH else 0)) / MEGABYTE
+def megabytes(r: Record, way: str, rounds: int | None = None) -> float:
+    """Of all messages of a run, or of its first rounds, measured."""
+    sent = sum(e["uplink_bytes"] + (e["downlink_bytes"] if way == BOTH else 0) for e in r["rounds"][:rounds])
+    return float(sent) / MEGABYTE
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -59,10 +60,11 @@ def frame_of(records: Sequence[Record]) -> pd.DataFrame:
 def front_figure(records: Sequence[Record], caption: str, name: str) -> Exhibit:
     """Final accuracy against MB, a panel for the way up and one for both; the front of the means drawn through them.
 
-    One partition; bars from the lowest seed to the highest.
+    One partition; bars from the lowest seed to the highest. Combinations have open marks.
     """
     frame = frame_of(records)
     names = list(dict.fromkeys(frame["method"]))
+    joined = {r["spec"]["label"] for r in records if r["spec"]["group"] == "combine"}
     figure, axes = canvas(2, height=4.6)
     facts = []
     for ax, way in zip(axes, (UP, BOTH), strict=True):
@@ -72,13 +74,18 @@ def front_figure(records: Sequence[Record], caption: str, name: str) -> Exhibit:
             x, y = own[way].mean(), own["accuracy"].mean()
             means.append((float(x), float(y)))
             style = dict(fmt=MARKERS[index % len(MARKERS)], color=f"C{index % 10}", markersize=7, capsize=2)
-            fill = "none" if index >= 10 else None
+            fill = "none" if method in joined else None
             bars = [[y - own["accuracy"].min()], [own["accuracy"].max() - y]]
             ax.errorbar(x, y, bars, label=method, markerfacecolor=fill, **style)
         on = front(means)
         ax.plot(*zip(*(means[i] for i in on), strict=True), color="grey", linewidth=1, zorder=0)
+        for i in on:
+            ax.annotate(names[i], means[i], (-4, 6), textcoords="offset points", ha="right", fontsize="small")
         ax.set(xscale="log", xlabel=f"MB of a run, {way} (logarithmic)")
-        facts.append(f"On the front of what is sent {way}: {', '.join(names[i] for i in on)}.")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        facts.append(f"On the front by MB {way}: {', '.join(names[i] for i in on)}.")
     axes[0].set_ylabel("test accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=PER_ROW)
     alt = f"Two scatter plots of final test accuracy against megabytes sent. {' '.join(facts)}"
@@ -87,14 +94,17 @@ def front_figure(records: Sequence[Record], caption: str, name: str) -> Exhibit:
 
 
 def result_table(records: Sequence[Record], caption: str, name: str, against: str = "fedavg") -> Exhibit:
-    """A row a method: accuracy, MB each way, how many times less than `against`, and on which fronts it is."""
+    """A row a method: accuracy, also less that of `against` seed by seed, MB each way, how many times less than
+    `against`, and on which fronts it is."""
     frame, rows = frame_of(records), []
     names = list(dict.fromkeys(frame["method"]))
     means = frame.groupby("method")[["accuracy", UP, BOTH]].mean()
+    accuracies = frame.pivot_table(index="seed", columns="method", values="accuracy")
     on = {w: {names[i] for i in front([tuple(means.loc[n, [w, "accuracy"]]) for n in names])} for w in (UP, BOTH)}
     for method in names:
-        own = frame[frame["method"] == method]
-        row: dict[str, Any] = {"method": method, "accuracy (%)": spread(list(own["accuracy"]))}
+        own = accuracies[method].dropna()
+        more = spread(list((own - accuracies[against]).dropna())) if method != against else "–"
+        row: dict[str, Any] = {"method": method, "accuracy (%)": spread(list(own)), f"over {against} (points)": more}
         for way in (UP, BOTH):
             row[f"MB {way}"] = f"{means.loc[method, way]:.2f}"
             row[f"times less {way}"] = f"{means.loc[against, way] / means.loc[method, way]:.1f}"
@@ -105,21 +115,25 @@ def result_table(records: Sequence[Record], caption: str, name: str, against: st
 
 
 def tuning_table(records: Sequence[Record], name: str) -> Exhibit:
-    """A row a method: final accuracy at each point of its grid, learning rates by values of a setting of its own."""
+    """Final accuracy at each point of the methods' grids: a row a value of a method's own setting, a column a rate."""
     rows, numbers = [], []
+    rates = sorted({r["spec"]["lr"] for r in records})
     for label in dict.fromkeys(r["spec"]["label"] for r in records):
         own = [r for r in records if r["spec"]["label"] == label]
         setting = own_setting(own)
         top = tuned(own)
-        row: dict[str, Any] = {"method": label, "setting of its own": setting.removeprefix("hyper.")}
-        cells = []
-        for r in own:
-            accuracy, here = 100 * r["final"]["accuracy"], f"lr {r['spec']['lr']:g}, {field(r, setting)}"
-            cells.append(f"{here}: {accuracy:.1f}" + (" *" if r is top else ""))
-            values = {"lr": r["spec"]["lr"], "setting": setting, "value": field(r, setting), "accuracy": accuracy}
-            numbers.append({"method": label, **values})
-        rows.append(row | {f"run {number}": cell for number, cell in enumerate(cells, 1)})
-    caption = f"Tuning: final test accuracy (%) of each method's six runs; * marks the one taken. {provenance(records)}"
+        for value in dict.fromkeys(field(r, setting) for r in own):
+            row: dict[str, Any] = {"method": label, "its own setting": f"{setting.removeprefix('hyper.')} {value}"}
+            row |= {f"lr {rate:g}": "" for rate in rates}
+            for r in (r for r in own if field(r, setting) == value):
+                rate, accuracy = r["spec"]["lr"], 100 * r["final"]["accuracy"]
+                row[f"lr {rate:g}"] = f"{accuracy:.1f}" + (" *" if r is top else "")
+                numbers.append({"method": label, "lr": rate, "setting": setting, "value": value, "accuracy": accuracy})
+            rows.append(row)
+    caption = (
+        "Tuning: final test accuracy (%) at each learning rate (lr) and value of the method's own setting; * marks the "
+        f"run taken. {provenance(records)}"
+    )
     shown = table(pd.DataFrame(rows), caption, name)
     return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
 
@@ -136,27 +150,31 @@ def tuned(records: Sequence[Record]) -> Record:
 
 
 def target_table(records: Sequence[Record], targets: Sequence[float], name: str) -> Exhibit:
-    """MB uploaded until a method first reaches each accuracy (%), at the rounds that were evaluated."""
+    """MB, uploaded and both ways, until a method first reaches each accuracy (%), at the rounds that were evaluated."""
     rows, numbers = [], []
     for label in dict.fromkeys(r["spec"]["label"] for r in records):
         row: dict[str, Any] = {"method": label}
         own = [r for r in records if r["spec"]["label"] == label]
         for target in targets:
             found = [reached(r, target / 100) for r in own]
-            numbers += [
-                {"method": label, "target": target, "seed": r["spec"]["seed"], "reached": f.ever, "MB": f.megabytes}
-                for r, f in zip(own, found, strict=True)
-            ]
-            there = [f.megabytes for f in found if f.ever]
-            missed = f" ({len(found) - len(there)} of {len(found)} missed it)" if len(there) < len(found) else ""
-            row[f"{target:g} %"] = (f"{statistics.fmean(there):.2f}{missed}") if there else "not reached"
+            missed = sum(not f.ever for f in found)
+            note = f" ({missed} of {len(found)} missed it)" if missed else ""
+            values = {"method": label, "target": target}
+            for way in (UP, BOTH):
+                sent = [megabytes(r, way, f.rounds) for r, f in zip(own, found, strict=True)]
+                shown = f"{'≥ ' if missed else ''}{statistics.fmean(sent):.2f}"
+                row[f"{target:g} %, {way}"] = "not reached" if missed == len(found) else shown + note * (way == UP)
+                numbers += [
+                    {**values, "seed": r["spec"]["seed"], "way": way, "reached": f.ever, "MB": mb}
+                    for r, f, mb in zip(own, found, sent, strict=True)
+                ]
         rows.append(row)
     caption = (
-        "MB uploaded by all clients until the test accuracy was first reached, mean over the seeds that reached it. "
-        f"{provenance(records)}"
+        "MB of all clients until the test accuracy was first reached, mean over seeds; one that missed it counts with "
+        f"its whole run, so that the mean is a lower bound (≥). {provenance(records)}"
     )
-    shown = table(pd.DataFrame(rows), caption, name)
-    return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
+    made = table(pd.DataFrame(rows), caption, name)
+    return Exhibit(made.body, made.caption, pd.DataFrame(numbers), name)
 
 
 def skew_table(records: Sequence[Record], plain: str, skewed: str, name: str) -> Exhibit:
@@ -167,7 +185,10 @@ def skew_table(records: Sequence[Record], plain: str, skewed: str, name: str) ->
         gap = list(own[plain] - own[skewed])
         row = {"method": label, plain: spread(list(own[plain])), skewed: spread(list(own[skewed]))}
         rows.append(row | {"lost by the skew (points)": spread(gap)})
-    caption = f"Final test accuracy (%) with clients alike and with skewed ones. {provenance(records)}"
+    caption = (
+        f"Final test accuracy (%) with clients alike ({plain}) and skewed ({skewed}): mean ± sample deviation over "
+        f"seeds. {provenance(records)}"
+    )
     shown = table(pd.DataFrame(rows), caption, name)
     return Exhibit(shown.body, shown.caption, frame, name)
 
@@ -178,16 +199,17 @@ def work_table(name: str) -> Exhibit:
     rows = [
         {
             "method": row["method"],
-            "time of a client's round": f"{row['time_ratio']:.2f}",
-            "peak memory": f"{row['memory_ratio']:.2f}",
-            "ms": f"{row['ms']:.0f}",
-            "MB": f"{row['peak_bytes'] / MEGABYTE:.1f}",
+            "time, fedavg = 1": f"{row['time_ratio']:.2f}",
+            "peak memory, fedavg = 1": f"{row['memory_ratio']:.2f}",
+            "time (ms)": f"{row['ms']:.0f}",
+            "peak memory (MB)": f"{row['peak_bytes'] / MEGABYTE:.1f}",
         }
         for row in found["rows"]
     ]
     caption = (
-        "A client's round, from the bytes that it receives to those that it sends: time and peak memory, over "
-        f"FedAvg's in the same turns. {found['samples']} images; {found['cpu']}, one thread."
+        "A client's round, from the bytes that it receives to those that it sends. Times are medians over "
+        f"{found['turns']} turns, ratios medians of each turn's ratio. {found['samples']} images; "
+        f"{found['cpu']}, one thread."
     )
     return table(pd.DataFrame(rows), caption, name)
 
@@ -212,7 +234,7 @@ def pair_table(like: Spec, names: Sequence[str], name: str) -> Exhibit:
     for method in names:
         own = dataclasses.replace(like, method=method, hyper=_hyper(method))
         rows.append({"method": method} | {with_: _refusal(own, change) or "yes" for with_, change in WITH.items()})
-    caption = "Which combinations a specification may ask for; else what is answered."
+    caption = "Which combinations a specification may ask for; else why it is refused."
     return table(pd.DataFrame(rows), caption, name)
 
 
@@ -220,7 +242,7 @@ def _refusal(own: Spec, change: dict[str, Any]) -> str:
     try:
         dataclasses.replace(own, **change)
     except SpecError as error:
-        return str(error)
+        return str(error).partition(";")[0]  # without the remedy
     return ""
 
 

@@ -50,8 +50,16 @@ def judge(claim: dict[str, Any], values: Values) -> tuple[str, str]:
     if not missed:
         return HOLDS, ""
     verdict = PART if "part" in claim and not outside("part") else FAILS
-    which = "every case" if len(missed) == len(means) > 1 else "; ".join(f"{case} {means[case]:.2f}" for case in missed)
-    return verdict, f"outside {claim['holds']}: {which}"
+    low, high = claim["holds"]
+
+    def shown(mean: float) -> str:
+        """With as many places as tell it from the interval."""
+        digits = next((d for d in range(2, 9) if not low <= round(mean, d) <= high), 9)
+        return f"{mean:.{digits}f}"
+
+    all_of_them = len(missed) == len(means) > 1
+    which = "every case" if all_of_them else "; ".join(f"{case} {shown(means[case])}" for case in missed)
+    return verdict, f"outside {low:g} to {high:g}: {which}"
 
 
 def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:

@@ -82,7 +82,9 @@ class Spec:
         if self.persistent and (self.feedback or (self.optimizer == "sgd" and not self.momentum)):
             raise SpecError("persistent: True needs optimizer adam or momentum, and no feedback; use false")
         if self.feedback and not hasattr(methods.METHODS[self.method], "sent"):
-            raise SpecError(f"feedback: True cannot go with {self.method}, which compresses no update; use false")
+            raise SpecError(
+                f"feedback: True cannot go with {self.method}, for which error feedback is not written; use false"
+            )
         if self.cohort > self.clients:
             raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
         partition.check(self.partition)

@@ -102,13 +102,16 @@ def test_an_unknown_question_is_named() -> None:
 
 
 def test_a_prediction_is_compared_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    for prediction, outcome in ((..., 5), (5, 5), (2, 5.0), (0, 5)):
+    for prediction, outcome in ((..., 5), (5, 5), (2, 5.0), (0, 5), (2, -0.5)):
         labs.compare(prediction, outcome, "bytes")
+    labs.compare(90, 94.4, "% of the test images")
     assert capsys.readouterr().out.splitlines() == [
         "You wrote down no prediction. The run gave 5 bytes.",
         "The run gave 5 bytes, just as you said.",
         "You said 2. The run gave 5 bytes: 2.5 times your number.",
         "You said 0. The run gave 5 bytes.",
+        "You said 2. The run gave -0.5 bytes.",
+        "You said 90. The run gave 94.4 % of the test images: +4.4 points from your number.",
     ]
 
 
@@ -165,7 +168,7 @@ FLOATS: tuple[Any, Any] = (lambda u, rng: u.tobytes(), lambda data, d: np.frombu
 RIGHT: dict[str, Any] = {
     "quantize-and-pack/quantizer": (quantize, restore),
     "quantize-and-pack/packing": (pack, bits.unpack),
-    "learn-a-mask/mask": lambda s, c: (torch.logit(c) < s).int(),
+    "learn-a-mask/mask": lambda s, c: (torch.logit(c) < s).float(),
     "learn-a-mask/straight-through": lambda t, m: m + t - t.detach(),
     "make-it-sparse/entropy": entropy,
     "update-inside-noise/chance": lambda u, n: np.minimum(np.maximum(u / n, 0), 1),
@@ -184,6 +187,11 @@ def remember(u: Any, rng: Any) -> bytes:
     return b""
 
 
+def unscaled(us: Any, bound: float, z: float, rng: Any) -> Any:
+    """Noise that knows of no bound, added to the mean and not to the sum."""
+    return noisy_mean(us, bound, 0, rng) + z * rng.standard_normal(len(us[0]))
+
+
 WRONG: list[tuple[str, Any, str]] = [
     (
         "quantize-and-pack/quantizer",
@@ -200,19 +208,23 @@ WRONG: list[tuple[str, Any, str]] = [
     ("quantize-and-pack/packing", (lambda v, w: np.asarray(v, np.uint8).tobytes(), bits.unpack), "fill 1 bytes|fill"),
     ("quantize-and-pack/packing", (pack, lambda data, n, w: np.zeros(n, int)), "do not come back"),
     ("learn-a-mask/mask", lambda s, c: (c > torch.sigmoid(s)).float(), "the mask is another"),
+    ("learn-a-mask/mask", lambda s, c: c < torch.sigmoid(s), "should return a tensor of floats"),
     ("learn-a-mask/straight-through", lambda t, m: m, "No gradient reaches theta"),
     ("learn-a-mask/straight-through", lambda t, m: t, "The value should be the mask's"),
     ("learn-a-mask/straight-through", lambda t, m: m + 2 * (t - t.detach()), "should be 1 for each entry"),
     ("make-it-sparse/entropy", lambda p: entropy(p) * math.log(2), "base 2"),
+    ("make-it-sparse/entropy", lambda p: [entropy(p)], "should return one number"),
     ("make-it-sparse/entropy", lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p), "raised ValueError"),
     ("update-inside-noise/chance", lambda u, n: u / n, "between 0 and 1"),
     ("update-inside-noise/mask", lambda u, n, rng: u / n > 0.5, "with probability u / noise"),
+    ("update-inside-noise/mask", lambda u, n, rng: rng.random(len(u)) < abs(u / n), "within 0 and 1"),
     ("update-inside-noise/message", (lambda s, m: s.to_bytes(8, "big") + bits.pack(m), read), "lowest byte first"),
     ("update-inside-noise/message", (write, lambda data, d, a: read(data, d, 2 * a)), "read does not give"),
     ("freeze-and-privacy/clip", lambda u, bound: np.clip(u, -bound, bound), "as a whole"),
     ("freeze-and-privacy/clip", lambda u, bound: u * (bound / np.linalg.norm(u)), "raised|as a whole|not finite"),
     ("freeze-and-privacy/noisy-mean", lambda us, b, z, rng: noisy_mean(us, b, 3 * z, rng), "deviation of the noise"),
     ("freeze-and-privacy/noisy-mean", lambda us, b, z, rng: noisy_mean(us, 1e9, z / 1e9 * b, rng), "clipped updates"),
+    ("freeze-and-privacy/noisy-mean", unscaled, "deviation of the noise"),
     ("design-a-codec/front", lambda c, a: np.array(a) >= 0.9, "others are on the front"),
     ("design-a-codec/codec", (remember, lambda data, d: kept[-1][:d]), "shape|not point"),
     ("design-a-codec/codec", (lambda u, rng: (-u).tobytes(), lambda b, d: np.frombuffer(b, "<f4")), "not point"),
@@ -228,6 +240,19 @@ def test_every_question_for_a_function_has_a_right_one_and_a_wrong_one_here() ->
 @pytest.mark.parametrize("question", RIGHT)
 def test_right_functions(question: str) -> None:
     labs.check(question, RIGHT[question])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("quantize-and-pack/quantizer", (lambda x, s, rng: list(quantize(x, s, rng)), restore)),
+        ("learn-a-mask/mask", lambda s, c: (torch.logit(c) < s).double()),
+        ("make-it-sparse/entropy", lambda p: np.asarray(entropy(p))),
+        ("make-it-sparse/entropy", lambda p: torch.tensor(entropy(p), dtype=torch.float64)),
+    ],
+)
+def test_right_functions_that_return_other_types(question: str, answer: Any) -> None:
+    labs.check(question, answer)
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")  # of the wrong function itself
@@ -254,6 +279,21 @@ def test_a_codec_is_a_method_while_it_is_tried_and_sends_its_bytes() -> None:
     assert mine.uploads == plain.uploads == 10
     assert 0 < mine.uplink_bytes - mine.uploads * 4 * 4736 < mine.uploads * 64
     assert [entry["paper_bits"] for entry in mine.rounds] == [5 * 32 * 4736] * 2
+
+
+def test_what_a_codec_drops_comes_back_with_error_feedback() -> None:
+    half = np.arange(4736) < 2368  # all that this codec ever sends
+
+    def encode(u: Any, rng: np.random.Generator) -> bytes:
+        lost.append(float(np.linalg.norm(u[~half])))
+        u[~half] = 0  # its own copy
+        return u.tobytes()
+
+    for feedback in (False, True):
+        lost: list[float] = []
+        with labs.trying(encode, FLOATS[1]) as name:
+            labs.train(labs.spec(name, rounds=4, clients=1, cohort=1, feedback=feedback))
+        assert (lost[3] > 2 * lost[0]) == feedback  # kept by the client, and added to
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,17 @@ OTHER_RUNS: list[tuple[Settings, Settings]] = [
     ({}, {"lr": 0.2}),
     ({}, {"cohort": 5}),
     ({}, {"seed": 1}),
+    ({}, {"clients": 20}),
+    ({}, {"partition": {"kind": "iid", "seed": 7}}),
+    ({}, {"held_out": 0.1}),
 ]
 
 
 @pytest.mark.parametrize("settings, fields", OTHER_RUNS)
 @pytest.mark.parametrize("mechanism", ["dp_fedavg", "dp_ftrl"])
-def test_no_two_runs_share_their_noise(begin: Begin, mechanism: str, settings: Settings, fields: Settings) -> None:
+def test_runs_that_differ_do_not_share_their_noise(
+    begin: Begin, mechanism: str, settings: Settings, fields: Settings
+) -> None:
     """Or one could be taken from the other, and the updates would show."""
     steps = []
     for run in (begin(NOISY | {"mechanism": mechanism}), begin(NOISY | {"mechanism": mechanism} | settings, **fields)):

@@ -43,7 +43,9 @@ def compare(prediction: Any, outcome: float, unit: str = "") -> None:
         print(f"You wrote down no prediction. {said}.")
     elif prediction == outcome:
         print(f"{said}, just as you said.")
-    elif prediction and outcome:
+    elif unit.startswith("%"):
+        print(f"You said {prediction:,}. {said}: {outcome - prediction:+.3g} points from your number.")
+    elif prediction * outcome > 0:
         factor = outcome / prediction
         print(f"You said {prediction:,}. {said}: {factor:.3g} times your number.")
     else:

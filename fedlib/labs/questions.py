@@ -41,7 +41,7 @@ QUESTIONS: dict[str, Value | Property] = {
     "quantize-and-pack/gain": Value(
         "int",
         "e9e24cfd03a1d764bf80437dda26d13d",
-        "The error goes with the square of the step, and the step with one over the number of intervals, 2^b - 1.",
+        "The mean squared error goes with the square of the step, the step with one over the intervals, 2^b - 1.",
     ),
     "quantize-and-pack/size": Value(
         "int",

@@ -295,6 +295,9 @@ def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
 
 
 def other_bits(upload: Buffer, hyper: Hyper, task: Task) -> dict[str, float]:
-    """The official code's formula, whose masks hold 0.01 and 0.99: it never falls below 0.0808 bits a parameter."""
+    """The official code's formula, whose masks hold 0.01 and 0.99: it never falls below 0.0808 bits a parameter.
+
+    To which it adds log2 n for an upload.
+    """
     n = sum(shape.numel() for shape in task.tensors.values())
     return {"official code": n * bits_a_parameter(0.01 + 0.98 * ones_in(upload) / n) + math.log2(n)}

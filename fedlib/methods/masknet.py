@@ -98,7 +98,7 @@ def binary_entropy(p: Tensor) -> Tensor:
 
 
 def bits_a_parameter(share: float) -> float:
-    """H(share): what the papers report."""
+    """H(share), by FedPM's definition."""
     return float(binary_entropy(torch.tensor(share, dtype=torch.float64)))
 
 

@@ -9,6 +9,7 @@ the run's seed, so that a run can be repeated, and a record also tells who took 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -106,13 +107,16 @@ def notes(state: State, hyper: Any, task: Task) -> dict[str, Any]:
 def initial(trained: State, hyper: Any, task: Task, rng: Rng) -> State:
     """What the server keeps beside the trained tensors. RunError: noise without the package that tells its epsilon.
 
-    Two runs must not share their noise: of one that adds half as much, the difference would show the updates.
+    Two runs must not share their noise, or their difference would show the updates. Here they do not where they differ
+    in seed, method, network, plan, cohort, samples or partition; they do where only the way to draw cohorts differs.
     """
     if not hyper.private:
         return {}
     if hyper.noise_multiplier:
         privacy.package()
-    rng = rng.child(task.fingerprint("noise", hyper).hex(), repr(task.plan), task.cohort)
+    labels = hashlib.blake2b(task.train[1].cpu().numpy().tobytes()).hexdigest()
+    samples = (labels, task.partition.hash, repr(task.held_out))
+    rng = rng.child(task.fingerprint("noise", hyper).hex(), repr(task.plan), task.cohort, *samples)
     kept = vars(privacy.ftrl_start(privacy.flatten(trained))) if hyper.mechanism == "dp_ftrl" else {}
     noise = rng.child("noise").seed().to_bytes(8, "little")
     state = {"noise": torch.frombuffer(bytearray(noise), dtype=torch.uint8)}

@@ -28,7 +28,7 @@ MODELS: dict[str, Callable[[int, int, int, Rng], nn.Sequential]] = {
     "mlp": cnn.mlp,
     "mlp256": masked.mlp256,
     "mobilenet": pooled.mobilenet,
-    "mobilenet-eighth": pooled.mobilenet_eighth,
+    "mobilenet-short": pooled.mobilenet_short,
     "mobilenet-quarter": pooled.mobilenet_quarter,
     "pooled4": pooled.pooled4,
     "resnet18-gn": partial.resnet18_gn,
