@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlib import rounds
+from fedlib.errors import RunError
 from fedlib.inprocess import InProcess
 from fedlib.pool import Pool
 from fedlib.record import Record
@@ -18,16 +19,22 @@ from fedlib.spec import Spec
 
 def run_all(
     specs: Sequence[Spec], processes: int, *, root: Path | None = None, again: bool = False
-) -> Iterator[Record]:
-    """Records in the order of the specs; what has no fresh one (or is asked for again) is trained, and saved.
+) -> Iterator[Record | RunError]:
+    """Records in the order of the specs, or why there is none; what has no fresh one (or is asked for again) is
+    trained, and saved.
 
-    Put long runs first. Raises what a run raises; records and checkpoints that were saved stay.
+    Put long runs first. One that fails (most of all: diverges) does not stop the others. Raises what else a run raises;
+    records and checkpoints that were saved stay.
     """
     if not specs:
         return
     with Pool(min(processes, len(specs))) as pool:
-        yield from pool.call(_run, [(spec.as_dict(), root, again) for spec in specs])
+        for found in pool.call(_run, [(spec.as_dict(), root, again) for spec in specs]):
+            yield RunError(found) if isinstance(found, str) else found
 
 
-def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record:
-    return rounds.load_or_run(Spec.from_dict(values), engine, root=root, again=again)
+def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | str:
+    try:
+        return rounds.load_or_run(Spec.from_dict(values), engine, root=root, again=again)
+    except RunError as error:
+        return str(error)

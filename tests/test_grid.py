@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,13 @@ def text(found: Record) -> str:
     return json.dumps(record.stable(found), sort_keys=True)
 
 
+def every(results: Iterable[Record | RunError]) -> list[Record]:
+    """Of runs none of which fails."""
+    found = [r for r in results if not isinstance(r, RunError)]
+    assert found
+    return found
+
+
 @pytest.fixture(scope="module")
 def three(tiny: MakeSpec) -> list[Spec]:
     return [
@@ -272,18 +279,18 @@ def three(tiny: MakeSpec) -> list[Spec]:
 @pytest.mark.timeout(120)
 def test_the_records_are_those_of_one_run_after_the_other(three: list[Spec], tmp_path: Path) -> None:
     expected = [rounds.run(spec, InProcess(CPU), root=tmp_path / "reference") for spec in three]
-    found = list(grid.run_all(three, 2, root=tmp_path))
+    found = every(grid.run_all(three, 2, root=tmp_path))
     assert [text(r) for r in found] == [text(r) for r in expected]
     assert len({text(r) for r in found}) == 3
     files = [record.path(spec, tmp_path) for spec in three]
     assert [json.loads(file.read_text()) for file in files] == found, "and they are saved"
     before = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
-    again = list(grid.run_all(three, 2, root=tmp_path))
+    again = every(grid.run_all(three, 2, root=tmp_path))
     assert again[0] == found[0] and again[2] == found[2] and text(again[1]) == text(found[1])
     after = [file.stat().st_mtime_ns for file in files]
     assert (after[0], after[2]) == (before[0], before[2]) and after[1] > before[1], "only what is missing is trained"
-    anew = list(grid.run_all(three[:1], 2, root=tmp_path, again=True))
+    anew = every(grid.run_all(three[:1], 2, root=tmp_path, again=True))
     assert text(anew[0]) == text(found[0]) and files[0].stat().st_mtime_ns > after[0]
 
 
@@ -291,20 +298,19 @@ def test_the_records_are_those_of_one_run_after_the_other(three: list[Spec], tmp
 @pytest.mark.timeout(120)
 def test_a_record_has_its_fields_in_the_order_of_its_spec(three: list[Spec], tmp_path: Path) -> None:
     """As text too it is that of one run after the other, so that Git shows a change where there is one."""
-    (found,) = grid.run_all(three[1:2], 1, root=tmp_path)
+    (found,) = every(grid.run_all(three[1:2], 1, root=tmp_path))
     expected = rounds.run(three[1], InProcess(CPU), root=tmp_path / "reference")
     assert json.dumps(record.stable(found)) == json.dumps(record.stable(expected))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_run_that_fails_is_raised_and_what_was_saved_stays(three: list[Spec], tiny: MakeSpec, tmp_path: Path) -> None:
+def test_a_run_that_fails_does_not_stop_the_others(three: list[Spec], tiny: MakeSpec, tmp_path: Path) -> None:
     hopeless = tiny(name="hopeless", clients=10**6, cohort=1)
-    begun = grid.run_all([three[0], hopeless, three[2]], 2, root=tmp_path)
-    assert next(begun)["spec"]["name"] == "one"
-    with pytest.raises(RunError, match="hopeless: round 1 got no usable update"):
-        list(begun)
-    assert record.load(three[0], tmp_path) and not record.load(hopeless, tmp_path)
+    first, failed, last = grid.run_all([three[0], hopeless, three[2]], 2, root=tmp_path)
+    assert first == record.load(three[0], tmp_path) and last == record.load(three[2], tmp_path) is not None
+    assert isinstance(failed, RunError) and "hopeless: round 1 got no usable update" in str(failed)
+    assert not record.load(hopeless, tmp_path)
 
 
 def test_no_runs_at_all(tmp_path: Path) -> None:
@@ -389,7 +395,7 @@ def test_killed_runs_go_on_from_what_was_saved(tiny: MakeSpec, tmp_path: Path) -
     saved = [record.Checkpoint(spec, tmp_path).load() for spec in runs]
     done = [log["rounds"] for _, _, log in (each for each in saved if each)]
     assert len(done) >= 1 and all(done), "no kill fell before the end of a run"
-    found = list(grid.run_all(runs, 2, root=tmp_path))
+    found = every(grid.run_all(runs, 2, root=tmp_path))
     for spec, checkpoint, entry in zip(runs, saved, found, strict=True):
         assert text(entry) == text(rounds.run(spec, InProcess(CPU), root=tmp_path / "reference"))
         if checkpoint:
@@ -420,6 +426,20 @@ def test_the_command_runs_a_grid_side_by_side(
     assert "4 runs, 4 to train" in capfd.readouterr().out
     made = [json.loads(file.read_text())["made"]["engine"] for file in (home / "records").rglob("*.json")]
     assert made == ["InProcess"] * 4, "each whole in a process of its own"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_run_that_diverges_is_told_and_the_others_are_kept(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, processes: str
+) -> None:
+    monkeypatch.setenv("FEDLIB_HOME", str(home))
+    write(home, methods=["plain"], grid={"lr": [0.1, 1e12, 0.2]}, settings={"rounds": 1})
+    assert main(["run", "tiny", "--profile", "smoke", "--device", "cpu", "--processes", processes]) == 2
+    said = capfd.readouterr()
+    assert "failed: main_plain_iid_lr-1" in said.out and "error: 1 of 3 runs failed, the others are kept" in said.err
+    assert len(list((home / "records").rglob("*.json"))) == 2
 
 
 # What an experiment file asks for
