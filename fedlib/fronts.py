@@ -124,7 +124,7 @@ def tuning_table(records: Sequence[Record], name: str) -> Exhibit:
         setting = own_setting(own)
         top = tuned(own)
         for value in dict.fromkeys(field(r, setting) for r in own):
-            row: dict[str, Any] = {"method": label, "its own setting": f"{setting.removeprefix('hyper.')} {value}"}
+            row: dict[str, Any] = {"method, its own setting": f"{label}, {setting.removeprefix('hyper.')} {value}"}
             row |= {f"lr {rate:g}": "" for rate in rates}
             for r in (r for r in own if field(r, setting) == value):
                 rate, accuracy = r["spec"]["lr"], 100 * r["final"]["accuracy"]

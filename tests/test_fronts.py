@@ -75,7 +75,7 @@ def test_what_tuning_takes() -> None:
     assert fronts.own_setting(runs) == "hyper.keep" and fronts.tuned(runs) is runs[1]
     shown = fronts.tuning_table(runs, "tuning")
     rows = [re.sub("<.*?>", " ", row).split() for row in shown.body.split("<tr>")[1:]]
-    assert ["topk", "keep", "1", "50.0", "70.0"] in rows and ["topk", "keep", "2", "70.0*", "60.0"] in rows
+    assert ["topk,", "keep", "1", "50.0", "70.0"] in rows and ["topk,", "keep", "2", "70.0*", "60.0"] in rows
     with_momentum = [ran("fedavg", [0.1], momentum=m) for m in (0.0, 0.5)]
     assert fronts.own_setting(with_momentum) == "momentum"
 
