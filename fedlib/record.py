@@ -120,7 +120,9 @@ def code_of(spec: Spec) -> str:
 @functools.lru_cache
 def code_digest(method: str, model: str, downlink: str = "") -> str:
     """Hash of the source of every module that shapes the numbers of a run."""
-    used = {methods.METHODS[name].__name__ for name in (method, downlink) if name}
+    used = {methods.METHODS[method].__name__}
+    if downlink:
+        used |= {methods.METHODS[downlink].__name__, methods.Downlink.__module__}
     roots = {"fedlib.rounds", "fedlib.local", *used, models.MODELS[model].__module__}
     digest = hashlib.sha256()
     for name in sorted(_closure(roots)):

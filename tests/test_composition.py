@@ -1,5 +1,6 @@
 """Two methods in one run: a part of the network frozen under any method, one method's way down beside another's up."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,26 @@ def test_the_server_keeps_its_own_model(tiny: MakeSpec) -> None:
     replies = InProcess(CPU).train(spec, message, 1, [0, 1, 2, 3])
     new = module.server(state, Uploads(replies), hyper, task)  # type: ignore[arg-type]
     assert all(torch.allclose(new[name], state[name], rtol=0, atol=1e-9) for name in task.weights)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_evaluated_is_what_clients_would_read(tiny: MakeSpec, tmp_path: Path, writer: str) -> None:
+    """Also for a method whose state holds more than the model."""
+    for method in ("fedavg", "feddq"):
+        spec = tiny(method=method, hyper={}, downlink=WRITERS[writer], model="emnist-hidden8", rounds=1)
+        task, module, hyper, state = of(spec)
+        (found,) = methods.models(spec, task, state, 1)
+        trainable, frozen = module.start(module.broadcast(state, hyper, task), hyper, task, Rng(0))
+        assert found.keys() == task.tensors.keys()
+        assert all(torch.equal(found[name], (trainable | frozen)[name]) for name in task.tensors)
+        assert any(not torch.equal(found[name], state[name]) for name in task.weights)
+        (plain,) = methods.models(spec, dataclasses.replace(task, downlink=None), state, 1)
+        assert all(torch.equal(plain[name], state[name]) for name in task.tensors)
+        new, entry = rounds.one_round(spec, task, InProcess(CPU), state, 1, {})
+        seen = rounds.evaluate(spec, task, InProcess(CPU), new, 1)
+        assert seen == (entry["accuracy"], entry["loss"])
+        assert seen[1] == InProcess(CPU).evaluate(spec, methods.models(spec, task, new, 1)[0])[1]
+        assert seen[1] != InProcess(CPU).evaluate(spec, {name: new[name] for name in task.tensors})[1]
 
 
 # All together

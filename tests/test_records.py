@@ -225,6 +225,17 @@ def test_a_changed_formula_cannot_hide(package: Path, name: str, old: str, new: 
     assert all(after[method] != before[method] for method in before)
 
 
+def test_what_a_broadcast_is_written_by_counts_where_it_is_used(package: Path) -> None:
+    def found() -> list[str]:
+        record.code_digest.cache_clear()
+        return [record.code_digest("eden", "cnn4", writer) for writer in ("", "feddq", "fedcompress")]
+
+    for name, told in (("broadcasts", [False, True, True]), ("quantizers", [False, True, False])):
+        before, file = found(), package / "methods" / f"{name}.py"
+        file.write_text(file.read_text() + "\nchanged = 1\n")
+        assert [a != b for a, b in zip(found(), before, strict=True)] == told
+
+
 def test_a_new_method_leaves_the_others_digests(package: Path) -> None:
     before = digests()
     source = (package / "methods" / "fedavg.py").read_text()

@@ -58,6 +58,7 @@ from fedlib.methods import (
     terngrad,
     topk,
 )
+from fedlib.methods.broadcasts import Downlink as Downlink
 from fedlib.rng import Rng
 from fedlib.task import State, Task
 from fedlib.uploads import Buffer
@@ -86,24 +87,6 @@ METHODS: dict[str, ModuleType] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Downlink:
-    """One method's way down beside another's way up. The server keeps its own model, and broadcasts what is read of it.
-
-    Clients train from what they read, and the server adds their updates to the model that it kept.
-    """
-
-    method: str
-    hyper: Any
-
-    def write_model(self, model: State, task: Task) -> bytes:
-        return bytes(METHODS[self.method].write_model(model, self.hyper, task))
-
-    def read_model(self, data: Buffer | memoryview, task: Task) -> State:
-        found: State = METHODS[self.method].read_model(data, self.hyper, task)
-        return found
-
-
 def downlink(spec: Spec) -> Downlink | None:
     """What a spec says of it, if anything. SpecError: a method that cannot write a model, or cannot have it written."""
     if spec.downlink is None:
@@ -114,8 +97,8 @@ def downlink(spec: Spec) -> Downlink | None:
     if spec.method not in PLAIN:
         raise SpecError(f"downlink: {spec.method} has a broadcast of its own; allowed with {', '.join(sorted(PLAIN))}")
     values = spec.downlink.get("hyper", {})
-    found = Downlink(spec.downlink["method"], hyper(spec.downlink["method"], values, "downlink.hyper"))
-    METHODS[found.method].check_writer(found.hyper)
+    found = Downlink(METHODS[spec.downlink["method"]], hyper(spec.downlink["method"], values, "downlink.hyper"))
+    found.writer.check_writer(found.hyper)
     return found
 
 
@@ -127,10 +110,10 @@ def initial(spec: Spec, task: Task) -> State:
 
 
 def models(spec: Spec, task: Task, state: State, round: int) -> list[State]:
-    """The models that a state stands for: their mean accuracy is the round's."""
+    """The models that a state stands for, as clients would read them: their mean accuracy is the round's."""
     module, rng = METHODS[spec.method], Rng(spec.seed).child("models", round)
     found: list[State] = _optional(module, "models", state, hyper(spec.method, spec.hyper), task, rng) or [state]
-    return found
+    return [task.downlink.received(model, task) for model in found] if task.downlink else found
 
 
 def notes(spec: Spec, task: Task, state: State) -> dict[str, Any]:
