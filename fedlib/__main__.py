@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fedlib import engines, grid, record, rounds
+from fedlib import engines, grid, record
 from fedlib.data import sets, sources
 from fedlib.engines import open_engine
 from fedlib.errors import FedlibError, RunError
-from fedlib.spec import PROFILES, Spec, papers, read_experiments, specs
+from fedlib.spec import PROFILES, papers, read_experiments, specs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,25 +103,18 @@ def run(options: argparse.Namespace) -> None:
         if options.engine == "auto" and on == "cpu" and len(runs) > processes > 1:
             done = grid.run_all(runs, processes, again=options.again)
         else:
-            done = (_attempt(spec, engine, options.again) for spec in runs)
+            done = (grid.attempt(spec, engine, again=options.again) for spec in runs)
         failed = []
-        for result in tqdm(done, total=len(runs), unit="run", disable=None):
-            if isinstance(result, RunError):
-                failed.append(result)
-                tqdm.write(f"failed: {result}")
+        for spec, result in zip(runs, tqdm(done, total=len(runs), unit="run", disable=None), strict=True):
+            if isinstance(result, RunError):  # in a search for settings that is a finding
+                failed += [] if spec.tuning else [result]
+                tqdm.write(f"{'diverged' if spec.tuning else 'failed'}: {result}")
                 continue
             name, final = result["spec"]["name"], result["final"]
             line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
             tqdm.write(f"{name}: {line} (trained: {left[name][1]})")
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed, the others are kept; the first: {failed[0]}")
-
-
-def _attempt(spec: Spec, engine: engines.Engine, again: bool) -> record.Record | RunError:
-    try:
-        return rounds.load_or_run(spec, engine, again=again)
-    except RunError as error:
-        return error
 
 
 def page(options: argparse.Namespace) -> None:

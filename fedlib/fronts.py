@@ -115,25 +115,29 @@ def result_table(records: Sequence[Record], caption: str, name: str, against: st
     return Exhibit(shown.body, shown.caption, frame, name)
 
 
-def tuning_table(records: Sequence[Record], name: str) -> Exhibit:
-    """Final accuracy at each point of the methods' grids: a row a value of a method's own setting, a column a rate."""
+def tuning_table(runs: Sequence[tuple[Spec, Record | None]], name: str) -> Exhibit:
+    """Final accuracy at each point of the methods' grids: a row a value of a method's own setting, a column a rate.
+
+    A run without a record is shown as one that diverged; a method without any is left out.
+    """
     rows, numbers = [], []
-    rates = sorted({r["spec"]["lr"] for r in records})
+    records = [r for _, r in runs if r]
+    rates = sorted({spec.lr for spec, _ in runs})
     for label in dict.fromkeys(r["spec"]["label"] for r in records):
-        own = [r for r in records if r["spec"]["label"] == label]
+        own = [r or {"spec": spec.as_dict()} for spec, r in runs if spec.label == label]
         setting = own_setting(own)
-        top = tuned(own)
+        top = tuned([r for r in own if "final" in r])
         for value in dict.fromkeys(field(r, setting) for r in own):
             row: dict[str, Any] = {"method, its own setting": f"{label}, {setting.removeprefix('hyper.')} {value}"}
             row |= {f"lr {rate:g}": "" for rate in rates}
             for r in (r for r in own if field(r, setting) == value):
-                rate, accuracy = r["spec"]["lr"], 100 * r["final"]["accuracy"]
-                row[f"lr {rate:g}"] = f"{accuracy:.1f}" + "*" * (r is top)
+                rate, accuracy = r["spec"]["lr"], 100 * r["final"]["accuracy"] if "final" in r else np.nan
+                row[f"lr {rate:g}"] = f"{accuracy:.1f}" + "*" * (r is top) if "final" in r else "–"
                 numbers.append({"method": label, "lr": rate, "setting": setting, "value": value, "accuracy": accuracy})
             rows.append(row)
     caption = (
         "Tuning: final test accuracy (%) at each learning rate (lr) and value of the method's own setting; * marks the "
-        f"run taken. {provenance(records)}"
+        f"run taken{', – a run that diverged' * (len(records) < len(runs))}. {provenance(records)}"
     )
     shown = table(pd.DataFrame(rows), caption, name)
     return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)

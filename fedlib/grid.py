@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlib import rounds
+from fedlib.engines import Engine
 from fedlib.errors import RunError
 from fedlib.inprocess import InProcess
 from fedlib.pool import Pool
@@ -33,8 +34,14 @@ def run_all(
             yield RunError(found) if isinstance(found, str) else found
 
 
-def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | str:
+def attempt(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record | RunError:
+    """The record of one run, trained where there is no fresh one; or why there is none."""
     try:
-        return rounds.load_or_run(Spec.from_dict(values), engine, root=root, again=again)
+        return rounds.load_or_run(spec, engine, root=root, again=again)
     except RunError as error:
-        return str(error)
+        return error
+
+
+def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | str:
+    found = attempt(Spec.from_dict(values), engine, root=root, again=again)
+    return str(found) if isinstance(found, RunError) else found

@@ -91,6 +91,11 @@ class Spec:
         methods.check(self)
         methods.downlink(self)
 
+    @property
+    def tuning(self) -> bool:
+        """Whether the run is one of a search for settings, among which may be some with which it diverges."""
+        return self.group.startswith("tune-")
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

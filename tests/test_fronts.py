@@ -1,5 +1,6 @@
 """Pareto fronts, bytes to a target, tuning: by hand, and against the definition."""
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlib import fronts, record, spec
+from fedlib.exhibits import Exhibit
 from fedlib.record import Record
 
 
@@ -68,16 +70,26 @@ def test_tables_say_what_was_sent() -> None:
 
 
 def test_what_tuning_takes() -> None:
-    runs = [
-        ran("topk", [a], lr=lr, hyper={"keep": k, "same": 1})
-        for lr, k, a in ((0.1, 1, 0.5), (0.1, 2, 0.7), (0.3, 1, 0.7), (0.3, 2, 0.6))
-    ]
+    like = spec.specs("compare", "lab", "tune-fedzip*")[0]
+    points = ((0.1, 0.2, 0.5), (0.1, 0.5, 0.7), (0.3, 0.2, 0.7), (0.3, 0.5, 0.6))
+    specs = [dataclasses.replace(like, lr=lr, hyper={"keep": keep, "decay": 0}) for lr, keep, _ in points]
+    runs = [ran(**s.as_dict(), accuracies=[a]) for s, (_, _, a) in zip(specs, points, strict=True)]
     assert fronts.own_setting(runs) == "hyper.keep" and fronts.tuned(runs) is runs[1]
-    shown = fronts.tuning_table(runs, "tuning")
-    rows = [re.sub("<.*?>", " ", row).split() for row in shown.body.split("<tr>")[1:]]
-    assert ["topk,", "keep", "1", "50.0", "70.0"] in rows and ["topk,", "keep", "2", "70.0*", "60.0"] in rows
+    shown = fronts.tuning_table(list(zip(specs, runs, strict=True)), "tuning")
+    assert cells(shown)[-2:] == [
+        ["fedzip,", "keep", "0.2", "50.0", "70.0"],
+        ["fedzip,", "keep", "0.5", "70.0*", "60.0"],
+    ]
+    assert "diverged" not in shown.caption
     with_momentum = [ran("fedavg", [0.1], momentum=m) for m in (0.0, 0.5)]
     assert fronts.own_setting(with_momentum) == "momentum"
+    shown = fronts.tuning_table(list(zip(specs, [*runs[:2], None, None], strict=True)), "tuning")
+    assert cells(shown)[-2:] == [["fedzip,", "keep", "0.2", "50.0", "–"], ["fedzip,", "keep", "0.5", "70.0*", "–"]]
+    assert "– a run that diverged" in shown.caption
+
+
+def cells(shown: Exhibit) -> list[list[str]]:
+    return [re.sub("<.*?>", " ", row).split() for row in shown.body.split("<tr>")[1:]]
 
 
 def test_what_a_skew_costs() -> None:

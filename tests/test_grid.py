@@ -440,6 +440,10 @@ def test_a_run_that_diverges_is_told_and_the_others_are_kept(
     said = capfd.readouterr()
     assert "failed: main_plain_iid_lr-1" in said.out and "error: 1 of 3 runs failed, the others are kept" in said.err
     assert len(list((home / "records").rglob("*.json"))) == 2
+    write(home, name="tune-plain", methods=["plain"], grid={"lr": [0.1, 1e12, 0.2]}, settings={"rounds": 1})
+    assert main(["run", "tiny", "--profile", "smoke", "--device", "cpu", "--processes", processes]) == 0
+    assert "diverged: tune-plain_plain_iid_lr-1" in capfd.readouterr().out, "in a search for settings it is a finding"
+    assert len(list((home / "records").rglob("tune-*.json"))) == 2
 
 
 # What an experiment file asks for
@@ -453,13 +457,13 @@ METHODS: dict[str, Any] = {
 PARTITIONS = {"iid": {"kind": "iid", "seed": 5}, "skew": {"kind": "dirichlet", "beta": 0.3}}
 
 
-def write(root: Path, **main_group: Any) -> None:
+def write(root: Path, name: str = "main", **main_group: Any) -> None:
     group = {"methods": ["plain"], "partitions": ["iid"], "seeds": [0]} | main_group
     content = {
         "settings": {name: {"unit": "", "source": "test", "smoke": value} for name, value in SETTINGS.items()},
         "methods": METHODS,
         "partitions": PARTITIONS,
-        "profiles": {"smoke": {"main": group}},
+        "profiles": {"smoke": {name: group}},
     }
     (root / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
