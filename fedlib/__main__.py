@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
 def page(options: argparse.Namespace) -> None:
     from fedlib import pages
 
-    pages.check_parameters(options.paper, dict(options.parameter))
+    pages.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
     options.only, options.again = "*", False
     on = open_engine(options.engine, options.device, options.processes)
     on.close()
@@ -141,6 +141,7 @@ def score(options: argparse.Namespace) -> None:
     record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
     for s in results:
         print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")
+    print(f"scores.json holds profile {options.profile}")
 
 
 def status(options: argparse.Namespace) -> None:

@@ -60,7 +60,7 @@ def check_parameters(paper: str, given: Iterable[str], root: Path | None = None)
         known = papermill.inspect_notebook(str(source))
     for name in given:
         if name not in known:
-            has = ", ".join(sorted(known))
+            has = ", ".join(sorted(known)) or "none: it needs a cell tagged parameters"
             raise SpecError(f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {has}")
 
 

@@ -12,7 +12,7 @@ from fedlib import record
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name
 from fedlib.measures import MEASURES
-from fedlib.spec import read_yaml, specs
+from fedlib.spec import asked_for, read_yaml, specs
 from fedlib.timings import Values
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
@@ -63,34 +63,44 @@ def judge(claim: dict[str, Any], values: Values) -> tuple[str, str]:
 
 
 def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
-    """What a paper says: citation, payload sizes, claims with their criteria. SpecError names file and claim."""
+    """What a paper says: citation, payload sizes, claims with their criteria. SpecError names file and claim.
+
+    A claim may name only methods and groups that some profile of its experiment file has.
+    """
     path = (root or home()) / "published" / f"{paper}.yaml"
-    content = read_yaml(path, {"paper", "payload", "claims"})
+    content, where = read_yaml(path, {"paper", "payload", "claims"}), f"published/{path.name}"
+    asked = asked_for(paper, root)
     if not isinstance(content["claims"], list):
-        raise SpecError(f"{path.name}: claims: {content['claims']!r} must be a list")
+        raise SpecError(f"{where}: claims: {content['claims']!r} must be a list")
+    ids: set[object] = set()
     for claim in content["claims"]:
-        require_mapping(f"{path.name}: claims", claim, CLAIM)
-        where = f"{path.name}: {claim.get('id')}"
+        require_mapping(f"{where}: claims", claim, CLAIM)
+        of = f"{where}: {claim.get('id')}"
+        if claim.get("id") in ids:
+            raise SpecError(f"{of}: id is given twice; each claim needs its own")
+        ids.add(claim.get("id"))
         needed = {"id", "says", "source"}
         if "untested" not in claim:
             needed |= {"measure", "arguments", "holds", "unit", "why"}
         missing = sorted(needed - claim.keys())
         if missing:
-            raise SpecError(f"{where}: {', '.join(missing)} not given")
+            raise SpecError(f"{of}: {', '.join(missing)} not given")
         if "untested" in claim:
             continue
-        require_name(f"{where}: measure", claim["measure"], MEASURES)
+        require_name(f"{of}: measure", claim["measure"], MEASURES)
         parameters = list(inspect.signature(MEASURES[claim["measure"]]).parameters)[1:]
-        require_mapping(f"{where}: arguments", claim["arguments"], parameters)
+        require_mapping(f"{of}: arguments", claim["arguments"], parameters)
         for name in {"labels", "groups", "against", "networks"} & claim["arguments"].keys():
             if not isinstance(claim["arguments"][name], list):
-                raise SpecError(f"{where}: arguments: {name}: {claim['arguments'][name]!r} must be a list")
+                raise SpecError(f"{of}: arguments: {name}: {claim['arguments'][name]!r} must be a list")
+            for one in claim["arguments"][name] if name in ("labels", "groups", "against") else ():
+                require_name(f"{of}: arguments: {name}", one, asked["groups" if name == "groups" else "labels"])
         if set(parameters) != set(claim["arguments"]):
-            raise SpecError(f"{where}: arguments: {', '.join(parameters)} must be given")
+            raise SpecError(f"{of}: arguments: {', '.join(parameters)} must be given")
         for name in {"holds", "part"} & claim.keys():
             interval = claim[name]
             if not (isinstance(interval, list) and len(interval) == 2 and interval[0] <= interval[1]):
-                raise SpecError(f"{where}: {name}: {interval!r} must be an interval [lowest, highest]")
+                raise SpecError(f"{of}: {name}: {interval!r} must be an interval [lowest, highest]")
     return content
 
 

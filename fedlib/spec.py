@@ -113,6 +113,7 @@ class Spec:
         return cls(**values)
 
 
+REQUIRED = {f.name for f in dataclasses.fields(Spec) if f.default is dataclasses.MISSING}
 # What an experiment file says of a method: fields of Spec.
 METHOD = {"method", "lr", "epochs", "optimizer", "momentum", "persistent", "feedback", "frozen", "downlink", "hyper"}
 # What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
@@ -143,14 +144,15 @@ def papers(root: Path | None = None) -> list[str]:
 
 def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:
     """A YAML file that must be a mapping with exactly these keys; SpecError names file and key."""
+    where = f"{path.parent.name}/{path.name}"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"{path.name}: cannot be read: {error}") from error
-    require_mapping(path.name, content, keys)
+        raise SpecError(f"{where}: cannot be read: {error}") from error
+    require_mapping(where, content, keys)
     missing = sorted(keys - content.keys())
     if missing:
-        raise SpecError(f"{path.name}: {', '.join(missing)} not given")
+        raise SpecError(f"{where}: {', '.join(missing)} not given")
     return dict(content)
 
 
@@ -173,12 +175,27 @@ def read_experiments(paper: str, root: Path | None = None) -> dict[str, Any]:
     return content
 
 
+def asked_for(paper: str, root: Path | None = None) -> dict[str, list[str]]:
+    """The "labels" of methods and the "groups" that occur in any profile of a paper."""
+    content = read_experiments(paper, root)
+    labels, names = set(content["methods"]), set()
+    for profile, groups in content["profiles"].items():
+        require_mapping(f"experiments/{paper}.yaml: profiles.{profile}", groups, groups)
+        for group, grid in groups.items():
+            require_mapping(f"experiments/{paper}.yaml: profiles.{profile}.{group}", grid, grid)
+            names.add(group)
+            labels |= {label for item in grid.get("methods", []) if isinstance(item, dict) for label in item}
+    return {"labels": sorted(labels), "groups": sorted(names)}
+
+
 def specs(paper: str, profile: str, only: str = "*", root: Path | None = None) -> list[Spec]:
     """All runs of one profile of a paper whose name matches the pattern `only`, in the order of the file."""
     require_name("profile", profile, PROFILES)
     content = read_experiments(paper, root)
     groups = content["profiles"].get(profile, {})
     require_mapping(f"experiments/{paper}.yaml: profiles.{profile}", groups, groups)
+    if not groups:
+        raise SpecError(f"experiments/{paper}.yaml: profiles.{profile}: no runs; take another profile, or add a group")
     found = [spec for group, grid in groups.items() for spec in _grid(paper, profile, group, grid, content)]
     twice = [name for name, n in collections.Counter(spec.name for spec in found).items() if n > 1]
     if twice:
@@ -221,6 +238,9 @@ def _grid(paper: str, profile: str, group: str, grid: Any, content: dict[str, An
             chosen = dict(zip(axes, point, strict=True))
             hyper = method["hyper"] | {k.removeprefix("hyper."): v for k, v in chosen.items() if "." in k}
             fields = settings | method | {k: v for k, v in chosen.items() if "." not in k}
+            lacking = sorted((REQUIRED & content["settings"].keys()) - fields.keys())
+            if lacking:
+                raise SpecError(f"experiments/{paper}.yaml: settings.{lacking[0]}: no value for profile {profile}")
             name = "_".join(
                 [group, label, split, *(f"{k.split('.')[-1]}-{v}" for k, v in chosen.items()), f"seed{seed}"]
             )

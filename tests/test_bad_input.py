@@ -349,7 +349,7 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
     ],
     *[
         ("methods/fedavg", f"hyper.{f}", with_hyper("fedcompress", **{f: v}), "integer 1")
-        for f in ("images", "distil_epochs", "distil_batch", "clustered_epochs", "step", "window", "patience")
+        for f in ("images", "distil_epochs", "distil_batch", "clustered_epochs", "step", "window", "patience", "first")
         for v in (0, 1.5, None)
     ],
     *[
@@ -377,6 +377,7 @@ VALUES: list[tuple[str, str, Any, str]] = [  # where, field, value, words on wha
         for f, words in (("clusters", "integer 2 256"), ("steps", "integer 0 1000"), ("keep", "number 1e-06 1"))
         for v in (-1, 0.5 if f != "keep" else 2, "x")
     ],
+    *[("methods/fedavg", "hyper.decay", with_hyper("fedzip", decay=v), "number 0") for v in (-1, math.nan, "x")],
     ("methods/fedavg/hyper", "hyper", None, ""),
     (
         "partitions/iid",
@@ -410,18 +411,39 @@ def test_a_value_out_of_range(
 
 
 def test_every_field_of_a_spec_and_of_a_method_is_tried_above() -> None:
-    """Labels aside: whoever adds a field adds a bad value of it."""
+    """Labels aside: whoever adds a field adds a bad value of it. One that methods share counts where it is defined."""
     tried = {field.split(".")[0] for _, field, _, _ in VALUES} | {"profile"}
     labels = {"paper", "name", "group", "label", "split"}
     assert tried == {field.name for field in dataclasses.fields(Spec)} - labels
-    hyper = {f"hyper.{field.name}" for m in methods.METHODS.values() for field in dataclasses.fields(m.Hyper)}
-    assert {field for _, field, _, _ in VALUES if field.startswith("hyper.")} == hyper
+    hyper = {defined(m, field.name) for m in methods.METHODS for field in dataclasses.fields(methods.METHODS[m].Hyper)}
+    bad = {
+        defined(v["method"] if where.count("/") == 1 else "fedmrn", f.removeprefix("hyper."))
+        for where, f, v, _ in VALUES
+        if f.startswith("hyper.")
+    }
+    assert bad == hyper, "add a bad value of it to VALUES"
+
+
+def defined(method: str, field: str) -> tuple[str, str]:
+    """The class that a field of a method's Hyper comes from, and the field."""
+    classes = [c for c in methods.METHODS[method].Hyper.__mro__ if field in vars(c).get("__annotations__", {})]
+    return f"{classes[0].__module__}.{classes[0].__qualname__}", field
 
 
 def test_a_cohort_larger_than_the_clients(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(digits, put(f"{HERE}/cohort", 11))
     said = refused(digits, capsys, *RUN)
     assert "cohort: 11" in said and "clients: 10" in said
+
+
+def test_a_profile_without_runs_and_a_setting_without_a_value(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = digits / "experiments" / "fedmrn.yaml"
+    whole = file.read_text()
+    edit(digits, put("profiles/smoke", {}))
+    assert "experiments/fedmrn.yaml: profiles.smoke: no runs" in refused(digits, capsys, *RUN)
+    file.write_text(whole)
+    edit(digits, cut("settings/epochs/smoke"))
+    assert "experiments/fedmrn.yaml: settings.epochs: no value for profile smoke" in refused(digits, capsys, *RUN)
 
 
 def test_a_network_too_deep_for_the_images(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -765,7 +787,15 @@ CLAIMS: list[tuple[Edit, list[str]]] = [
     (lambda c: c["claims"][0].update(holds=1), ["one-bit", "holds", "1"]),
     (lambda c: c["claims"][0].update(holds=[2, 1]), ["one-bit", "holds", "[2, 1]"]),
     (lambda c: c["claims"].__setitem__(0, "one bit"), ["claims", "one bit"]),
-    (cut("claims"), ["fedmrn.yaml", "claims"]),
+    (cut("claims"), ["published/fedmrn.yaml", "claims"]),
+    *[
+        (
+            lambda c, n=name: c["claims"][1]["arguments"][n].append("fedmrn-singed"),
+            ["small-upload", name, "'fedmrn-singed'"],
+        )
+        for name in ("labels", "groups", "against")
+    ],
+    (lambda c: c["claims"][1].update(id="one-bit"), ["one-bit", "id", "twice"]),
 ]
 
 

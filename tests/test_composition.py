@@ -11,7 +11,7 @@ import torch
 from fedlib import methods, record, rounds
 from fedlib.engines import Graphed, InProcess, Pool, Stacked, task_of
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import clusters, fedcompress
+from fedlib.methods import clusters, fedcompress, parts
 from fedlib.rng import Rng
 from fedlib.spec import Spec
 from fedlib.task import State, Task, count
@@ -130,6 +130,14 @@ def test_those_that_are_not_plain_have_a_broadcast_of_their_own(tiny: MakeSpec) 
     for method in set(methods.METHODS) - methods.PLAIN:
         with pytest.raises(SpecError, match=f"downlink: {method} has a broadcast of its own"):
             tiny(method=method, hyper=HYPER.get(method, {}), downlink=LEVELS, held_out=0.1)
+
+
+def test_those_that_are_not_plain_broadcast_something_else(tiny: MakeSpec) -> None:
+    """Who broadcasts the model as it is belongs among the plain ones."""
+    for method in set(methods.METHODS) - methods.PLAIN:
+        task, module, hyper, state = of(tiny(method=method, hyper=HYPER.get(method, {}), held_out=0.1))
+        with pytest.raises(PayloadError):
+            parts.unpack_model(module.broadcast(state, hyper, task), f"{method}.down", hyper, task)
 
 
 def test_levels_are_nearest_and_copies_have_as_many_values(tiny: MakeSpec) -> None:

@@ -189,7 +189,8 @@ def test_a_change_of_what_some_methods_use_changes_their_digests_alone(
     before, file = digests(), package / f"{name}.py"
     file.write_text(file.read_text() + "\nchanged = 1\n")
     after = digests()
-    assert {method for method in before if after[method] != before[method]} == told
+    changed = {method for method in before if after[method] != before[method]}
+    assert changed == told, f"methods that use {name}: mend the sets above"
 
 
 @pytest.mark.parametrize(

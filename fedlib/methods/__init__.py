@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from fedlib.spec import Spec
 
 # Those that broadcast the model as it is, so that another method may write it.
-PLAIN = {"drive", "eden", "fedavg", "feddq", "fedmrn", "signsgd", "terngrad", "topk"}
+PLAIN = {"drive", "eden", "fedavg", "feddq", "fedmrn", "signsgd", "signvote", "terngrad", "topk"}
 
 METHODS: dict[str, ModuleType] = {
     "drive": drive,
