@@ -95,6 +95,8 @@ def run(options: argparse.Namespace) -> None:
     found = list(record.fresh(specs(options.paper, options.profile, options.only)))
     left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in found if reason or options.again}
     with open_engine(options.engine, options.device, options.processes) as engine:
+        for name in dict.fromkeys(spec.data for spec, _ in left.values()):
+            sources.verify(name)  # now, not after hours of training on the others
         on = engine.device.type
         print(
             f"{options.paper}, profile {options.profile}: {len(found)} runs, {len(left)} to train on {on}", flush=True

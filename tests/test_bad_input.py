@@ -476,6 +476,14 @@ def test_missing_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "missing" in said and "python -m fedlib data get fashion-mnist" in said
 
 
+def test_data_that_a_later_run_needs_is_missed_before_the_first_is_trained(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = {"methods": ["fedavg"], "partitions": ["iid"], "seeds": [0], "settings": DIGITS | {"data": "fashion-mnist"}}
+    edit(digits, put("profiles/smoke/later", later))
+    assert "python -m fedlib data get fashion-mnist" in refused(digits, capsys, *RUN)
+
+
 def test_altered_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not (ROOT / "data" / "FashionMNIST").exists():
         pytest.skip("Fashion-MNIST is not here")
