@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator
 
-from fedlib import methods
 from fedlib.comparisons import field
-from fedlib.errors import SpecError
 from fedlib.exhibits import MARKERS, MEGABYTE, Exhibit, canvas, drawn, spread, table
 from fedlib.figures import provenance
 from fedlib.record import Record
@@ -132,7 +129,7 @@ def tuning_table(runs: Sequence[tuple[Spec, Record | None]], name: str) -> Exhib
             row |= {f"lr {rate:g}": "" for rate in rates}
             for r in (r for r in own if field(r, setting) == value):
                 rate, accuracy = r["spec"]["lr"], 100 * r["final"]["accuracy"] if "final" in r else np.nan
-                row[f"lr {rate:g}"] = f"{accuracy:.1f}" + "*" * (r is top) if "final" in r else "–"
+                row[f"lr {rate:g}"] = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r is top)
                 numbers.append({"method": label, "lr": rate, "setting": setting, "value": value, "accuracy": accuracy})
             rows.append(row)
     caption = (
@@ -217,41 +214,3 @@ def work_table(name: str) -> Exhibit:
         f"{found['cpu']}, one thread."
     )
     return table(pd.DataFrame(rows), caption, name)
-
-
-# Which methods go together
-
-WITH: dict[str, dict[str, Any]] = {
-    "a part frozen": {"frozen": "emnist/dense1", "model": "emnist-narrow"},
-    "sent down by FedDQ": {
-        "downlink": {"method": "feddq", "hyper": {"schedule": "fixed", "width": 8, "quantizer": "affine_nearest"}}
-    },
-    "sent down by FedCompress": {
-        "downlink": {"method": "fedcompress", "hyper": {"least": 16, "most": 16, "layers": "all"}}
-    },
-    "error feedback": {"feedback": True},
-}
-
-
-def pair_table(like: Spec, names: Sequence[str], name: str) -> Exhibit:
-    """A row a method, a column what it may be combined with: "yes", or why the specification is refused."""
-    rows = []
-    for method in names:
-        own = dataclasses.replace(like, method=method, hyper=_hyper(method))
-        rows.append({"method": method} | {with_: _refusal(own, change) or "yes" for with_, change in WITH.items()})
-    caption = "Which combinations a specification may ask for; else why it is refused."
-    return table(pd.DataFrame(rows), caption, name)
-
-
-def _refusal(own: Spec, change: dict[str, Any]) -> str:
-    try:
-        dataclasses.replace(own, **change)
-    except SpecError as error:
-        return str(error).partition(": ")[2].partition(";")[0]  # without field and remedy
-    return ""
-
-
-def _hyper(method: str) -> dict[str, Any]:
-    """Settings with which a method can be built without held-out samples."""
-    fields = {f.name for f in dataclasses.fields(methods.METHODS[method].Hyper)}
-    return {"least": 8, "most": 8} if "patience" in fields else {}

@@ -12,7 +12,7 @@ from fedlib import record
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_mapping, require_name
 from fedlib.measures import MEASURES
-from fedlib.spec import asked_for, read_yaml, specs
+from fedlib.spec import read_experiments, read_yaml, specs
 from fedlib.timings import Values
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
@@ -69,7 +69,8 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
     """
     path = (root or home()) / "published" / f"{paper}.yaml"
     content, where = read_yaml(path, {"paper", "payload", "claims"}), f"published/{path.name}"
-    asked = asked_for(paper, root)
+    runs = [run for profile in read_experiments(paper, root)["profiles"] for run in specs(paper, profile, root=root)]
+    groups, labels = {run.group for run in runs}, {run.label for run in runs}
     if not isinstance(content["claims"], list):
         raise SpecError(f"{where}: claims: {content['claims']!r} must be a list")
     ids: set[object] = set()
@@ -94,7 +95,7 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
             if not isinstance(claim["arguments"][name], list):
                 raise SpecError(f"{of}: arguments: {name}: {claim['arguments'][name]!r} must be a list")
             for one in claim["arguments"][name] if name in ("labels", "groups", "against") else ():
-                require_name(f"{of}: arguments: {name}", one, asked["groups" if name == "groups" else "labels"])
+                require_name(f"{of}: arguments: {name}", one, groups if name == "groups" else labels)
         if set(parameters) != set(claim["arguments"]):
             raise SpecError(f"{of}: arguments: {', '.join(parameters)} must be given")
         for name in {"holds", "part"} & claim.keys():

@@ -175,19 +175,6 @@ def read_experiments(paper: str, root: Path | None = None) -> dict[str, Any]:
     return content
 
 
-def asked_for(paper: str, root: Path | None = None) -> dict[str, list[str]]:
-    """The "labels" of methods and the "groups" that occur in any profile of a paper."""
-    content = read_experiments(paper, root)
-    labels, names = set(content["methods"]), set()
-    for profile, groups in content["profiles"].items():
-        require_mapping(f"experiments/{paper}.yaml: profiles.{profile}", groups, groups)
-        for group, grid in groups.items():
-            require_mapping(f"experiments/{paper}.yaml: profiles.{profile}.{group}", grid, grid)
-            names.add(group)
-            labels |= {label for item in grid.get("methods", []) if isinstance(item, dict) for label in item}
-    return {"labels": sorted(labels), "groups": sorted(names)}
-
-
 def specs(paper: str, profile: str, only: str = "*", root: Path | None = None) -> list[Spec]:
     """All runs of one profile of a paper whose name matches the pattern `only`, in the order of the file."""
     require_name("profile", profile, PROFILES)

@@ -105,8 +105,8 @@ def test_an_old_python_is_refused_before_anything_is_made(needs: list[str], tmp_
 
 
 def test_no_file_names_a_registry_host_or_a_path_of_one_machine() -> None:
-    hosts = ["pypi" + ".org", "pythonhosted" + ".org", "registry.npmjs" + ".org", "deb.debian" + ".org"]
-    wrong = re.compile("|".join([*map(re.escape, hosts), r"(?<![\w.$}~)])/(?:home|root|Users)/\w"]))
+    hosts = r"\b(?:pypi|pythonhosted|npmjs|debian)\.(?:org|com|net)\b"
+    wrong = re.compile(hosts + r"|(?<![\w.$}~)])/(?:home|root|Users)/\w")
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
         for path in files()
@@ -114,4 +114,8 @@ def test_no_file_names_a_registry_host_or_a_path_of_one_machine() -> None:
         if wrong.search(line)
     ]
     assert not found, "\n".join(found)
-    assert wrong.search("cd /home" + "/me") and not wrong.search(sys.prefix and "book/start/home/x")
+    assert (
+        wrong.search("https://registry.npmjs" + ".org/x")
+        and wrong.search("cd /home" + "/me")
+        and not wrong.search(sys.prefix and "book/start/home/x")
+    )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib import fronts, record, spec
+from fedlib import fronts, pairs, record, spec
 from fedlib.exhibits import Exhibit
 from fedlib.record import Record
 
@@ -103,7 +103,7 @@ def test_what_a_skew_costs() -> None:
 
 def test_pairs_are_what_a_specification_allows() -> None:
     like = spec.specs("compare", "smoke", "main_fedavg*")[0]
-    shown = fronts.pair_table(like, ["fedavg", "fedpt", "fedmrn", "fedpm"], "pairs")
+    shown = pairs.pair_table(like, ["fedavg", "fedpt", "fedmrn", "fedpm"], "pairs")
     cells = {row["method"]: row for row in shown.frame.to_dict("records")}
     assert set(cells["fedmrn"].values()) == {"fedmrn", "yes"}
     assert cells["fedavg"]["error feedback"].startswith("True cannot go with fedavg")
