@@ -1,4 +1,4 @@
-"""The command line: python -m fedlib data | run | page | score | status | labs, each with --help."""
+"""The command line: python -m fedlib data | run | page | score | status | prove | labs, each with --help."""
 
 from __future__ import annotations
 
@@ -64,6 +64,13 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("status", help="every record: fresh or stale, when, where, how long")
     one.add_argument("--profile", choices=PROFILES, help="one profile only")
     one.set_defaults(call=status)
+
+    one = commands.add_parser("prove", help="show by running that the code of a commit makes equal records; stamp them")
+    one.add_argument("commit", help="whose records count, and whose code is run beside that which stands here")
+    one.set_defaults(call=prove)
+
+    one = commands.add_parser("replay", help="for prove: read specs, a line each, and write their records")
+    one.set_defaults(call=replay)
 
     one = commands.add_parser("labs", help="write the labs as notebooks, for students and for teachers")
     one.add_argument("--folder", type=Path, help="where to (default: labs, in the project)")
@@ -154,6 +161,19 @@ def status(options: argparse.Namespace) -> None:
                 made = found["made"] if found else {}
                 when = f"{made['time'][:10]} {made['seconds']:8.1f} s  {made['device']}" if made else ""
                 print(f"{state:5}  {paper}/{profile}/{spec.name:45} {when}  {reason}".rstrip())
+
+
+def prove(options: argparse.Namespace) -> None:
+    from fedlib.runs import proof
+
+    made = proof.prove(options.commit)
+    print(f"equal; what was run stands in {made}" if made else "nothing to stamp")
+
+
+def replay(options: argparse.Namespace) -> None:
+    from fedlib.runs import proof
+
+    proof.replay(sys.stdin, sys.stdout)
 
 
 def labs(options: argparse.Namespace) -> None:

@@ -1,25 +1,20 @@
 """What was measured: one JSON file a run, kept in Git, and the rule that says when it still counts.
 
 A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today.
-The digest covers the modules that can change a number, without comments, docstrings and blank lines.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import datetime
-import functools
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
 import subprocess
 import tempfile
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,18 +23,15 @@ import safetensors
 import safetensors.torch
 import torch
 
-from fedlib import data, methods, models
+from fedlib import data
 from fedlib.data.sources import home
 from fedlib.errors import DataError
+from fedlib.runs.digest import PACKAGE, code_of
 from fedlib.spec import Spec
 from fedlib.task import State
 
 Record = dict[str, Any]
-PACKAGE = Path(__file__).resolve().parent
 FORMAT = 1
-# These only carry numbers that others make: engines agree by test, specs and data sets are compared for themselves.
-CARRIERS = {"fedlib", "fedlib.engines", "fedlib.record", "fedlib.spec", "fedlib.errors", "fedlib.progress"}
-CARRIERS |= {"fedlib.data", "fedlib.data.sets", "fedlib.data.sources", "fedlib.methods", "fedlib.models"}
 PACKAGES = ("torch", "torchvision", "numpy", "constriction", "safetensors")
 
 
@@ -111,83 +103,6 @@ def stale(record: Record, spec: Spec) -> str:
     if record.get("code") != code_of(spec):
         reasons.append("code has changed")
     return "; ".join(reasons)
-
-
-def code_of(spec: Spec) -> str:
-    return code_digest(spec.method, spec.model, (spec.downlink or {}).get("method", ""))
-
-
-@functools.lru_cache
-def code_digest(method: str, model: str, downlink: str = "") -> str:
-    """Hash of the source of every module that shapes the numbers of a run."""
-    used = {methods.METHODS[method].__name__}
-    if downlink:
-        used |= {methods.METHODS[downlink].__name__, methods.Downlink.__module__}
-    roots = {"fedlib.rounds", "fedlib.local", *used, models.MODELS[model].__module__}
-    digest = hashlib.sha256()
-    for name in sorted(_closure(roots)):
-        digest.update(f"{name}\n{_essence(_source(name).read_text(encoding='utf-8'))}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def essence(source: str) -> str:
-    """Python source without comments, docstrings and blank lines, cut by position: the same text on every Python."""
-    text = source.replace("\r\n", "\n")
-    lines = [line.encode() for line in text.split("\n")]  # positions in a syntax tree count bytes
-    inside: set[int] = set()  # rows of strings over several lines, where a blank line counts
-    cuts = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            start = len(token.line[:column].encode())
-            cuts.append((row, start, row, start + len(token.string.encode())))
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            if ast.get_docstring(node, clean=False) is not None:
-                d = node.body[0]
-                cuts.append((d.lineno, d.col_offset, d.end_lineno or d.lineno, d.end_col_offset or 0))
-        elif isinstance(node, ast.Constant | ast.JoinedStr):
-            inside.update(range(node.lineno, node.end_lineno or node.lineno))
-    for first, start, last, end in sorted(cuts, reverse=True):
-        inside.difference_update(range(first, last + 1))
-        tail = lines[last - 1][end:]
-        for row in range(first + 1, last + 1):
-            lines[row - 1] = b""
-        lines[first - 1] = lines[first - 1][:start] + tail
-    kept = (
-        line if row in inside else line.rstrip() for row, line in enumerate(lines, 1) if row in inside or line.strip()
-    )
-    return b"\n".join(kept).decode()
-
-
-_essence = functools.lru_cache(essence)  # of the same files for every method
-
-
-def _closure(roots: set[str]) -> set[str]:
-    """Modules of fedlib that the roots import, directly or not; carriers are left out, and not looked into."""
-    found: set[str] = set()
-    waiting = list(roots)
-    while waiting:
-        name = waiting.pop()
-        if name in found or name in CARRIERS:
-            continue
-        found.add(name)
-        for module, names in _imports(_source(name).read_text(encoding="utf-8")):
-            inner = [f"{module}.{name}" for name in names]
-            waiting += [module, *(module for module in inner if _source(module).exists())]
-    return found
-
-
-@functools.lru_cache
-def _imports(source: str) -> list[tuple[str, list[str]]]:
-    """What a module imports from fedlib: (module, names)."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    return [(n.module, [alias.name for alias in n.names]) for n in nodes if n.module and n.module.startswith("fedlib")]
-
-
-def _source(module: str) -> Path:
-    file = PACKAGE.parent.joinpath(*module.split("."))
-    return file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
 
 
 def made(device: torch.device, engine: str, seconds: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fedlib.local import Reply
 from fedlib.progress import Bar
 from fedlib.record import Record
 from fedlib.rng import Rng, binomial, permutation, sample
+from fedlib.runs.digest import code_of
 from fedlib.spec import Spec
 from fedlib.task import State, Task, count
 from fedlib.uploads import Buffer, NoUpdate, Uploads
@@ -155,7 +156,7 @@ def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Rec
     return {
         "format": record.FORMAT,
         "spec": spec.as_dict(),
-        "code": record.code_of(spec),
+        "code": code_of(spec),
         "data": data.digest(spec.data),
         "partition": task.partition.hash,
         "parameters": {

@@ -8,38 +8,17 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from known_answers import TINY
 
 from fedlib.spec import Spec
 
 if TYPE_CHECKING:
     from built import Tab
     from playwright.sync_api import Browser
-
-TINY: dict[str, Any] = dict(
-    paper="tiny",
-    profile="smoke",
-    name="main_fedavg_iid_seed0",
-    group="main",
-    label="fedavg",
-    split="iid",
-    method="fedavg",
-    hyper={},
-    data="digits",
-    model="mlp",
-    partition={"kind": "iid", "seed": 1},
-    clients=10,
-    cohort=4,
-    rounds=3,
-    epochs=1,
-    batch=32,
-    lr=0.1,
-    evaluate_every=2,
-    seed=0,
-)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from fedlib.engines import Graphed, InProcess, Pool, Stacked, task_of
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods import clusters, fedcompress, parts
 from fedlib.rng import Rng
+from fedlib.runs.digest import code_of
 from fedlib.spec import Spec
 from fedlib.task import State, Task, count
 from fedlib.uploads import Uploads
@@ -219,7 +220,7 @@ def test_a_combination_sends_less_than_its_parts(tiny: MakeSpec, tmp_path: Path)
 
 
 def test_the_digest_knows_who_wrote_the_broadcast(tiny: MakeSpec) -> None:
-    plain, levels, copies = (record.code_of(tiny(downlink=d)) for d in (None, LEVELS, COPIES))
+    plain, levels, copies = (code_of(tiny(downlink=d)) for d in (None, LEVELS, COPIES))
     assert len({plain, levels, copies}) == 3
 
 

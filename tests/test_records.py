@@ -1,12 +1,9 @@
 """Records: what makes one stale, what it holds, and that its bytes are those that were really passed."""
 
-import ast
-import contextlib
 import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -16,13 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedlib import data, engines, methods, record, rounds
 from fedlib.engines import InProcess
 from fedlib.inprocess import Memories
-from fedlib.record import essence
+from fedlib.runs.digest import code_digest
 from fedlib.spec import Spec
 
 ROOT = Path(__file__).parents[1]
@@ -122,290 +117,6 @@ def test_a_fresh_record_is_not_trained_again_and_a_stale_one_is(tiny: MakeSpec, 
     assert record.load(spec, tmp_path) == first
 
 
-# Digest of the code
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the package, which the digest is taken of; the code that runs stays as it is."""
-    copy = tmp_path / "fedlib"
-    shutil.copytree(ROOT / "fedlib", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(record, "PACKAGE", copy)
-    record.code_digest.cache_clear()
-    yield copy
-    record.code_digest.cache_clear()
-
-
-def digests() -> dict[str, str]:
-    record.code_digest.cache_clear()
-    return {method: record.code_digest(method, "cnn4") for method in methods.METHODS}
-
-
-SHARED = (
-    *("local", "rng", "wire/container", "wire/floats", "methods/parts", "models/cnn"),
-    *("data/partition", "freezing", "task", "uploads", "rounds", "optim"),
-)
-
-
-@pytest.mark.parametrize("name", SHARED)
-def test_a_change_of_a_shared_module_changes_every_digest(package: Path, name: str) -> None:
-    before, file = digests(), package / f"{name}.py"
-    file.write_text(file.read_text() + "\n\n# a comment\n")
-    assert digests() == before
-    file.write_text(file.read_text() + "changed = 1\n")
-    after = digests()
-    assert all(after[method] != before[method] for method in before)
-
-
-COMPRESSED = methods.METHODS.keys() - {"fedavg"}
-CLUSTERED = {"fedcompress", "fedzip"}
-CODED = {*CLUSTERED, "feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
-
-
-@pytest.mark.parametrize(
-    "name, told",
-    [
-        *[(f"methods/{name}", {name}) for name in methods.METHODS if name != "drive"],
-        ("methods/drive", {"drive", "eden"}),  # EDEN takes what it can from DRIVE
-        ("wire/rotation", {"drive", "eden"}),
-        ("methods/updates", COMPRESSED - {"feddq", "fedpm", "fedpt", *CLUSTERED}),
-        ("methods/masknet", {"fedpm"}),
-        ("methods/quantizers", {"feddq"}),
-        ("methods/schedules", {"feddq"}),
-        ("wire/levels", {"feddq"}),
-        *[(name, {"fedpt"}) for name in ("privacy", "participation", "methods/private")],
-        *[(name, CLUSTERED) for name in ("methods/clusters", "methods/codebooks", "wire/codebook")],
-        ("methods/augmentation", CLUSTERED),
-        *[(name, {"fedcompress"}) for name in ("methods/distillation", "methods/growth", "data/foreign")],
-        ("models/named", {"fedpt"}),
-        ("wire/bits", COMPRESSED - {"fedpt"}),
-        ("wire/entropy", CODED),
-        ("wire/contexts", CODED),
-    ],
-)
-def test_a_change_of_what_some_methods_use_changes_their_digests_alone(
-    package: Path, name: str, told: set[str]
-) -> None:
-    before, file = digests(), package / f"{name}.py"
-    file.write_text(file.read_text() + "\nchanged = 1\n")
-    after = digests()
-    changed = {method for method in before if after[method] != before[method]}
-    assert changed == told, f"methods that use {name}: mend the sets above"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("record", "errors", "progress", "data/sources", "figures", "score", "pages", "__main__", "quadratics"),
-        *("engines", "inprocess", "pool", "shelf", "grid", "batched", "graphed", "stacked"),
-        *("data/archive", "data/images", "data/sound", "data/text", "measures", "savings", "meter", "timings"),
-        *("compression", "clustering_theory", "downloads", "reference", "verdicts"),
-    ],
-)
-def test_a_change_of_what_makes_no_number_changes_no_digest(package: Path, name: str) -> None:
-    before, file = digests(), package / f"{name}.py"
-    file.write_text(file.read_text() + "\nchanged = 1\n")
-    assert digests() == before
-
-
-@pytest.mark.parametrize(
-    "name, old, new",
-    [
-        ("models/cnn", "deviation=0.01", "deviation=0.02"),
-        ("models/initial", 'root.child("initial weights")', 'root.child("other weights")'),
-        ("local", '.child("client", round, client_id)', '.child("client", client_id)'),
-    ],
-    ids=["initial deviation", "initial weights", "a client's randomness"],
-)
-def test_a_changed_formula_cannot_hide(package: Path, name: str, old: str, new: str) -> None:
-    before = digests()
-    files = [package / f"{name}.py", *package.rglob("*.py")]  # wherever the formula has moved to
-    file = next(f for f in files if old in f.read_text())
-    file.write_text(file.read_text().replace(old, new))
-    after = digests()
-    assert all(after[method] != before[method] for method in before)
-
-
-def test_what_a_broadcast_is_written_by_counts_where_it_is_used(package: Path) -> None:
-    def found() -> list[str]:
-        record.code_digest.cache_clear()
-        return [record.code_digest("eden", "cnn4", writer) for writer in ("", "feddq", "fedcompress")]
-
-    for name, told in (("broadcasts", [False, True, True]), ("quantizers", [False, True, False])):
-        before, file = found(), package / "methods" / f"{name}.py"
-        file.write_text(file.read_text() + "\nchanged = 1\n")
-        assert [a != b for a, b in zip(found(), before, strict=True)] == told
-
-
-def test_a_new_method_leaves_the_others_digests(package: Path) -> None:
-    before = digests()
-    source = (package / "methods" / "fedavg.py").read_text()
-    (package / "methods" / "fednew.py").write_text(source.replace("fedavg", "fednew"))
-    table = package / "methods" / "__init__.py"
-    text = table.read_text().replace('"fedavg": fedavg', '"fedavg": fedavg, "fednew": fednew')
-    table.write_text(text.replace("import fedavg", "import fednew, fedavg"))
-    assert "fednew" in table.read_text()
-    assert digests() == before
-
-
-def test_another_model_file_changes_the_digest_of_its_models_alone(package: Path) -> None:
-    (package / "models" / "other.py").write_text("other = 1\n")
-    assert digests() == digests()
-    assert record.code_digest("fedavg", "cnn4") == record.code_digest("fedavg", "mlp")  # of one module
-    before = {model: record.code_digest("fedpm", model) for model in ("mlp", "mlp256", "conv6")}
-    file = package / "models" / "masked.py"
-    file.write_text(file.read_text() + "\nchanged = 1\n")
-    record.code_digest.cache_clear()
-    assert {m for m in before if record.code_digest("fedpm", m) != before[m]} == {"mlp256", "conv6"}
-
-
-# Essence of a source file
-
-SOURCE = '''"""Head."""
-
-import math  # needed
-
-
-def area(r: float) -> float:
-    """Area of a circle.
-
-    r: in metres
-    """
-    # the formula
-    return math.pi * r**2  # r squared
-
-
-class Circle:
-    """Round."""
-
-    label = "not # a comment"
-    text = """not a docstring"""
-
-    def method(self) -> None:
-        "Docstring of one line."
-        return None
-'''
-
-
-def test_essence_has_no_comments_docstrings_and_blank_lines() -> None:
-    assert essence(SOURCE).splitlines() == [
-        "import math",
-        "def area(r: float) -> float:",
-        "    return math.pi * r**2",
-        "class Circle:",
-        '    label = "not # a comment"',
-        '    text = """not a docstring"""',
-        "    def method(self) -> None:",
-        "        return None",
-    ]
-
-
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("# r squared", "# another comment"),
-        ("  # r squared", ""),
-        ("    # the formula\n", ""),
-        ("    # the formula\n", "\n\n    # one\n\n    # two\n"),
-        ("Area of a circle.", "Área of a “disc” # no comment"),
-        ("Docstring of one line.", "Other."),
-        ('"""Head."""', '"""Longer\n\nhead."""'),
-        ("\n\n\n", "\n"),
-        ("import math  #", "import math #"),
-    ],
-)
-def test_edits_of_comments_docstrings_and_blank_lines_change_no_essence(old: str, new: str) -> None:
-    assert old in SOURCE
-    assert essence(SOURCE.replace(old, new)) == essence(SOURCE)
-
-
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("r**2", "r**3"),
-        ("math.pi", "3"),
-        ("not # a comment", "not # the same"),
-        ("not a docstring", "changed"),
-        ("    return None", "return None"),
-        ("r: float", "r: int"),
-        ("import math  #", "import cmath  #"),
-    ],
-)
-def test_every_other_edit_changes_the_essence(old: str, new: str) -> None:
-    assert old in SOURCE
-    changed = SOURCE.replace(old, new)
-    with contextlib.suppress(IndentationError):  # an unreadable file has no essence at all
-        assert essence(changed) != essence(SOURCE)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        'def f(x): "doc"; return x * 2\n',
-        'def f(x):\n    "doc"; return x * 2\n',
-        'def f(x, y=x * 2):\n    """doc"""\n',
-        "a = 1\n\x0c\n# comment\nb = x * 2  # comment\n",
-        'a = "one\u2028two"  # comment\nb = x * 2  # comment\n',
-        'a = """\n\n# x * 2\n"""\n',
-        'a = f"{x * 2}"  # comment\n',
-        "a = [  # comment\n    x * 2,\n    # comment\n]\n",
-    ],
-    ids=["one line", "one line body", "default", "form feed", "line separator", "string", "f-string", "list"],
-)
-def test_no_layout_hides_a_formula(source: str) -> None:
-    assert essence(source) != essence(source.replace("x * 2", "x * 3"))
-
-
-def test_a_blank_line_inside_a_string_is_part_of_it() -> None:
-    assert essence('a = """1\n\n2"""\n') != essence('a = """1\n2"""\n')
-
-
-@given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=40))
-def test_no_comment_changes_the_essence(comment: str) -> None:
-    assert essence(f"a = '#'  #{comment}\nb = 2\n") == "a = '#'\nb = 2"
-
-
-def other_pythons() -> dict[str, str]:
-    """Interpreters of other versions that start; one that is a shim (pyenv) is looked up beside its shim."""
-    found = {}
-    for version in ("3.11", "3.12", "3.13", "3.14"):
-        on_path = shutil.which(f"python{version}")
-        if f"{sys.version_info.major}.{sys.version_info.minor}" == version or not on_path:
-            continue
-        beside = sorted(Path(on_path).parents[1].glob(f"versions/{version}*/bin/python{version}"))
-        for candidate in (on_path, *map(str, beside)):
-            if subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
-                found[version] = candidate
-                break
-    return found
-
-
-def test_every_python_gives_the_same_essence(tmp_path: Path) -> None:
-    pythons = other_pythons()
-    if not pythons:
-        pytest.skip("no other Python (3.11 to 3.14) on PATH: that digests agree between versions stays UNTESTED here")
-    source = (ROOT / "fedlib" / "record.py").read_text()
-    (function,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "essence"]
-    program = "import ast, hashlib, io, sys, tokenize\n" + ast.unparse(function)
-    program += "\nfor name in sys.argv[1:]:"
-    program += "\n    print(hashlib.sha256(essence(open(name, encoding='utf-8').read()).encode()).hexdigest())\n"
-    script = tmp_path / "essence.py"
-    script.write_text(program)
-    awkward = tmp_path / "awkward.py"
-    awkward.write_text(SOURCE + "a = f'{1:#x} # {2}'  # comment\n")
-    names = [str(name) for name in (*sorted((ROOT / "fedlib").rglob("*.py")), awkward)]
-    said = {
-        version: subprocess.run(
-            [python, str(script), *names], capture_output=True, text=True, check=True
-        ).stdout.split()
-        for version, python in (pythons | {"this": sys.executable}).items()
-    }
-    assert len(said["this"]) == len(names) > 20
-    for version, hashes in said.items():
-        different = [name for name, one, other in zip(names, hashes, said["this"], strict=True) if one != other]
-        assert not different, version
-
-
 # What a record holds
 
 
@@ -413,7 +124,7 @@ def test_a_record_is_complete(tiny: MakeSpec, tmp_path: Path) -> None:
     spec = tiny(method="fedmrn", hyper={"mask": "signed"}, rounds=3, evaluate_every=2)
     found = run(spec, tmp_path)
     assert Spec.from_dict(found["spec"]) == spec
-    assert found["code"] == record.code_digest("fedmrn", "mlp") and found["data"] == data.digest("digits")
+    assert found["code"] == code_digest("fedmrn", "mlp", "digits") and found["data"] == data.digest("digits")
     assert found["partition"] == engines.task_of(spec.key(), CPU).partition.hash
     assert found["parameters"] == {"weights": 64 * 64 + 64 * 10, "others": 0, "frozen": 0}
     assert [entry["round"] for entry in found["rounds"]] == [1, 2, 3]

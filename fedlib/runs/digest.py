@@ -1,0 +1,100 @@
+"""The digest of the code behind a record: of every top-level statement that its run can reach, wherever it stands.
+
+A file may move, be split or be formatted anew, and no record becomes stale; a changed formula makes stale the records
+of all runs that reach it, and no others.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedlib import methods, models
+from fedlib.data import sets
+from fedlib.runs.statements import Place, Statement, found
+from fedlib.spec import Spec
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+# What a run reaches and the digest leaves out: a module, or one name of it, and why it cannot move a number.
+INERT = {
+    "fedlib.errors": "raises, or does nothing",
+    "fedlib.record": "carries numbers that others make",
+    "fedlib.progress": "shows numbers that others make",
+    "fedlib.spec": "a record holds its spec, which is compared",
+    "fedlib.runs.digest": "makes no number of a run",
+    "fedlib.data.sources": "hands out files whose hash is the expected one",
+    "fedlib.data.digest": "is compared for itself",
+    "fedlib.data.sets.Entry": "its values are in the data's own digest",
+    # Tables: what a run takes from them is hashed, and so is what is chosen by mistake.
+    "fedlib.methods.METHODS": "a table",
+    "fedlib.models.MODELS": "a table",
+    "fedlib.data.sets.ENTRIES": "a table",
+}
+# Where a run begins, whatever it is.
+ROOTS = (
+    ("fedlib.rounds", "run"),
+    ("fedlib.inprocess", "InProcess"),
+)
+
+
+def code_of(spec: Spec) -> str:
+    return _digest_here(spec.method, spec.model, spec.data, (spec.downlink or {}).get("method", ""))
+
+
+def code_digest(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> str:
+    """Sixteen hex digits: of all that a run with this method, network, data set and downlink can reach.
+
+    package: where the source of fedlib lies.
+    """
+    texts = {statement.text for statement in reached(method, model, data, downlink, package)}
+    texts |= {repr(inner) for chosen in _chosen(method, model, data, downlink) if (inner := _enclosed(chosen))}
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+_digest_here = functools.cache(code_digest)  # the package does not change while it runs
+
+
+def reached(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> set[Statement]:
+    """The statements of fedlib that such a run can reach, those of INERT left out."""
+    waiting = [Place(*root) for root in ROOTS]
+    waiting += [_place(chosen) for chosen in _chosen(method, model, data, downlink)]
+    statements: set[Statement] = set()
+    met: set[Place] = set()
+    while waiting:
+        place = waiting.pop()
+        if place in met or _inert(place):
+            continue
+        met.add(place)
+        for statement in found(place, package):
+            if statement not in statements:
+                statements.add(statement)
+                waiting += statement.reaches
+    return statements
+
+
+def _inert(place: Place) -> bool:
+    parts = place.module.split(".")
+    above = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return any(name in INERT for name in (*above, f"{place.module}.{place.name}"))
+
+
+def _chosen(method: str, model: str, data: str, downlink: str) -> list[Any]:
+    """What the tables hold for these names."""
+    used = [methods.METHODS[name] for name in (method, downlink) if name]
+    return [*used, models.MODELS[model], sets.ENTRIES[data].read]
+
+
+def _place(chosen: Any) -> Place:
+    if isinstance(chosen, ModuleType):
+        return Place(chosen.__name__)
+    return Place(chosen.__module__, chosen.__qualname__.partition(".")[0])
+
+
+def _enclosed(chosen: Any) -> dict[str, Any]:
+    """What a function made by another one holds of it, such as a layer's width."""
+    return dict(inspect.getclosurevars(chosen).nonlocals) if inspect.isfunction(chosen) else {}
