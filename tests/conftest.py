@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fedlib.spec import Spec
+from fedlib.runs.spec import Spec
 
 if TYPE_CHECKING:
     from built import Tab

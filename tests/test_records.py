@@ -19,11 +19,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib import data, engines, methods, record, rounds
-from fedlib.engines import InProcess
-from fedlib.inprocess import Memories
-from fedlib.record import essence
-from fedlib.spec import Spec
+from fedlib.data import sets
+from fedlib.engines import in_process
+from fedlib.engines.in_process import InProcess, Memories
+from fedlib.methods import registry
+from fedlib.runs import record, rounds
+from fedlib.runs.record import essence
+from fedlib.runs.spec import Spec
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -94,7 +96,7 @@ def test_every_reason_is_told(tiny: MakeSpec, kept: tuple[Spec, record.Record]) 
 
 
 def test_a_change_of_the_data_set_s_entry_is_another_data_set() -> None:
-    entry = data.sets.ENTRIES["digits"]
+    entry = sets.ENTRIES["digits"]
     changed: list[dict[str, Any]] = [
         {"mean": (0.4,)},
         {"std": (0.4,)},
@@ -103,7 +105,7 @@ def test_a_change_of_the_data_set_s_entry_is_another_data_set() -> None:
         {"shipped": "sha256:0"},
         {"files": (("a", "sha256:0"),)},
     ]
-    digests = {data.digest(data.sets.Entry(**(vars(entry) | change))) for change in [{}, *changed]}
+    digests = {sets.digest(sets.Entry(**(vars(entry) | change))) for change in [{}, *changed]}
     assert len(digests) == len(changed) + 1
 
 
@@ -138,12 +140,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def digests() -> dict[str, str]:
     record.code_digest.cache_clear()
-    return {method: record.code_digest(method, "cnn4") for method in methods.METHODS}
+    return {method: record.code_digest(method, "cnn4") for method in registry.METHODS}
 
 
 SHARED = (
-    *("local", "rng", "wire/container", "wire/floats", "methods/parts", "models/cnn"),
-    *("data/partition", "freezing", "task", "uploads", "rounds", "optim"),
+    *("core/client", "rng", "wire/container", "wire/floats", "methods/messages", "models/cnn", "models/initializers"),
+    *("data/partition", "models/freezing", "core/task", "core/uploads", "runs/rounds", "core/optimizers"),
+    *("core/averaging", "core/loss", "core/plan"),
 )
 
 
@@ -157,27 +160,40 @@ def test_a_change_of_a_shared_module_changes_every_digest(package: Path, name: s
     assert all(after[method] != before[method] for method in before)
 
 
-COMPRESSED = methods.METHODS.keys() - {"fedavg"}
+COMPRESSED = registry.METHODS.keys() - {"fedavg"}
 CLUSTERED = {"fedcompress", "fedzip"}
 CODED = {*CLUSTERED, "feddq", "fedmrn", "fedpm", "fedsparsify", "terngrad", "topk"}  # by entropy
+
+
+def place(method: str) -> str:
+    """Of its module below the package, without ".py"."""
+    return registry.METHODS[method].__name__.removeprefix("fedlib.").replace(".", "/")
+
+
+def room(method: str) -> str:
+    """The folder of a method of several modules."""
+    return place(method).removesuffix("/method")
 
 
 @pytest.mark.parametrize(
     "name, told",
     [
-        *[(f"methods/{name}", {name}) for name in methods.METHODS if name != "drive"],
-        ("methods/drive", {"drive", "eden"}),  # EDEN takes what it can from DRIVE
+        *[(place(name), {name}) for name in registry.METHODS if name != "drive"],
+        ("methods/baselines/drive", {"drive", "eden"}),  # EDEN takes what it can from DRIVE
         ("wire/rotation", {"drive", "eden"}),
-        ("methods/updates", COMPRESSED - {"feddq", "fedpm", "fedpt", *CLUSTERED}),
-        ("methods/masknet", {"fedpm"}),
-        ("methods/quantizers", {"feddq"}),
-        ("methods/schedules", {"feddq"}),
+        ("methods/update_codec", COMPRESSED - {"feddq", "fedpm", "fedpt", *CLUSTERED}),
+        (f"{room('fedpm')}/masks", {"fedpm"}),
+        (f"{room('feddq')}/quantizers", {"feddq"}),
+        (f"{room('feddq')}/schedules", {"feddq"}),
         ("wire/levels", {"feddq"}),
-        *[(name, {"fedpt"}) for name in ("privacy", "participation", "methods/private")],
-        *[(name, CLUSTERED) for name in ("methods/clusters", "methods/codebooks", "wire/codebook")],
-        ("methods/augmentation", CLUSTERED),
-        *[(name, {"fedcompress"}) for name in ("methods/distillation", "methods/growth", "data/foreign")],
-        ("models/named", {"fedpt"}),
+        *[
+            (f"{room('fedpt')}/{name}", {"fedpt"})
+            for name in ("mechanisms", "accounting", "tree_sensitivity", "private_server")
+        ],
+        *[(f"{room('fedcompress')}/{name}", CLUSTERED) for name in ("clustering", "messages", "augmentation")],
+        ("wire/codebook", CLUSTERED),
+        *[(f"{room('fedcompress')}/{name}", {"fedcompress"}) for name in ("distillation", "adaptive_clusters")],
+        ("data/synthetic", {"fedcompress"}),
         ("wire/bits", COMPRESSED - {"fedpt"}),
         ("wire/entropy", CODED),
         ("wire/contexts", CODED),
@@ -196,10 +212,14 @@ def test_a_change_of_what_some_methods_use_changes_their_digests_alone(
 @pytest.mark.parametrize(
     "name",
     [
-        *("record", "errors", "progress", "data/sources", "figures", "score", "pages", "__main__", "quadratics"),
-        *("engines", "inprocess", "pool", "shelf", "grid", "batched", "graphed", "stacked"),
-        *("data/archive", "data/images", "data/sound", "data/text", "measures", "savings", "meter", "timings"),
-        *("compression", "clustering_theory", "downloads", "reference", "verdicts"),
+        *("errors", "__main__", "theory/fedmrn", "theory/fedcompress"),
+        *("data/archive", "data/images", "data/sources", "data/sound", "data/text"),
+        *(f"engines/{name}" for name in ("select", "automatic", "in_process", "pool", "shared_memory")),
+        *(f"engines/{name}" for name in ("gpu_steps", "cuda_graph", "vmapped")),
+        *(f"runs/{name}" for name in ("record", "checkpoint", "machine", "experiments", "progress", "grid")),
+        *(f"claims/{name}" for name in ("score", "measures", "benchmarks", "scorecard")),
+        *(f"pages/{name}" for name in ("figures", "execute", "fedpt", "fedcompress", "scorecard")),
+        *(f"pages/{name}" for name in ("sphinx_downloads", "api_reference")),
     ],
 )
 def test_a_change_of_what_makes_no_number_changes_no_digest(package: Path, name: str) -> None:
@@ -212,8 +232,8 @@ def test_a_change_of_what_makes_no_number_changes_no_digest(package: Path, name:
     "name, old, new",
     [
         ("models/cnn", "deviation=0.01", "deviation=0.02"),
-        ("models/initial", 'root.child("initial weights")', 'root.child("other weights")'),
-        ("local", '.child("client", round, client_id)', '.child("client", client_id)'),
+        ("models/initializers", 'root.child("initial weights")', 'root.child("other weights")'),
+        ("core/client", '.child("client", round, client_id)', '.child("client", client_id)'),
     ],
     ids=["initial deviation", "initial weights", "a client's randomness"],
 )
@@ -231,7 +251,8 @@ def test_what_a_broadcast_is_written_by_counts_where_it_is_used(package: Path) -
         record.code_digest.cache_clear()
         return [record.code_digest("eden", "cnn4", writer) for writer in ("", "feddq", "fedcompress")]
 
-    for name, told in (("broadcasts", [False, True, True]), ("quantizers", [False, True, False])):
+    # The codec's own interface counts for all: the task names it as a type.
+    for name, told in (("model_codec", [True, True, True]), ("feddq/quantizers", [False, True, False])):
         before, file = found(), package / "methods" / f"{name}.py"
         file.write_text(file.read_text() + "\nchanged = 1\n")
         assert [a != b for a, b in zip(found(), before, strict=True)] == told
@@ -241,7 +262,7 @@ def test_a_new_method_leaves_the_others_digests(package: Path) -> None:
     before = digests()
     source = (package / "methods" / "fedavg.py").read_text()
     (package / "methods" / "fednew.py").write_text(source.replace("fedavg", "fednew"))
-    table = package / "methods" / "__init__.py"
+    table = package / "methods" / "registry.py"
     text = table.read_text().replace('"fedavg": fedavg', '"fedavg": fedavg, "fednew": fednew')
     table.write_text(text.replace("import fedavg", "import fednew, fedavg"))
     assert "fednew" in table.read_text()
@@ -384,7 +405,7 @@ def test_every_python_gives_the_same_essence(tmp_path: Path) -> None:
     pythons = other_pythons()
     if not pythons:
         pytest.skip("no other Python (3.11 to 3.14) on PATH: that digests agree between versions stays UNTESTED here")
-    source = (ROOT / "fedlib" / "record.py").read_text()
+    source = (ROOT / "fedlib" / "runs" / "record.py").read_text()
     (function,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "essence"]
     program = "import ast, hashlib, io, sys, tokenize\n" + ast.unparse(function)
     program += "\nfor name in sys.argv[1:]:"
@@ -413,8 +434,8 @@ def test_a_record_is_complete(tiny: MakeSpec, tmp_path: Path) -> None:
     spec = tiny(method="fedmrn", hyper={"mask": "signed"}, rounds=3, evaluate_every=2)
     found = run(spec, tmp_path)
     assert Spec.from_dict(found["spec"]) == spec
-    assert found["code"] == record.code_digest("fedmrn", "mlp") and found["data"] == data.digest("digits")
-    assert found["partition"] == engines.task_of(spec.key(), CPU).partition.hash
+    assert found["code"] == record.code_digest("fedmrn", "mlp") and found["data"] == sets.digest("digits")
+    assert found["partition"] == in_process.task_of(spec.key(), CPU).partition.hash
     assert found["parameters"] == {"weights": 64 * 64 + 64 * 10, "others": 0, "frozen": 0}
     assert [entry["round"] for entry in found["rounds"]] == [1, 2, 3]
     for entry in found["rounds"]:
@@ -502,7 +523,7 @@ def test_the_ledger_adds_up_what_was_passed(tiny: MakeSpec, tmp_path: Path, meth
     final, weights = found["final"], found["parameters"]["weights"]
     assert final["uplink_bytes"] == sum(scale.up.values()) == sum(final["uplink_parts"].values())
     assert final["downlink_bytes"] == sum(scale.down.values())
-    assert list(final["uplink_parts"]) == [*methods.METHODS[method].SECTIONS, "container"]
+    assert list(final["uplink_parts"]) == [*registry.METHODS[method].SECTIONS, "container"]
     total = weights + found["parameters"]["others"]
     part = {"fedavg": ("model", 4 * total), "fedmrn": ("mask", -(-weights // 8))}[method]
     assert final["uplink_parts"][part[0]] == 6 * part[1]
@@ -519,7 +540,7 @@ def test_memory_and_work_do_not_grow_with_the_population(tiny: MakeSpec, tmp_pat
 
     def cost(clients: int) -> tuple[int, int]:
         """Peak of Python's and numpy's memory in bytes, and how many Python functions were called in the rounds."""
-        engines.task_of.cache_clear()
+        in_process.task_of.cache_clear()
         calls = 0
 
         def count(frame: Any, event: str, argument: Any) -> None:
@@ -549,9 +570,10 @@ def test_a_process_with_a_hundred_thousand_clients_is_no_larger(tiny: MakeSpec, 
     program = """
 import json, resource, sys, torch
 from pathlib import Path
-from fedlib import engines, rounds
-from fedlib.spec import Spec
-rounds.run(Spec.from_dict(json.loads(sys.argv[1])), engines.InProcess(torch.device("cpu")), root=Path(sys.argv[2]))
+from fedlib.engines.in_process import InProcess
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
+rounds.run(Spec.from_dict(json.loads(sys.argv[1])), InProcess(torch.device("cpu")), root=Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     sizes = []
