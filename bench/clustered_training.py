@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from report import save
 
-from fedlib import local, methods
+from fedlib.core.client import run_client
+from fedlib.core.task import Task
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.methods import clusters, fedcompress
+from fedlib.methods import registry
+from fedlib.methods.fedcompress import clustering
+from fedlib.methods.fedcompress import method as fedcompress
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Task
+from fedlib.runs.spec import Spec
 
 CLUSTERS, TURNS, TARGET = 16, 7, 1.25  # turns after one that does not count
 CLIENTS = (  # network, data set whose shape the samples have, that shape, samples (a tenth held out), batch
@@ -69,11 +71,11 @@ def client(network: str, data: str, shape: tuple[int, ...], samples: int, batch:
     calls, parts, steps = {}, {}, 0
     for variant, epochs in (("code", 1), ("none", 2)):
         run = spec(network, shape, samples, batch, variant, epochs)
-        task, hyper = Task.of(run, torch.device("cpu")), methods.hyper(run.method, run.hyper)
-        message = fedcompress.broadcast(methods.initial(run, task), hyper, task)
-        if not isinstance(local.run_client(run, task, message, 1, 0), bytes):
+        task, hyper = Task.of(run, torch.device("cpu")), registry.hyper(run.method, run.hyper)
+        message = fedcompress.broadcast(registry.initial(run, task), hyper, task)
+        if not isinstance(run_client(run, task, message, 1, 0), bytes):
             raise SystemExit(f"{network}: {variant} sends nothing")
-        calls[variant] = functools.partial(local.run_client, run, task, message, 1, 0)
+        calls[variant] = functools.partial(run_client, run, task, message, 1, 0)
         if variant == "code":
             parts, steps = pieces(task, hyper, message), task.plan.steps(len(task.indices(0)))
     seconds = turns(calls, TURNS)
@@ -89,18 +91,18 @@ def pieces(task: Task, hyper: fedcompress.Hyper, message: bytes) -> dict[str, fl
     """CPU seconds: first centroids; straight through all kernels once, there and back; the upload with its report."""
     trainable, frozen = fedcompress.start(message, hyper, task, Rng(0))
     fedcompress.enter(1, trainable, frozen, hyper, task, Rng(0))
-    centroids = clusters.centroids(trainable)
+    centroids = clustering.centroids(trainable)
     inputs = [t for name, mu in centroids.items() for t in (trainable[name], mu)]
 
     def through() -> None:
-        shown = [clusters.straight_through(trainable[name], mu) for name, mu in centroids.items()]
+        shown = [clustering.straight_through(trainable[name], mu) for name, mu in centroids.items()]
         torch.autograd.grad(shown, inputs, [s.detach() for s in shown])
 
     def sending() -> None:
         upload = fedcompress.finish(trainable, frozen, 1, hyper, task, Rng(0))
         fedcompress.assess(upload, task.held(0), hyper, task)
 
-    calls = {"seeds": lambda: clusters.first_centroids(trainable, centroids, CLUSTERS, Rng(9)), "through": through}
+    calls = {"seeds": lambda: clustering.first_centroids(trainable, centroids, CLUSTERS, Rng(9)), "through": through}
     return {name: median(s) for name, s in turns(calls | {"sending": sending}, 15).items()}
 
 

@@ -19,7 +19,7 @@ from report import save
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from fedlib.methods import clusters
+from fedlib.methods.fedcompress import clustering
 from fedlib.rng import Rng
 from fedlib.wire import codebook, entropy
 
@@ -34,10 +34,10 @@ def normal(n: int) -> Tensor:
 
 
 def ours(x: Tensor, steps: int) -> Tensor:
-    mu = clusters.seeds(x, CLUSTERS, Rng(9))
+    mu = clustering.seeds(x, CLUSTERS, Rng(9))
     if steps:
-        mu = clusters.lloyd(clusters.Line.of(x), mu, steps)
-    return clusters.clustered(x, torch.from_numpy(mu))
+        mu = clustering.lloyd(clustering.Line.of(x), mu, steps)
+    return clustering.clustered(x, torch.from_numpy(mu))
 
 
 def by_passes(x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def many() -> dict[str, Any]:
 
 def coded(n: int, number: int) -> dict[str, Any]:
     x = normal(n)
-    values = clusters.clustered(x, torch.from_numpy(clusters.seeds(x, number, Rng(9)))).numpy()
+    values = clustering.clustered(x, torch.from_numpy(clustering.seeds(x, number, Rng(9)))).numpy()
     bound = entropy.entropy_bits(np.unique(values, return_counts=True)[1]) / 8
     size = len(codebook.encode([values])[1])
     fixed = codebook.fixed_bits([number], [n]) // 8 - 4 * number

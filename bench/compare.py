@@ -7,7 +7,7 @@ tuning found. One row a method:
 
     ms            CPU time of one thread from the bytes received to the bytes sent, median over turns
     time_ratio    over FedAvg's of the same turn, median; time_ratios: that of each turn
-    peak_bytes    most bytes in tensors at any moment (`fedlib.meter`), the client's images left out
+    peak_bytes    most bytes in tensors at any moment (`peak_memory`), the client's images left out
     memory_ratio  over FedAvg's
 """
 
@@ -18,10 +18,13 @@ from time import process_time
 from typing import Any
 
 import torch
+from peak_memory import Meter
 from report import save
 
-from fedlib import engines, local, methods, spec
-from fedlib.meter import Meter
+from fedlib.core.client import Reply, run_client
+from fedlib.engines import in_process
+from fedlib.methods import registry
+from fedlib.runs import experiments, spec
 
 TURNS = 9  # after one that does not count
 CLIENT = 0
@@ -29,11 +32,11 @@ CLIENT = 0
 
 def client(run: spec.Spec) -> tuple[Callable[[], Any], int]:
     """A client's round as a call, and its training samples."""
-    task = engines.task_of(run.key(), torch.device("cpu"))
-    hyper = methods.hyper(run.method, run.hyper)
-    message = methods.METHODS[run.method].broadcast(methods.initial(run, task), hyper, task)
-    call = functools.partial(local.run_client, run, task, message, 1, CLIENT, b"" if run.feedback else None)
-    if not isinstance(call(), bytes | local.Reply):
+    task = in_process.task_of(run.key(), torch.device("cpu"))
+    hyper = registry.hyper(run.method, run.hyper)
+    message = registry.METHODS[run.method].broadcast(registry.initial(run, task), hyper, task)
+    call = functools.partial(run_client, run, task, message, 1, CLIENT, b"" if run.feedback else None)
+    if not isinstance(call(), bytes | Reply):
         raise SystemExit(f"{run.label}: sends nothing: {call()}")
     return call, len(task.indices(CLIENT))
 
@@ -46,7 +49,7 @@ def peak(call: Callable[[], Any]) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    runs = spec.specs("compare", "lab", "main_*_iid_seed0")
+    runs = experiments.specs("compare", "lab", "main_*_iid_seed0")
     calls, samples = {}, {}
     for run in runs:
         calls[run.label], samples[run.label] = client(run)

@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from report import save
 
-from fedlib import engines, rounds
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.record import processor
-from fedlib.spec import Spec
+from fedlib.engines import in_process, select
+from fedlib.runs import rounds
+from fedlib.runs.machine import processor
+from fedlib.runs.spec import Spec
 
 WARM_UP, REPEATS = 2, 3
 METHODS = ("fedavg", "fedmrn")
@@ -63,10 +64,10 @@ def spec(method: str, model: str, split: str, kind: str) -> Spec:
     )  # fmt: skip
 
 
-def measure(run: Spec, opened: dict[str, engines.Engine]) -> dict[str, float]:
+def measure(run: Spec, opened: dict[str, select.Engine]) -> dict[str, float]:
     """Median seconds of a round, by engine. Every engine trains the same rounds from the same states."""
     seconds: dict[str, list[float]] = {name: [] for name in opened}
-    task = engines.task_of(run.key(), next(iter(opened.values())).device)
+    task = in_process.task_of(run.key(), next(iter(opened.values())).device)
     states = {name: task.initial() for name in opened}
     for number in range(1, WARM_UP + REPEATS + 1):
         for name, engine in opened.items():
@@ -79,7 +80,7 @@ def measure(run: Spec, opened: dict[str, engines.Engine]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    device = engines.device(parser.parse_args().device)
+    device = select.device(parser.parse_args().device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     names = ["process", "graphed", "stacked"] + (["pool"] if device.type == "cpu" else [])
     images, samples, batch, cohort = SCALES[device.type]
@@ -87,7 +88,7 @@ def main() -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)
     table = {}
-    opened = {name: engines.open_engine(name, device.type) for name in names}
+    opened = {name: select.open_engine(name, device.type) for name in names}
     try:
         for model in images:
             for method in METHODS:

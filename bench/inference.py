@@ -28,9 +28,9 @@ from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
 from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx
 from torch.func import functional_call
 
-from fedlib import models
-from fedlib.methods import clusters
-from fedlib.methods.parts import pack_tensors, unpack_tensors
+from fedlib.methods.fedcompress import clustering
+from fedlib.methods.messages import pack_tensors, unpack_tensors
+from fedlib.models.registry import build
 from fedlib.rng import Rng
 from fedlib.wire import codebook, container
 
@@ -61,7 +61,7 @@ def kernels(network: nn.Module) -> list[str]:
 
 def built(model: str, shape: tuple[int, int, int]) -> nn.Module:
     """BatchNorm without a scale gets one of 1: torch's quantization knows no other."""
-    network = models.build(model, shape[0], shape[1], 10, Rng(0))
+    network = build(model, shape[0], shape[1], 10, Rng(0))
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.BatchNorm2d) and layer.weight is None:
             plain = nn.BatchNorm2d(layer.num_features, layer.eps)
@@ -74,7 +74,7 @@ def variants(model: str, shape: tuple[int, int, int]) -> dict[str, nn.Module]:
     dense, clustered = built(model, shape), built(model, shape)
     for name in kernels(clustered):
         kernel = clustered.get_parameter(name)
-        kernel.copy_(clusters.clustered(kernel, torch.from_numpy(clusters.seeds(kernel, CLUSTERS, Rng(9)))))
+        kernel.copy_(clustering.clustered(kernel, torch.from_numpy(clustering.seeds(kernel, CLUSTERS, Rng(9)))))
     found: dict[str, nn.Module] = {"dense": dense, "clustered": clustered, "looked up": LookedUp(clustered)}
     examples, mapping = torch.randn(64, *shape), get_default_qconfig_mapping("x86")
     for prefix, network in (("", dense), ("clustered, ", clustered)):

@@ -14,11 +14,13 @@ import torch
 from report import save
 from torch import nn
 
-from fedlib import engines, local, methods
+from fedlib.core import client
 from fedlib.data import sets
 from fedlib.data.images import Arrays
+from fedlib.engines import in_process
+from fedlib.methods import registry
 from fedlib.rng import Rng
-from fedlib.spec import Spec
+from fedlib.runs.spec import Spec
 
 REPEATS = 12
 
@@ -74,11 +76,11 @@ def main() -> None:
         for name, method, hyper in [("fedavg", "fedavg", {}), *others]:
             run = spec(method, hyper, model)
             task, module, settings = (
-                engines.task_of(run.key(), cpu),
-                methods.METHODS[method],
-                methods.hyper(method, hyper),
+                in_process.task_of(run.key(), cpu),
+                registry.METHODS[method],
+                registry.hyper(method, hyper),
             )
-            prepared[name] = module, settings, task, module.broadcast(methods.initial(run, task), settings, task)
+            prepared[name] = module, settings, task, module.broadcast(registry.initial(run, task), settings, task)
         seconds: dict[str, list[float]] = {"bare loop": []} | {name: [] for name in prepared}
         x, y = task.shard(0)
         for turn in range(REPEATS + 1):
@@ -90,7 +92,7 @@ def main() -> None:
                     module, settings, own, message = prepared[name]
                     trainable, frozen = module.start(message, settings, own, Rng(0))
                     begin = time.process_time()
-                    local.train(module, trainable, frozen, (x, y), settings, own, Rng(0))
+                    client.train(module, trainable, frozen, (x, y), settings, own, Rng(0))
                 seconds[name].append(time.process_time() - begin)
         steps = -(-len(x) // 64)
         for name, measured in seconds.items():

@@ -8,13 +8,14 @@ counted work, where that differs by more than 5 % of full training. Random sampl
 
     trained, parameters    entries of the tensors that are trained, and of all
     bytes_down, bytes_up   lengths of the messages of `fedpt.broadcast` and `fedpt.finish`
-    macs, macs_ratio       multiply-accumulates of training on one example (`fedlib.macs`), and over those of "none"
-    step_ms, step_ratio    time of a step of `fedlib.local.train` with plain SGD, median over turns; and over that of
-                           "none" in the same turn, median. CPU time of one thread; on a GPU wall-clock time.
+    macs, macs_ratio       multiply-accumulates of training on one example (`fedlib.models.macs`), and over those of
+                           "none"
+    step_ms, step_ratio    time of a step of `fedlib.core.client.train` with plain SGD, median over turns; and over that
+                           of "none" in the same turn, median. CPU time of one thread; on a GPU wall-clock time.
     step_ratios            that ratio in each turn
     state_bytes            sgd, momentum, adam: the formula 4 (d + d_y (1 + k)) for d parameters, d_y of them trained, a
                            gradient and k = 0, 1, 2 tensors of the optimizer for each of these
-    peak_bytes             the same three: most bytes in tensors at any moment of local training (`fedlib.meter`), the
+    peak_bytes             the same three: most bytes in tensors at any moment of local training (`peak_memory`), the
                            client's samples left out. On a GPU torch.cuda.max_memory_allocated.
     held_bytes             of these, what is there before the first step, without the optimizer's: the network's own
                            weights, frozen and trained part, and the trained part as it came (to form the update)
@@ -31,16 +32,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peak_memory import Meter
 from report import save
 from torch import Tensor
 
-from fedlib import engines, local, macs, models
+from fedlib.core import client as client_side
+from fedlib.core.plan import Plan, State, count
+from fedlib.core.task import Task
 from fedlib.data.partition import Partition
-from fedlib.freezing import frozen_names
-from fedlib.meter import Meter
-from fedlib.methods import fedpt
+from fedlib.engines import select
+from fedlib.methods.fedpt import method as fedpt
+from fedlib.models import macs
+from fedlib.models.freezing import frozen_names
+from fedlib.models.registry import build
 from fedlib.rng import Rng
-from fedlib.task import Plan, State, Task, count
 
 TURNS = 15  # after one that does not count
 STEPS = 3  # of local training a turn
@@ -79,7 +84,7 @@ def samples(network: str, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def task_of(network: str, device: torch.device) -> Task:
     case, none = CASES[network], (torch.zeros(0), torch.zeros(0))
-    module = models.build(network, case.channels, case.side, case.classes, Rng(0)).to(device)
+    module = build(network, case.channels, case.side, case.classes, Rng(0)).to(device)
     parameters = {name: p.shape for name, p in module.named_parameters()}
     return Task(
         network=module,
@@ -107,7 +112,7 @@ class Client:
 
     def train(self, trainable: State, frozen: State, **plan: Any) -> None:
         task = dataclasses.replace(self.task, plan=dataclasses.replace(self.task.plan, **plan))
-        local.train(fedpt, trainable, frozen, self.shard, self.hyper, task, Rng(0))
+        client_side.train(fedpt, trainable, frozen, self.shard, self.hyper, task, Rng(0))
 
     def held(self, trainable: State, frozen: State) -> list[Tensor]:
         made = fedpt.frozen_part(fedpt.seed_of(self.state), self.hyper, self.task)[0]
@@ -194,7 +199,7 @@ def missed(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    device = engines.device(parser.parse_args().device)
+    device = select.device(parser.parse_args().device)
     torch.set_num_threads(1)
     clock = process_time if device.type == "cpu" else synchronized
     rows: list[dict[str, Any]] = []

@@ -10,18 +10,19 @@ import torch
 from local_training import spec
 from report import save
 
-from fedlib import engines, methods
+from fedlib.core.plan import count
+from fedlib.core.uploads import Uploads
+from fedlib.engines import in_process
+from fedlib.methods import registry
 from fedlib.rng import Rng
-from fedlib.task import count
-from fedlib.uploads import Uploads
 from fedlib.wire import container
 
 
 def main() -> None:
     table = {}
     for label, method, hyper in (("fedavg", "fedavg", {}), ("fedmrn", "fedmrn", {"mask": "binary"})):
-        task = engines.task_of(spec(method, hyper, "cnn4").key(), torch.device("cpu"))
-        module, settings = methods.METHODS[method], methods.hyper(method, hyper)
+        task = in_process.task_of(spec(method, hyper, "cnn4").key(), torch.device("cpu"))
+        module, settings = registry.METHODS[method], registry.hyper(method, hyper)
         message = module.broadcast(task.initial(), settings, task)
         upload = module.finish(*module.start(message, settings, task, Rng(0)), 600, settings, task, Rng(0))
         module.server(task.initial(), Uploads([(0, upload)]), settings, task)  # reads it back, or raises

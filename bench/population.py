@@ -17,8 +17,9 @@ REPEATS, ROUNDS, SIZES = 3, 12, (100, 100_000)
 
 
 def one(clients: int) -> dict[str, float]:
-    from fedlib import engines, rounds
-    from fedlib.spec import Spec
+    from fedlib.engines import in_process, select
+    from fedlib.runs import rounds
+    from fedlib.runs.spec import Spec
 
     labels = dict(
         paper="bench", profile="smoke", name="population", group="population", label="fedmrn", split="resampled"
@@ -29,8 +30,8 @@ def one(clients: int) -> dict[str, float]:
         partition={"kind": "resampled", "seed": 0, "size": 256},
     )  # fmt: skip
     seconds = []
-    with engines.open_engine("process", "cpu") as engine:
-        task = engines.task_of(spec.key(), engine.device)
+    with select.open_engine("process", "cpu") as engine:
+        task = in_process.task_of(spec.key(), engine.device)
         state = task.initial()
         for number in range(1, ROUNDS + 1):
             begin = time.process_time()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from report import save
 
-from fedlib.methods import quantizers
+from fedlib.methods.feddq import quantizers
 from fedlib.rng import Rng
 from fedlib.wire import bits, entropy, levels
 

@@ -6,7 +6,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from fedlib.record import processor, write
+from fedlib.runs.machine import processor
+from fedlib.runs.record import write
 
 
 def save(name: str, measured: dict[str, Any], packages: tuple[str, ...] = ("torch", "numpy")) -> None:

@@ -20,10 +20,10 @@ from local_training import spec
 from report import save
 from torch import Tensor
 
-from fedlib import engines
-from fedlib.methods import drive, eden
+from fedlib.core.task import Task
+from fedlib.engines import in_process
+from fedlib.methods.baselines import drive, eden
 from fedlib.rng import Rng
-from fedlib.task import Task
 from fedlib.wire import rotation
 
 SIZES = (2**20, 389_920)  # the second is CNN4's, with a padded length of 524,288
@@ -89,7 +89,7 @@ def transforms(n: int) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    task = engines.task_of(spec("fedavg", {}, "mlp").key(), torch.device("cpu"))
+    task = in_process.task_of(spec("fedavg", {}, "mlp").key(), torch.device("cpu"))
     messages, rows = [], []
     print("method   weights   padded    bytes   error | encode  decode   (million weights/s)")
     for method in (drive, eden):

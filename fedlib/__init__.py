@@ -1,3 +1,3 @@
-"""Five ways to save bytes in federated learning, small enough to read. Start at `fedlib.rounds`."""
-
-__version__ = "0.1.0"
+"""Five ways to save bytes in federated learning, small enough to read: start at `fedlib.runs.rounds`, the federated
+loop.
+"""

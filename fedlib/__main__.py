@@ -11,11 +11,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fedlib import engines, grid, record
 from fedlib.data import sets, sources
-from fedlib.engines import open_engine
+from fedlib.engines import select
+from fedlib.engines.select import open_engine
 from fedlib.errors import FedlibError, RunError
-from fedlib.spec import PROFILES, papers, read_experiments, specs
+from fedlib.runs import grid, record
+from fedlib.runs.experiments import papers, read_experiments, specs
+from fedlib.runs.spec import PROFILES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,7 +87,7 @@ def add_paper(one: argparse.ArgumentParser) -> None:
 
 
 def add_engine(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--engine", default="auto", help=", ".join(engines.ENGINES))
+    one.add_argument("--engine", default="auto", help=", ".join(select.ENGINES))
     one.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu or cuda")
     one.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
 
@@ -108,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
         print(
             f"{options.paper}, profile {options.profile}: {len(found)} runs, {len(left)} to train on {on}", flush=True
         )
-        runs, processes = [spec for spec, _ in left.values()], options.processes or engines.cores()
+        runs, processes = [spec for spec, _ in left.values()], options.processes or select.cores()
         if options.engine == "auto" and on == "cpu" and len(runs) > processes > 1:
             done = grid.run_all(runs, processes, again=options.again)
         else:
@@ -127,9 +129,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def page(options: argparse.Namespace) -> None:
-    from fedlib import pages
+    from fedlib.pages import execute
 
-    pages.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
+    execute.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
     options.only, options.again = "*", False
     on = open_engine(options.engine, options.device, options.processes)
     on.close()
@@ -140,11 +142,11 @@ def page(options: argparse.Namespace) -> None:
         )  # DVC asks for it
     elif options.paper in papers():  # other pages show what these have left
         run(options)
-    print(f"made {pages.make(options.paper, options.profile, dict(options.parameter))}")
+    print(f"made {execute.make(options.paper, options.profile, dict(options.parameter))}")
 
 
 def score(options: argparse.Namespace) -> None:
-    from fedlib import score as scoring
+    from fedlib.claims import score as scoring
 
     results = [s for paper in scoring.scored() for s in scoring.scores(paper, options.profile)]
     record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())

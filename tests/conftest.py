@@ -14,7 +14,7 @@ import pytest
 import torch
 from known_answers import TINY
 
-from fedlib.spec import Spec
+from fedlib.runs.spec import Spec
 
 if TYPE_CHECKING:
     from built import Tab

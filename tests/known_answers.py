@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from fedlib import record, rounds
-from fedlib.inprocess import InProcess
-from fedlib.spec import Spec
+from fedlib.engines.in_process import InProcess
+from fedlib.runs import machine, record, rounds
+from fedlib.runs.spec import Spec
 
 ANSWERS = Path(__file__).with_suffix(".json")
 # A run on digits that takes a fraction of a second.
@@ -101,6 +101,6 @@ def made(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answers = {"processor": record.processor(), "runs": {name: made(name) for name in CASES}}
+    answers = {"processor": machine.processor(), "runs": {name: made(name) for name in CASES}}
     ANSWERS.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     sys.exit(0)

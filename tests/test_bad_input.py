@@ -17,12 +17,16 @@ import pytest
 import torch
 import yaml
 
-from fedlib import data, engines, measures, methods, record, rounds, score, spec, task, timings
 from fedlib.__main__ import main
-from fedlib.engines import InProcess
+from fedlib.claims import benchmarks, measures, score
+from fedlib.core import task
+from fedlib.data import sets
+from fedlib.engines import in_process
+from fedlib.engines.in_process import InProcess, Memories
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.inprocess import Memories
-from fedlib.spec import Spec
+from fedlib.methods import registry
+from fedlib.runs import experiments, record, rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
-    engines.task_of.cache_clear()
+    in_process.task_of.cache_clear()
     task._load.cache_clear()
     return tmp_path
 
@@ -415,7 +419,9 @@ def test_every_field_of_a_spec_and_of_a_method_is_tried_above() -> None:
     tried = {field.split(".")[0] for _, field, _, _ in VALUES} | {"profile"}
     labels = {"paper", "name", "group", "label", "split"}
     assert tried == {field.name for field in dataclasses.fields(Spec)} - labels
-    hyper = {defined(m, field.name) for m in methods.METHODS for field in dataclasses.fields(methods.METHODS[m].Hyper)}
+    hyper = {
+        defined(m, field.name) for m in registry.METHODS for field in dataclasses.fields(registry.METHODS[m].Hyper)
+    }
     bad = {
         defined(v["method"] if where.count("/") == 1 else "fedmrn", f.removeprefix("hyper."))
         for where, f, v, _ in VALUES
@@ -426,7 +432,7 @@ def test_every_field_of_a_spec_and_of_a_method_is_tried_above() -> None:
 
 def defined(method: str, field: str) -> tuple[str, str]:
     """The class that a field of a method's Hyper comes from, and the field."""
-    classes = [c for c in methods.METHODS[method].Hyper.__mro__ if field in vars(c).get("__annotations__", {})]
+    classes = [c for c in registry.METHODS[method].Hyper.__mro__ if field in vars(c).get("__annotations__", {})]
     return f"{classes[0].__module__}.{classes[0].__qualname__}", field
 
 
@@ -471,7 +477,7 @@ def test_a_dirichlet_draw_that_never_comes_ends(digits: Path, capsys: pytest.Cap
 def test_missing_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (RUN, ("data", "check", "fashion-mnist")):
         said = refused(home, capsys, *command)
-        for name, expected in data.sets.ENTRIES["fashion-mnist"].files:
+        for name, expected in sets.ENTRIES["fashion-mnist"].files:
             assert str(home / "data" / name) in said and expected in said
         assert "missing" in said and "python -m fedlib data get fashion-mnist" in said
 
@@ -495,7 +501,7 @@ def test_altered_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw[-1] ^= 1
     file.write_bytes(raw)
     said = refused(home, capsys, *RUN)
-    expected = dict(data.sets.ENTRIES["fashion-mnist"].files)["FashionMNIST/raw/t10k-labels-idx1-ubyte"]
+    expected = dict(sets.ENTRIES["fashion-mnist"].files)["FashionMNIST/raw/t10k-labels-idx1-ubyte"]
     found = hashlib.sha256(raw).hexdigest()
     assert all(words in said for words in (str(file), expected, found, "python -m fedlib data get fashion-mnist"))
     assert "train-images" not in said
@@ -683,7 +689,7 @@ def test_clients_without_samples_are_skipped(tiny: MakeSpec, tmp_path: Path, met
     spec = tiny(method=method, clients=2000, cohort=20, rounds=2)  # for 1,437 samples
     engine = Tampered(lambda upload, round, attempt, position: upload)
     found = rounds.run(spec, engine, root=tmp_path)
-    partition = engines.task_of(spec.key(), CPU).partition
+    partition = in_process.task_of(spec.key(), CPU).partition
     for entry, (_, message, cohort) in zip(found["rounds"], engine.broadcasts, strict=True):
         assert 0 < len(cohort) < 20 and all(len(partition.indices(client)) for client in cohort)
         assert entry["clients"] == cohort and entry["refused"] == []
@@ -706,7 +712,7 @@ def status(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fedlib import figures
+    from fedlib.pages import figures
 
     assert all(line.startswith("-") and "not run" in line for line in status(capsys))
     assert main(list(RUN)) == 0
@@ -715,7 +721,7 @@ def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: py
     lines = status(capsys)
     assert lines[0].startswith("STALE") and "spec differs in lr" in lines[0] and "main_fedavg_iid_seed0" in lines[0]
     assert lines[1].startswith("fresh")
-    exhibit = figures.record_table(list(record.fresh(spec.specs("fedmrn", "smoke"))), "caption")
+    exhibit = figures.record_table(list(record.fresh(experiments.specs("fedmrn", "smoke"))), "caption")
     states = dict(zip(exhibit.frame["run"], exhibit.frame["state"], strict=True))
     assert states == {
         "fedmrn/smoke/main_fedavg_iid_seed0": "STALE: spec differs in lr",
@@ -732,7 +738,7 @@ def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: py
 
 @pytest.mark.parametrize("text", ["", "<<<<<<< HEAD\n{}", '{"format": 1'])
 def test_a_record_that_is_not_json_is_named(digits: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
-    file = record.path(spec.specs("fedmrn", "smoke")[0])
+    file = record.path(experiments.specs("fedmrn", "smoke")[0])
     file.parent.mkdir(parents=True)
     file.write_text(text)
     code = main(["status", "--profile", "smoke"])
@@ -763,7 +769,7 @@ THREE = {"a": [-1.0, 0.0, 1.0], "b": [-1.5, -2.0, -2.5]}
         (CLAIM, {"a": [math.nan, 0.0, 0.0]}, "does not hold"),
     ],
 )
-def test_verdicts(claim: dict[str, Any], values: timings.Values, verdict: str) -> None:
+def test_verdicts(claim: dict[str, Any], values: benchmarks.Values, verdict: str) -> None:
     found, note = score.judge(claim, values)
     assert found == verdict
     assert (note == "") == (found == "holds")

@@ -15,18 +15,24 @@ import pytest
 import torch
 from torch import nn
 
-from fedlib import local, methods, models, optim, record, rounds
-from fedlib.batched import Batched, Member, progress, same
+from fedlib.core import client as client_side
+from fedlib.core import optimizers
+from fedlib.core.plan import Plan
+from fedlib.core.task import Task
 from fedlib.data import images, partition, sets
-from fedlib.engines import ENGINES, Fastest, open_engine
+from fedlib.engines.automatic import Fastest
+from fedlib.engines.cuda_graph import WARM_UP, Graphed
+from fedlib.engines.gpu_steps import Batched, Member, progress, same
+from fedlib.engines.in_process import InProcess, Memories, Upload, task_of
+from fedlib.engines.select import ENGINES, open_engine
+from fedlib.engines.vmapped import Stacked, groups, together
 from fedlib.errors import PayloadError, RunError
-from fedlib.graphed import WARM_UP, Graphed
-from fedlib.inprocess import InProcess, Memories, Upload, task_of
-from fedlib.models import cnn, initial
+from fedlib.methods import registry
+from fedlib.models import cnn, initializers
+from fedlib.models.registry import MODELS
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.stacked import Stacked, groups, together
-from fedlib.task import Plan, Task
+from fedlib.runs import record, rounds
+from fedlib.runs.spec import Spec
 
 MakeSpec = Callable[..., Spec]
 CPU = torch.device("cpu")
@@ -39,7 +45,7 @@ UNEQUAL: dict[str, Any] = dict(partition={"kind": "dirichlet", "beta": 0.3, "see
 COHORT = [3, 1, 8, 0, 2]
 # FedCompress without clusters: what engines do with those has a test of its own.
 OWN: dict[str, dict[str, Any]] = {"fedcompress": {"hyper": {"variant": "none", "augment": "random"}}}
-SETTINGS: list[dict[str, Any]] = [{"method": name, **OWN.get(name, {})} for name in methods.METHODS] + [
+SETTINGS: list[dict[str, Any]] = [{"method": name, **OWN.get(name, {})} for name in registry.METHODS] + [
     {"method": "fedmrn", "hyper": {"mask": "signed", "noise": "gauss", "magnitude": 0.05}},
     {"method": "fedpm", "hyper": {"ste": "prob", "weight_scale": "fedpm"}, "optimizer": "adam"},
     {"method": "fedpm", "hyper": {"masking": "threshold", "aggregation": "bayes"}, "optimizer": "adam"},
@@ -48,7 +54,7 @@ SETTINGS: list[dict[str, Any]] = [{"method": name, **OWN.get(name, {})} for name
     {"method": "fedpt", "hyper": {"policy": "random/0.5"}},
 ]
 NAMES = [
-    *methods.METHODS,
+    *registry.METHODS,
     "fedmrn signed",
     "fedpm adam",
     "fedpm threshold",
@@ -78,21 +84,21 @@ each_engine = pytest.mark.parametrize("kind", [Graphed, Stacked])
 
 def slice_of_cnn(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Two of CNN4's blocks: convolution, BatchNorm, ReLU, pooling; then the classifier."""
-    return initial.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
+    return initializers.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
 
 
 def biased(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """CNN2 made narrow: convolution and linear layer with biases."""
     convolution, linear = nn.Conv2d(channels, 4, 3), nn.Linear(4 * ((side - 2) // 2) ** 2, classes)
     network = nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), linear)
-    return initial.normal_weights(network, deviation=0.2, root=root)
+    return initializers.normal_weights(network, deviation=0.2, root=root)
 
 
 def smooth(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """The same with tanh and the mean of four."""
     convolution, linear = nn.Conv2d(channels, 4, 3), nn.Linear(4 * ((side - 2) // 2) ** 2, classes)
     network = nn.Sequential(convolution, nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), linear)
-    return initial.normal_weights(network, deviation=0.2, root=root)
+    return initializers.normal_weights(network, deviation=0.2, root=root)
 
 
 def spoilt_digits(folder: Path) -> images.Arrays:
@@ -107,9 +113,9 @@ def small_world() -> Iterator[None]:
     """Networks and a data set of this file's own, by name; one thread, as `rounds.run` sets it."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "slice", slice_of_cnn)
-        patch.setitem(models.MODELS, "biased", biased)
-        patch.setitem(models.MODELS, "smooth", smooth)
+        patch.setitem(MODELS, "slice", slice_of_cnn)
+        patch.setitem(MODELS, "biased", biased)
+        patch.setitem(MODELS, "smooth", smooth)
         patch.setitem(
             sets.ENTRIES, "spoilt", dataclasses.replace(sets.ENTRIES["digits"], name="spoilt", read=spoilt_digits)
         )
@@ -121,8 +127,8 @@ def small_world() -> Iterator[None]:
 def parts(spec: Spec, where: torch.device = CPU) -> tuple[Task, Any, Any, bytes]:
     """Task, method, settings, and the first round's message."""
     task = task_of(spec.key(), where)
-    method, hyper = methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
-    return task, method, hyper, method.broadcast(methods.initial(spec, task), hyper, task)
+    method, hyper = registry.METHODS[spec.method], registry.hyper(spec.method, spec.hyper)
+    return task, method, hyper, method.broadcast(registry.initial(spec, task), hyper, task)
 
 
 def started(spec: Spec, round: int, cohort: Sequence[int], where: torch.device = CPU) -> list[Member]:
@@ -131,20 +137,20 @@ def started(spec: Spec, round: int, cohort: Sequence[int], where: torch.device =
     for client in cohort:
         rng = Rng(spec.seed).child("client", round, client)
         trainable, frozen = method.start(message, hyper, task, rng)
-        indices, moments = torch.from_numpy(task.partition.indices(client)), optim.moments(task.plan, trainable)
+        indices, moments = torch.from_numpy(task.partition.indices(client)), optimizers.moments(task.plan, trainable)
         members.append(Member(trainable, frozen, indices, rng, moments))
     return members
 
 
 def trained(spec: Spec, engine: Batched | None, round: int, cohort: Sequence[int], where: torch.device = CPU) -> Any:
-    """Trainable and other tensors of each client before training, and after it by the engine or by `local.train`."""
+    """Trainable and other tensors of each client before training, and after it by the engine or by `client.train`."""
     task, method, hyper, _ = parts(spec, where)
     members = started(spec, round, cohort, where)
     before = [snapshot(member) for member in members]
     if engine is None:
         for member, client in zip(members, cohort, strict=True):
             shard = task.shard(client)
-            local.train(method, member.trainable, member.frozen, shard, hyper, task, member.rng)
+            client_side.train(method, member.trainable, member.frozen, shard, hyper, task, member.rng)
         return before, [snapshot(member) for member in members]
     after = []
     task.network.train()
@@ -217,7 +223,7 @@ def test_a_round_of_stacked_ends_in_the_state_of_one_process(
 ) -> None:
     spec = tiny(**UNEQUAL, **setting, model=fits(setting, model), cohort=5)
     task, *_ = parts(spec)
-    begin = methods.initial(spec, task)
+    begin = registry.initial(spec, task)
     expected, reference = rounds.one_round(spec, task, InProcess(CPU), dict(begin), 1, {})
     found, entry = rounds.one_round(spec, task, Stacked(CPU, stack), dict(begin), 1, {})
     assert entry["clients"] == reference["clients"]

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlib import clustering_theory as theory
-from fedlib.methods import clusters
-from fedlib.methods.growth import Rule, effective_rank, gram
+from fedlib.core.plan import State
+from fedlib.core.task import Task
+from fedlib.methods.fedcompress import clustering
+from fedlib.methods.fedcompress.adaptive_clusters import Rule, effective_rank, gram
 from fedlib.rng import Rng
-from fedlib.task import State, Task
+from fedlib.theory import fedcompress as theory
 from fedlib.wire import codebook
 
 PLACE = Rng(5)
@@ -76,7 +77,7 @@ def test_points_against_brute_force() -> None:
         own = found[found["C"] == C]
         assert own["D"].is_monotonic_decreasing and own["entropy"].max() <= math.log2(C) + 1e-12
         assert (own["sent"] >= own["entropy"]).all()
-        begun = torch.from_numpy(clusters.seeds(tensor, C, PLACE))
+        begun = torch.from_numpy(clustering.seeds(tensor, C, PLACE))
         means = begun
         for at in range(2):
             label = (tensor[:, None] - means).abs().argmin(1)
@@ -175,7 +176,7 @@ def test_the_error_of_an_average_spelt_out(shared: bool) -> None:
     found = theory.averaged(start, K, 6, 0.3, shared, PLACE)
     generator = PLACE.child("drift").torch()
     weights = [start + 0.3 * torch.randn(2000, generator=generator) for _ in range(K)]
-    seeds = [clusters.seeds(w, 6, PLACE.child("centroids", 0 if shared else k)) for k, w in enumerate(weights)]
+    seeds = [clustering.seeds(w, 6, PLACE.child("centroids", 0 if shared else k)) for k, w in enumerate(weights)]
     hat = [theory.nearest(w, c) for w, c in zip(weights, seeds, strict=True)]
     errors = torch.stack([(a - w).double() for a, w in zip(hat, weights, strict=True)])
     variance = float(start.double().var(unbiased=False))

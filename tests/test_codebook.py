@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib import models
 from fedlib.errors import PayloadError
+from fedlib.models.registry import build
 from fedlib.rng import Rng
 from fedlib.wire import codebook, entropy
 
@@ -77,7 +77,7 @@ def test_fixed_width_by_hand(values: int, n: int, expected: int) -> None:
 )
 def test_fixed_width_of_resnet20(values: int, expected: int) -> None:
     """Specification, table 9.2: nineteen kernels in codebooks, 3,402 other values as float32."""
-    network = models.build("resnet20", 3, 32, 10, Rng(0))
+    network = build("resnet20", 3, 32, 10, Rng(0))
     kernels = [p.numel() for p in network.parameters() if p.ndim == 4]
     floats = sum(b.numel() for b in network.buffers() if b.is_floating_point())
     others = sum(p.numel() for p in network.parameters()) + floats - sum(kernels)

@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from fedlib import methods, record, rounds
-from fedlib.engines import Graphed, InProcess, Pool, Stacked, task_of
+from fedlib.core.plan import State, count
+from fedlib.core.task import Task
+from fedlib.core.uploads import Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, task_of
+from fedlib.engines.pool import Pool
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import clusters, fedcompress, parts
+from fedlib.methods import messages, registry
+from fedlib.methods.fedcompress import clustering
+from fedlib.methods.fedcompress import method as fedcompress
 from fedlib.rng import Rng
+from fedlib.runs import record, rounds
 from fedlib.runs.digest import code_of
-from fedlib.spec import Spec
-from fedlib.task import State, Task, count
-from fedlib.uploads import Uploads
+from fedlib.runs.spec import Spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -33,12 +39,12 @@ HYPER: dict[str, dict[str, Any]] = {  # of methods whose defaults are not for th
     "fedcompress": {"layers": "all", "least": 4, "most": 4, "images": 64, "distil_batch": 32, "distil_epochs": 1},
 }
 DENSE = {"model": "emnist-hidden8", "frozen": "emnist/dense1"}
-ALL = sorted(set(methods.METHODS) - {"fedpt"})
+ALL = sorted(set(registry.METHODS) - {"fedpt"})
 
 
 def of(spec: Spec) -> tuple[Task, Any, Any, State]:
     task = task_of(spec.key(), CPU)
-    return task, methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper), methods.initial(spec, task)
+    return task, registry.METHODS[spec.method], registry.hyper(spec.method, spec.hyper), registry.initial(spec, task)
 
 
 def run(spec: Spec, root: Path) -> record.Record:
@@ -105,7 +111,7 @@ def test_sides_with_other_frozen_values_do_not_read_each_other(tiny: MakeSpec) -
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("method", sorted(methods.PLAIN))
+@pytest.mark.parametrize("method", sorted(registry.PLAIN))
 def test_every_plain_broadcast_can_be_written_by_another_method(tiny: MakeSpec, method: str, writer: str) -> None:
     spec = tiny(method=method, hyper=HYPER.get(method, {}), downlink=WRITERS[writer], model="emnist-hidden8")
     task, module, hyper, state = of(spec)
@@ -128,17 +134,17 @@ def test_every_plain_broadcast_can_be_written_by_another_method(tiny: MakeSpec, 
 
 
 def test_those_that_are_not_plain_have_a_broadcast_of_their_own(tiny: MakeSpec) -> None:
-    for method in set(methods.METHODS) - methods.PLAIN:
+    for method in set(registry.METHODS) - registry.PLAIN:
         with pytest.raises(SpecError, match=f"downlink: {method} has a broadcast of its own"):
             tiny(method=method, hyper=HYPER.get(method, {}), downlink=LEVELS, held_out=0.1)
 
 
 def test_those_that_are_not_plain_broadcast_something_else(tiny: MakeSpec) -> None:
     """Who broadcasts the model as it is belongs among the plain ones."""
-    for method in set(methods.METHODS) - methods.PLAIN:
+    for method in set(registry.METHODS) - registry.PLAIN:
         task, module, hyper, state = of(tiny(method=method, hyper=HYPER.get(method, {}), held_out=0.1))
         with pytest.raises(PayloadError):
-            parts.unpack_model(module.broadcast(state, hyper, task), f"{method}.down", hyper, task)
+            messages.unpack_model(module.broadcast(state, hyper, task), f"{method}.down", hyper, task)
 
 
 def test_levels_are_nearest_and_copies_have_as_many_values(tiny: MakeSpec) -> None:
@@ -153,10 +159,10 @@ def test_levels_are_nearest_and_copies_have_as_many_values(tiny: MakeSpec) -> No
                 assert float((x - y).abs().max()) <= 0.5001 * step
             elif x.numel() > 16:
                 assert y.unique().numel() == 16
-                line = clusters.Line.of(x)
+                line = clustering.Line.of(x)
                 found = float((x - y).square().mean())
-                first = clusters.seeds(x, 16, fedcompress.SEEDS)
-                assert found < clusters.distortion(line, first), "Lloyd's steps come after the first centroids"
+                first = clustering.seeds(x, 16, fedcompress.SEEDS)
+                assert found < clustering.distortion(line, first), "Lloyd's steps come after the first centroids"
             else:
                 assert torch.equal(x, y)
 
@@ -177,17 +183,17 @@ def test_what_is_evaluated_is_what_clients_would_read(tiny: MakeSpec, tmp_path: 
     for method in ("fedavg", "feddq"):
         spec = tiny(method=method, hyper={}, downlink=WRITERS[writer], model="emnist-hidden8", rounds=1)
         task, module, hyper, state = of(spec)
-        (found,) = methods.models(spec, task, state, 1)
+        (found,) = registry.models(spec, task, state, 1)
         trainable, frozen = module.start(module.broadcast(state, hyper, task), hyper, task, Rng(0))
         assert found.keys() == task.tensors.keys()
         assert all(torch.equal(found[name], (trainable | frozen)[name]) for name in task.tensors)
         assert any(not torch.equal(found[name], state[name]) for name in task.weights)
-        (plain,) = methods.models(spec, dataclasses.replace(task, downlink=None), state, 1)
+        (plain,) = registry.models(spec, dataclasses.replace(task, downlink=None), state, 1)
         assert all(torch.equal(plain[name], state[name]) for name in task.tensors)
         new, entry = rounds.one_round(spec, task, InProcess(CPU), state, 1, {})
         seen = rounds.evaluate(spec, task, InProcess(CPU), new, 1)
         assert seen == (entry["accuracy"], entry["loss"])
-        assert seen[1] == InProcess(CPU).evaluate(spec, methods.models(spec, task, new, 1)[0])[1]
+        assert seen[1] == InProcess(CPU).evaluate(spec, registry.models(spec, task, new, 1)[0])[1]
         assert seen[1] != InProcess(CPU).evaluate(spec, {name: new[name] for name in task.tensors})[1]
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedlib import comparisons, compression, figures, measures, methods, timings
-from fedlib.engines import task_of
-from fedlib.methods import clusters
-from fedlib.spec import Spec
+from fedlib.claims import benchmarks, measures
+from fedlib.engines.in_process import task_of
+from fedlib.methods import registry
+from fedlib.methods.fedcompress import clustering
+from fedlib.pages import fedcompress, figures, tables
+from fedlib.runs.spec import Spec
 
 Record = dict[str, Any]
 LABELS: dict[str, Any] = {"labels": ["few"], "groups": ["main"], "against": ["fedavg"]}
@@ -71,7 +73,7 @@ def test_ratios_by_hand() -> None:
 
 
 def test_ratios_in_a_table() -> None:
-    shown = compression.ratio_table([*FULL, *FEW], "fedavg", "ratios")
+    shown = fedcompress.ratio_table([*FULL, *FEW], "fedavg", "ratios")
     for words in ("<td>86.0 ± 1.0</td>", "<td>4.0 ± 1.0</td>", "<td>5.00</td>", "<td>3.33</td>"):
         assert words in shown.body
     assert "<td>90.0 ± 0.0</td>" in shown.body and "<td>1.00</td>" in shown.body
@@ -84,25 +86,25 @@ def test_curves_end_at_all_that_was_sent() -> None:
 
 
 def test_history_by_round() -> None:
-    shown = compression.history_figure(FEW, ("clusters", "up", "down"), "What.", "history")
+    shown = fedcompress.history_figure(FEW, ("clusters", "up", "down"), "What.", "history")
     for words in ("few, clusters of a tensor: 4 to 4", "bytes of a mean upload: 100 to 100", "broadcast: 300 to 300"):
         assert words in shown.body
     assert set(shown.frame["quantity"]) == {"clusters", "up", "down"}
 
 
 def test_accuracy_against_all_that_a_run_sends() -> None:
-    shown = comparisons.trade_off([*FULL, *FEW], "frontier", cost=comparisons.MEGABYTES)
+    shown = tables.trade_off([*FULL, *FEW], "frontier", cost=tables.MEGABYTES)
     assert "iid, few: 0.00 MB, 86.0 %" in shown.body and shown.frame["MB"].max() == pytest.approx(4 * 2000 / 1e6)
 
 
 def test_distillation_in_a_table() -> None:
-    body = compression.distillation_table([*FEW, run("x", 1, 1, 0.3, foreign="clients")], "table").body
+    body = fedcompress.distillation_table([*FEW, run("x", 1, 1, 0.3, foreign="clients")], "table").body
     for words in ("leaves", "frozen", "the clients&#x27; own", "train", "0.2000", "0.1000", "75.0 ± 0.0", "86.0 ± 1.0"):
         assert words in body or words.replace("&#x27;", "'") in body
 
 
 def test_a_contact_sheet_names_its_kinds() -> None:
-    shown = compression.contact_sheet((1, 8, 8), "sheet", each=2)
+    shown = fedcompress.contact_sheet((1, 8, 8), "sheet", each=2)
     assert all(kind in shown.body for kind in ("leaves", "stripes", "spectrum", "noise"))
     assert "8 x 8" in shown.caption and len(shown.frame) == 4 * 2 * 8
 
@@ -112,12 +114,12 @@ def test_weights_of_a_client_stage_by_stage(tiny: Callable[..., Spec], seed: int
     hyper = dict(images=32, distil_batch=32, distil_epochs=1, clustered_epochs=1, least=4, most=4)
     spec = tiny(method="fedcompress", model="pooled4", hyper=hyper, optimizer="adam", lr=1e-3, held_out=0.1, seed=seed)
     task = task_of(spec.key(), torch.device("cpu"))
-    stages = compression.client_stages(spec, task, methods.initial(spec, task))
+    stages = fedcompress.client_stages(spec, task, registry.initial(spec, task))
     assert [moment for moment, _ in stages] == ["as received", "after ordinary epochs", "after clustered epochs"]
     first, ordinary, last = (state for _, state in stages)
     assert first["conv2.weight"].unique().numel() <= 4 < ordinary["conv2.weight"].unique().numel()
-    assert len(clusters.centroids(last)) == 4 and not clusters.centroids(ordinary)
-    shown = compression.weights_figure(stages, "conv2.weight", "What.", "weights")
+    assert len(clustering.centroids(last)) == 4 and not clustering.centroids(ordinary)
+    shown = fedcompress.weights_figure(stages, "conv2.weight", "What.", "weights")
     assert "as received: 4 values" in shown.body
     assert shown.frame.groupby("moment", sort=False)["what"].value_counts()["as received", "centroid"] == 4
     assert (shown.frame["what"] == "weight").sum() == 3 * 4608 and (shown.frame["what"] == "centroid").sum() == 2 * 4
@@ -126,7 +128,7 @@ def test_weights_of_a_client_stage_by_stage(tiny: Callable[..., Spec], seed: int
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"network": "net", "shape": [1, 8, 8]}
-    fast = {variant: {"ms": 2.0, "ratio": 1.0} for variant in compression.VARIANTS}
+    fast = {variant: {"ms": 2.0, "ratio": 1.0} for variant in fedcompress.VARIANTS}
     fast["clustered"] = {"ms": 1.0, "ratio": 0.5}
     files = {kind: {"bytes": 4000, "ms": 1.0, "ratio": 1.0} for kind in ("dense", "int8")}
     files["coded"] = {"bytes": 500, "ms": 2.0, "ratio": 2.0}
@@ -139,9 +141,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bench")
 def test_inference_comes_from_the_benchmark() -> None:
-    found = timings.inference_speed([], ["net"], "dense", "clustered")
+    found = benchmarks.inference_speed([], ["net"], "dense", "clustered")
     assert found == {"clustered against dense": [2.0, 2.0]}
-    assert timings.inference_speed([], ["other"], "dense", "clustered") == {}
-    times, files = compression.inference_table("times"), compression.size_table("files")
+    assert benchmarks.inference_speed([], ["other"], "dense", "clustered") == {}
+    times, files = fedcompress.inference_table("times"), fedcompress.size_table("files")
     assert "<td>0.50</td>" in times.body and "a chip" in times.caption
     assert "<td>4,000</td>" in files.body and "<td>0.12</td>" in files.body and "16 clusters" in files.caption

@@ -27,8 +27,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedlib.data import digest, images, load, sets, sources
+from fedlib.data import images, sets, sources
 from fedlib.data.images import CHARACTERS, EMNIST, read_idx
+from fedlib.data.sets import digest
+from fedlib.data.sources import load
 from fedlib.errors import DataError, SpecError
 
 MIRROR = Path(os.environ.get("FEDLIB_MIRROR", ""))  # read before the fixture below clears it
@@ -202,7 +204,7 @@ def test_killed_half_way(tmp_path: Path, serve: Serve) -> None:
         import sys
         from dataclasses import replace
         from pathlib import Path
-        from fedlib.data import sources
+        from fedlib.data.sets import sources
         from tests.test_data import mirrored
         sources.get(mirrored(sys.argv[1]), Path(sys.argv[2]))
     """

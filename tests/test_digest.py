@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_answers import CASES, TINY
 
-from fedlib import engines, methods, models, rounds
-from fedlib.runs import statements
+from fedlib.engines import in_process
+from fedlib.methods import registry
+from fedlib.models.registry import MODELS
+from fedlib.runs import rounds, statements
 from fedlib.runs.digest import INERT, PACKAGE, code_digest, reached
+from fedlib.runs.spec import Spec
 from fedlib.runs.statements import Statement
-from fedlib.spec import Spec
 
 
 def choice(name: str) -> tuple[str, str, str, str]:
@@ -74,11 +76,11 @@ def executed(spec: Spec) -> set[tuple[str, str, int]]:
             caller = caller.f_back
         met.add(at)
 
-    engines.task_of.cache_clear()
+    in_process.task_of.cache_clear()
     with tempfile.TemporaryDirectory() as folder:
         sys.setprofile(note)
         try:
-            rounds.run(spec, engines.InProcess(torch.device("cpu")), root=Path(folder))
+            rounds.run(spec, in_process.InProcess(torch.device("cpu")), root=Path(folder))
         finally:
             sys.setprofile(None)
     return met
@@ -131,7 +133,7 @@ def test_a_changed_statement_makes_stale_the_runs_that_reach_it_and_no_others(pa
 
 
 def test_what_one_method_does_is_no_other_s_affair() -> None:
-    used = {name: {s.module for s in reached(name, "mlp", "digits")} for name in methods.METHODS}
+    used = {name: {s.module for s in reached(name, "mlp", "digits")} for name in registry.METHODS}
     assert not any("feddq" in module for module in used["fedmrn"])
     assert not any("fedmrn" in module for module in used["feddq"])
     assert "fedlib.wire.entropy" in used["topk"] - used["fedavg"]
@@ -151,17 +153,17 @@ def test_what_one_method_does_is_no_other_s_affair() -> None:
 def test_a_changed_formula_cannot_hide(package: Path, old: str, new: str) -> None:
     file = next(f for f in package.rglob("*.py") if old in f.read_text(encoding="utf-8"))
     file.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    for name in methods.METHODS:
+    for name in registry.METHODS:
         assert code_digest(name, "cnn4", "digits", package=package) != code_digest(name, "cnn4", "digits")
 
 
 def test_another_choice_in_a_table_is_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: code_digest(name, "cnn4", "digits") for name in methods.METHODS}
-    monkeypatch.setitem(methods.METHODS, "fednew", methods.METHODS["fedavg"])
+    before = {name: code_digest(name, "cnn4", "digits") for name in registry.METHODS}
+    monkeypatch.setitem(registry.METHODS, "fednew", registry.METHODS["fedavg"])
     assert {name: code_digest(name, "cnn4", "digits") for name in before} == before
-    monkeypatch.setitem(methods.METHODS, "fedavg", methods.METHODS["topk"])
+    monkeypatch.setitem(registry.METHODS, "fedavg", registry.METHODS["topk"])
     assert code_digest("fedavg", "cnn4", "digits") == before["topk"] != before["fedavg"]
-    monkeypatch.setitem(models.MODELS, "cnn4", models.MODELS["cnn2"])
+    monkeypatch.setitem(MODELS, "cnn4", MODELS["cnn2"])
     assert code_digest("eden", "cnn4", "digits") != before["eden"]
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlib import rounds
 from fedlib.data import partition
 from fedlib.data.sources import home
-from fedlib.engines import Engine, open_engine, task_of
-from fedlib.record import load as record_of
-from fedlib.spec import specs
+from fedlib.engines.in_process import task_of
+from fedlib.engines.select import Engine, open_engine
+from fedlib.runs import rounds
+from fedlib.runs.experiments import specs
+from fedlib.runs.record import load as record_of
 
 # Mean and deviation, in %, of the accuracy of the last five rounds. Source: spec check, 3 seeds; not from the paper.
 EXPECTED = {

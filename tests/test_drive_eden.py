@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedlib import local, rng
+from fedlib import rng
+from fedlib.core import client
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Uploads
 from fedlib.errors import PayloadError
-from fedlib.methods import drive, eden
+from fedlib.methods.baselines import drive, eden
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import Uploads
+from fedlib.runs.spec import Spec
 from fedlib.wire import container, rotation
 
 CPU, HYPER = torch.device("cpu"), drive.Hyper()
@@ -199,7 +201,7 @@ def test_update_too_large_to_rotate_is_not_sent(method: ModuleType, task: Task) 
 @both
 def test_upload_in_bytes(method: ModuleType, task: Task) -> None:
     """4,736 weights in 8,192 bits; one layer with biases: 3 weights in 4 bits, 3 biases in 12 bytes."""
-    upload = local.client(method, method.broadcast(task.initial(), HYPER, task), task.shard(0), HYPER, task, Rng(0))
+    upload = client.client(method, method.broadcast(task.initial(), HYPER, task), task.shard(0), HYPER, task, Rng(0))
     assert container.section_sizes(upload) == (8, 1024, 4, 0) and len(method.SECTIONS) == 4
     assert len(upload) - (8 + 1024 + 4) <= 64
     assert method.paper_bits(upload, HYPER, task) == 8192 + 32
@@ -213,7 +215,7 @@ def test_upload_in_bytes(method: ModuleType, task: Task) -> None:
     )
     zero = {"weight": torch.zeros(3, 1), "bias": torch.zeros(3)}
     shard = (torch.ones(1, 1), torch.tensor([0]))
-    upload = local.client(method, method.broadcast(zero, HYPER, small), shard, HYPER, small, Rng(0))
+    upload = client.client(method, method.broadcast(zero, HYPER, small), shard, HYPER, small, Rng(0))
     assert container.section_sizes(upload) == (8, 1, 4, 12)
     found = method.server(zero, Uploads([(0, upload)]), HYPER, small)
     assert found["bias"].tolist() == pytest.approx([0.2, -0.1, -0.1]), "0.3 (2/3, -1/3, -1/3), in full precision"
@@ -222,7 +224,7 @@ def test_upload_in_bytes(method: ModuleType, task: Task) -> None:
 def trained(method: ModuleType, number: int, task: Task, place: Rng) -> tuple[Tensor, bytes]:
     """What a client has after training, u [d], and what it sends."""
     trainable, frozen = method.start(method.broadcast(task.initial(), HYPER, task), HYPER, task, place)
-    local.train(method, trainable, frozen, task.shard(number), HYPER, task, place)
+    client.train(method, trainable, frozen, task.shard(number), HYPER, task, place)
     u = trainable["u"].detach().clone()
     return u, method.finish(trainable, frozen, len(task.shard(number)[0]), HYPER, task, place)
 
@@ -252,7 +254,7 @@ def test_round_of_two_clients_equals_a_plain_one(method: ModuleType, task: Task)
     places = [Rng(3).child("client", 1, k) for k in (0, 1)]
     (a, first), (b, second) = (trained(method, k, task, place) for k, place in enumerate(places))
     message_down = method.broadcast(task.initial(), HYPER, task)
-    assert local.client(method, message_down, task.shard(0), HYPER, task, places[0]) == first
+    assert client.client(method, message_down, task.shard(0), HYPER, task, places[0]) == first
     m, n = (len(task.shard(k)[0]) for k in (0, 1))
     state = task.initial()
     found = method.server(state, Uploads([(0, first), (1, second)]), HYPER, task)

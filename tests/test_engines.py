@@ -15,11 +15,15 @@ import pytest
 import torch
 import yaml
 
-from fedlib import engines, methods, record, rounds
-from fedlib.engines import Auto, InProcess, Pool, open_engine
+from fedlib.engines import in_process, select
+from fedlib.engines.automatic import Auto
+from fedlib.engines.in_process import InProcess, Memories
+from fedlib.engines.pool import Pool
+from fedlib.engines.select import open_engine
 from fedlib.errors import RunError
-from fedlib.inprocess import Memories
-from fedlib.spec import Spec
+from fedlib.methods import registry
+from fedlib.runs import record, rounds
+from fedlib.runs.spec import Spec
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -37,8 +41,8 @@ def ran(spec: Spec, engine: Any, root: Path) -> str:
 
 
 def first_message(spec: Spec) -> bytes:
-    task = engines.task_of(spec.key(), CPU)
-    made: bytes = methods.METHODS[spec.method].broadcast(task.initial(), methods.hyper(spec.method, spec.hyper), task)
+    task = in_process.task_of(spec.key(), CPU)
+    made: bytes = registry.METHODS[spec.method].broadcast(task.initial(), registry.hyper(spec.method, spec.hyper), task)
     return made
 
 
@@ -328,4 +332,4 @@ def test_the_engines_have_the_names_of_the_command_line() -> None:
     with open_engine("process", "cpu") as engine:
         assert type(engine) is InProcess
     with open_engine("auto", "cpu") as engine:
-        assert type(engine) is (Auto if engines.cores() > 1 else InProcess)
+        assert type(engine) is (Auto if select.cores() > 1 else InProcess)

@@ -10,14 +10,16 @@ import yaml
 from torch import Tensor, nn
 from toys import make_task
 
-from fedlib import local, rounds
-from fedlib.engines import InProcess
+from fedlib.core import client as client_side
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import NoUpdate, Uploads
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError
 from fedlib.methods import fedavg
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import NoUpdate, Uploads
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 CPU = torch.device("cpu")
@@ -54,7 +56,7 @@ def plain_training(network: nn.Module, shard: Shard, plan: Plan, rng: Rng) -> St
 
 
 def client(state: State, shard: Shard, task: Task, rng: Rng) -> bytes:
-    return local.client(fedavg, fedavg.broadcast(state, HYPER, task), shard, HYPER, task, rng)
+    return client_side.client(fedavg, fedavg.broadcast(state, HYPER, task), shard, HYPER, task, rng)
 
 
 def server(task: Task, *messages: bytes) -> State:
@@ -168,8 +170,8 @@ def test_evaluation_uses_the_running_statistics() -> None:
     state = server(task, client(task.initial(), images(12), task, Rng(2)))
     x, y = images(40, seed=1)
     task = dataclasses.replace(task, test=(x, y))
-    assert local.chunks(task) == range(1)
-    correct, loss, count = local.evaluate(task, state, 0)
+    assert client_side.chunks(task) == range(1)
+    correct, loss, count = client_side.evaluate(task, state, 0)
     assert count == 40
     plain = convolutional().eval()
     plain.load_state_dict(state)

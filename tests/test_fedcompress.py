@@ -20,16 +20,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlib import local, methods, models, optim, record, rounds
-from fedlib.engines import Graphed, InProcess, Stacked, task_of
+from fedlib.core import optimizers
+from fedlib.core.client import run_client, staged, train
+from fedlib.core.plan import State, count
+from fedlib.core.uploads import Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, task_of
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.methods import augmentation, clusters, codebooks, distillation, fedcompress, fedzip, growth
-from fedlib.methods.fedcompress import Hyper
-from fedlib.models.named import initialise
+from fedlib.methods import registry
+from fedlib.methods.baselines import fedzip
+from fedlib.methods.fedcompress import adaptive_clusters, augmentation, clustering, distillation
+from fedlib.methods.fedcompress import method as fedcompress
+from fedlib.methods.fedcompress.messages import METERS, Form
+from fedlib.methods.fedcompress.method import Hyper
+from fedlib.models.initializers import initialise
+from fedlib.models.registry import MODELS, build
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import State, count
-from fedlib.uploads import Uploads
+from fedlib.runs import record, rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import codebook, container, entropy
 
 CPU = torch.device("cpu")
@@ -73,7 +82,7 @@ def small(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
 def small_world() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "small", small)
+        patch.setitem(MODELS, "small", small)
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(threads)
@@ -86,8 +95,8 @@ def begin(tiny: MakeSpec) -> Begin:
         fields = {"method": method, "model": "small", "optimizer": "adam", "lr": 0.01, "held_out": 0.1}
         spec = tiny(**{**fields, "hyper": quick | (more_hyper or {}), **more})
         task = task_of(spec.key(), CPU)
-        module, hyper = methods.METHODS[method], methods.hyper(method, spec.hyper)
-        state = methods.initial(spec, task)
+        module, hyper = registry.METHODS[method], registry.hyper(method, spec.hyper)
+        state = registry.initial(spec, task)
         return SimpleNamespace(
             spec=spec, task=task, hyper=hyper, state=state, message=module.broadcast(state, hyper, task), module=module
         )
@@ -107,14 +116,14 @@ def trained(run: Any, client: int = 0) -> tuple[State, State]:
     """A client's tensors after both stages."""
     rng = Rng(1)
     trainable, frozen = run.module.start(run.message, run.hyper, run.task, rng)
-    for number, stage in enumerate(methods.stages(run.module, run.hyper, run.task)):
-        methods.enter(run.module, number, trainable, frozen, run.hyper, stage, rng)
-        local.train(run.module, trainable, frozen, run.task.shard(client), run.hyper, stage, local.staged(rng, number))
+    for number, stage in enumerate(registry.stages(run.module, run.hyper, run.task)):
+        registry.enter(run.module, number, trainable, frozen, run.hyper, stage, rng)
+        train(run.module, trainable, frozen, run.task.shard(client), run.hyper, stage, staged(rng, number))
     return trainable, frozen
 
 
 def upload(run: Any, client: int = 0) -> bytes:
-    made = local.run_client(run.spec, run.task, run.message, 1, client)
+    made = run_client(run.spec, run.task, run.message, 1, client)
     assert isinstance(made, bytes), made
     return made
 
@@ -136,12 +145,12 @@ def test_01_few_values_and_all_else_untouched(begin: Begin) -> None:
     run = begin()
     trainable, frozen = trained(run)
     made = run.module.finish(trainable, frozen, 5, run.hyper, run.task, Rng(0))
-    model, report, samples = codebooks.Form.of("fedcompress.up", coded(run), run.hyper, run.task).unpack(made)
+    model, report, samples = Form.of("fedcompress.up", coded(run), run.hyper, run.task).unpack(made)
     assert samples == 5 and not len(report)
     for name, tensor in model.items():
         if name in KERNELS:
             assert distinct(tensor) <= 4 < distinct(trainable[name])
-            mu = clusters.centroids(trainable)[name].detach()
+            mu = clustering.centroids(trainable)[name].detach()
             assert set(tensor.unique().tolist()) <= set(mu.tolist())
         else:
             assert torch.equal(tensor, (trainable | frozen)[name].detach())
@@ -151,7 +160,7 @@ def test_01_few_values_and_all_else_untouched(begin: Begin) -> None:
 def test_02_a_broadcast_is_read_as_it_was_written(begin: Begin, self_compression: bool) -> None:
     run = begin({"self_compression": self_compression})
     trainable, frozen = run.module.start(run.message, run.hyper, run.task, Rng(0))
-    (model,) = methods.models(run.spec, run.task, run.state, 1)
+    (model,) = registry.models(run.spec, run.task, run.state, 1)
     for name in run.task.tensors:
         assert torch.equal((trainable | frozen)[name], model[name])
     assert int(frozen["clusters"]) == 4
@@ -165,7 +174,7 @@ def test_03_meters_are_lengths(begin: Begin) -> None:
     assert line["downlink_bytes"] == 3 * len(run.message)
     assert line["uplink_bytes"] == sum(len(upload(run, client)) for client in line["clients"])
     assert run.state["bits"].tolist()[0] == 8 * len(run.message)
-    assert line["notes"]["sent_bits"] == dict(zip(codebooks.METERS, run.state["bits"].tolist(), strict=True))
+    assert line["notes"]["sent_bits"] == dict(zip(METERS, run.state["bits"].tolist(), strict=True))
     assert line["notes"]["model_bits"]["ours"] == 8 * len(run.module.broadcast(state, run.hyper, run.task))
     made = upload(run)
     model, samples = fedcompress.read_upload(made, run.hyper, run.task)
@@ -188,23 +197,23 @@ def test_04_one_clustered_step_by_hand(begin: Begin) -> None:
     run = begin({"clustered_lr": 0.5}, optimizer="sgd", batch=1000)
     rng, shard = Rng(1), run.task.shard(0)
     trainable, frozen = run.module.start(run.message, run.hyper, run.task, rng)
-    stage = methods.stages(run.module, run.hyper, run.task)[1]
+    stage = registry.stages(run.module, run.hyper, run.task)[1]
     assert (stage.plan.lr, stage.plan.epochs) == (0.5, 1)
     trainable["conv.weight"] = torch.randn(6, 1, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    methods.enter(run.module, 1, trainable, frozen, run.hyper, stage, rng)
+    registry.enter(run.module, 1, trainable, frozen, run.hyper, stage, rng)
     before = {name: tensor.detach().clone() for name, tensor in (trainable | frozen).items()}
-    mu = clusters.centroids(before)["conv.weight"]
+    mu = clustering.centroids(before)["conv.weight"]
     nearest = (before["conv.weight"].flatten()[:, None] - mu).abs().argmin(1)
     shown = {name: before[name].clone().requires_grad_() for name in run.task.weights | run.task.vectors}
     shown["conv.weight"] = mu[nearest].view(6, 1, 3, 3).requires_grad_()
     mixed = before["mixed.weight"]  # broadcast with four values, which are the centroids
     loss = run.task.loss(shown | {name: before[name].clone() for name in run.task.statistics}, shard)
     gradient, of_mixed = torch.autograd.grad(loss, [shown["conv.weight"], shown["mixed.weight"]])
-    local.train(run.module, trainable, frozen, shard, run.hyper, stage, rng)
+    train(run.module, trainable, frozen, shard, run.hyper, stage, rng)
     torch.testing.assert_close(trainable["conv.weight"].detach(), before["conv.weight"] - 0.5 * gradient)
     torch.testing.assert_close(trainable["mixed.weight"].detach(), mixed - 0.5 * of_mixed)
     summed = torch.stack([gradient.flatten()[nearest == j].sum() for j in range(4)])
-    torch.testing.assert_close(clusters.centroids(trainable)["conv.weight"].detach(), mu - 0.5 * summed)
+    torch.testing.assert_close(clustering.centroids(trainable)["conv.weight"].detach(), mu - 0.5 * summed)
 
 
 def test_decay_is_of_weights_alone_and_not_halved(begin: Begin) -> None:
@@ -221,14 +230,14 @@ def test_13_without_pull_the_papers_form_is_plain_training_and_a_strong_pull_col
     none = begin({"variant": "paper", "beta": 0.0})
     trainable, _ = trained(none)
     plain, held = none.module.start(none.message, none.hyper, none.task, Rng(1))
-    for number, stage in enumerate(methods.stages(none.module, none.hyper, none.task)):
-        local.train(none.module, plain, held, none.task.shard(0), none.hyper, stage, local.staged(Rng(1), number))
+    for number, stage in enumerate(registry.stages(none.module, none.hyper, none.task)):
+        train(none.module, plain, held, none.task.shard(0), none.hyper, stage, staged(Rng(1), number))
     assert all(torch.equal(trainable[name], plain[name]) for name in plain)
 
     def spread(beta: float) -> float:
         run = begin({"variant": "paper", "beta": beta, "clustered_epochs": 60})
         own, _ = trained(run)
-        return sum(float(clusters.pull(own[n].detach(), mu.detach())) for n, mu in clusters.centroids(own).items())
+        return sum(float(clustering.pull(own[n].detach(), mu.detach())) for n, mu in clustering.centroids(own).items())
 
     assert spread(1e4) < 1e-3 * spread(0.0)
 
@@ -238,7 +247,7 @@ def test_fedavg_is_what_is_left_without_clusters(begin: Begin, tiny: MakeSpec) -
     run = begin({"variant": "none"}, epochs=2)
     spec = tiny(method="fedavg", model="small", optimizer="adam", lr=0.01, held_out=0.1, epochs=2)
     task = task_of(spec.key(), CPU)
-    state, other = methods.initial(spec, task), run.state
+    state, other = registry.initial(spec, task), run.state
     for number in (1, 2):
         state, _ = rounds.one_round(spec, task, ENGINE, state, number, {})
         other, _ = rounds.one_round(run.spec, run.task, ENGINE, other, number, {})
@@ -266,11 +275,11 @@ def test_a_report_is_of_the_compressed_model_on_what_is_held_out(begin: Begin) -
     found, _ = fedcompress.read_upload(upload(run), run.hyper, run.task)
     x, y = run.task.held(0)
     assert float(found["held"]) == len(y) == 14
-    network = models.build("small", 1, 8, 10, Rng(0)).eval()
+    network = build("small", 1, 8, 10, Rng(0)).eval()
     network.load_state_dict({name: found[name] for name in run.task.tensors}, strict=False)
     z = network[:-1](x).detach()
     assert int(found["right"]) == int((network(x).argmax(1) == y).sum())
-    torch.testing.assert_close(found["gram"], growth.gram(z), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["gram"], adaptive_clusters.gram(z), atol=1e-5, rtol=1e-5)
 
 
 def test_reports_of_parts_add_up_to_that_of_all(begin: Begin) -> None:
@@ -283,7 +292,9 @@ def test_reports_of_parts_add_up_to_that_of_all(begin: Begin) -> None:
     parts = [fedcompress.assess(base, (held[0][a:b], held[1][a:b]), run.hyper, run.task) for a, b in ((0, 3), (3, 14))]
     assert container.section_sizes(parts[0])[3] == 8 + 4 * (3 * 8 - 3)
     grams = [fedcompress.read_upload(each, run.hyper, run.task)[0]["gram"] for each in (*parts, whole)]
-    assert growth.effective_rank(grams[0] + grams[1]) == pytest.approx(growth.effective_rank(grams[2]), rel=1e-5)
+    assert adaptive_clusters.effective_rank(grams[0] + grams[1]) == pytest.approx(
+        adaptive_clusters.effective_rank(grams[2]), rel=1e-5
+    )
 
 
 def test_nobody_reports_where_the_number_is_fixed(begin: Begin) -> None:
@@ -342,7 +353,7 @@ def test_a_server_round_is_average_then_rule_then_compression(begin: Begin) -> N
     gram = torch.stack([t["gram"] for t, _ in found]).sum(0)
     right, held = (sum(float(t[key]) for t, _ in found) for key in ("right", "held"))
     assert state["accuracies"].tolist() == [pytest.approx(right / held)]
-    assert state["scores"].tolist() == [pytest.approx(growth.effective_rank(gram))]
+    assert state["scores"].tolist() == [pytest.approx(adaptive_clusters.effective_rank(gram))]
     assert state["clusters"].tolist() == [4, 4]
     plain = {n: average[n].float() for n in run.task.tensors}
     expected, losses = distillation.distil(plain, KERNELS, 4, run.hyper, run.task, fedcompress.SEEDS, 2)
@@ -426,14 +437,14 @@ def test_recalibrated_statistics_are_means_over_batches(begin: Begin) -> None:
 def test_a_last_batch_that_is_not_full_is_left_out(begin: Begin) -> None:
     """70 images in batches of 32, in one epoch: two steps, which the moments of Adam have counted."""
     run = begin({"images": 70, "distil_epochs": 1})
-    counted, step = [], optim.step
+    counted, step = [], optimizers.step
 
     def counting(*given: Any) -> None:
         counted.append(1)
         step(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optim, "step", counting)
+        patch.setattr(optimizers, "step", counting)
         distillation.distil(run.task.initial(), KERNELS, 4, run.hyper, run.task, Rng(0))
     assert len(counted) == 2
 
@@ -483,7 +494,7 @@ def test_clients_own_images_may_stand_in(begin: Begin) -> None:
 
 def altered(run: Any, made: bytes, section: int, content: bytes) -> bytes:
     kind = "fedcompress.up"
-    read = codebooks.Form.of(kind, coded(run), run.hyper, run.task, 10**6).parts(made)
+    read = Form.of(kind, coded(run), run.hyper, run.task, 10**6).parts(made)
     parts: list[Any] = list(read.sections)
     parts[section] = content
     return container.pack(kind, run.task.fingerprint("fedcompress", run.hyper), read.samples, parts)
@@ -520,9 +531,7 @@ def test_an_index_out_of_the_codebook(begin: Begin) -> None:
 
 
 def container_section(run: Any, made: bytes, section: int) -> bytes:
-    return bytes(
-        codebooks.Form.of("fedcompress.up", coded(run), run.hyper, run.task, 10**6).parts(made).sections[section]
-    )
+    return bytes(Form.of("fedcompress.up", coded(run), run.hyper, run.task, 10**6).parts(made).sections[section])
 
 
 @pytest.mark.parametrize("number", [0, 3, 7, 65535])
@@ -536,7 +545,7 @@ def test_a_number_of_clusters_that_was_not_agreed(begin: Begin, number: int) -> 
 
 def test_a_client_that_diverges_says_so_and_sends_nothing(begin: Begin) -> None:
     run = begin(lr=1e12, optimizer="sgd")
-    found = local.run_client(run.spec, run.task, run.message, 1, 0)
+    found = run_client(run.spec, run.task, run.message, 1, 0)
     assert isinstance(found, PayloadError) and "not finite" in str(found)
 
 

@@ -22,18 +22,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from fedlib import local, methods, models, rounds
+from fedlib.core.client import run_client, train
+from fedlib.core.plan import State, count
+from fedlib.core.task import Task
+from fedlib.core.uploads import Uploads
 from fedlib.data import images, partition, sets
-from fedlib.engines import InProcess, task_of
+from fedlib.engines.in_process import InProcess, task_of
 from fedlib.errors import PayloadError, SpecError
-from fedlib.local import run_client
-from fedlib.methods import fedavg, feddq, quantizers
-from fedlib.methods.feddq import Hyper
-from fedlib.models import cnn, initial
+from fedlib.methods import fedavg, registry
+from fedlib.methods.feddq import method as feddq
+from fedlib.methods.feddq import quantizers
+from fedlib.methods.feddq.method import Hyper
+from fedlib.models import cnn, initializers
+from fedlib.models.registry import MODELS
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import State, Task, count
-from fedlib.uploads import Uploads
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container, levels
 
 untimed = settings(deadline=None)
@@ -48,12 +52,12 @@ each_model = pytest.mark.parametrize("model", ["biased", "normed"])
 def biased(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Convolution and linear layer with biases."""
     layers = [nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, classes)]
-    return initial.normal_weights(nn.Sequential(*layers), deviation=0.2, root=root)
+    return initializers.normal_weights(nn.Sequential(*layers), deviation=0.2, root=root)
 
 
 def normed(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """With BatchNorm and without biases."""
-    return initial.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
+    return initializers.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
 
 
 def spoilt_digits(folder: Path) -> images.Arrays:
@@ -68,8 +72,8 @@ def small_world() -> Iterator[None]:
     """Networks and a data set of this file's own, by name; one thread, as `rounds.run` sets it."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "biased", biased)
-        patch.setitem(models.MODELS, "normed", normed)
+        patch.setitem(MODELS, "biased", biased)
+        patch.setitem(MODELS, "normed", normed)
         spoilt = dataclasses.replace(sets.ENTRIES["digits"], name="spoilt", read=spoilt_digits)
         patch.setitem(sets.ENTRIES, "spoilt", spoilt)
         torch.set_num_threads(1)
@@ -83,8 +87,8 @@ def make(tiny: MakeSpec) -> MakeSpec:
 
 
 def begin(spec: Spec) -> tuple[Task, Hyper, State, bytes]:
-    task, hyper = task_of(spec.key(), CPU), methods.hyper(spec.method, spec.hyper)
-    state = methods.initial(spec, task)
+    task, hyper = task_of(spec.key(), CPU), registry.hyper(spec.method, spec.hyper)
+    state = registry.initial(spec, task)
     return task, hyper, state, feddq.broadcast(state, hyper, task)
 
 
@@ -352,7 +356,7 @@ def test_kept_biases_keep_their_initial_values(make: MakeSpec, model: str) -> No
     spec = make(model=model, hyper={"biases": "kept"}, lr=0.3)
     task, hyper, before, message = begin(spec)
     trainable, frozen = feddq.start(message, hyper, task, Rng(0))
-    local.train(feddq, trainable, frozen, task.shard(0), hyper, task, Rng(0))
+    train(feddq, trainable, frozen, task.shard(0), hyper, task, Rng(0))
     state = before
     for number in (1, 2, 3):
         state, _ = rounds.one_round(spec, task, InProcess(CPU), state, number, {})
@@ -497,13 +501,13 @@ def test_a_client_whose_update_is_not_finite_is_refused(
 def test_momentum_is_that_of_torch_s_sgd(make: MakeSpec, method: Any) -> None:
     """Two epochs of a client, which restart from nothing in each round."""
     spec = make(method=method.__name__.rpartition(".")[2], momentum=0.9, epochs=2, lr=0.05)
-    task, hyper = task_of(spec.key(), CPU), methods.hyper(spec.method, spec.hyper)
-    message = method.broadcast(methods.initial(spec, task), hyper, task)
+    task, hyper = task_of(spec.key(), CPU), registry.hyper(spec.method, spec.hyper)
+    message = method.broadcast(registry.initial(spec, task), hyper, task)
     x, y = task.shard(3)
     for number in (1, 2):
         rng = Rng(0).child("client", number, 3)
         trainable, frozen = method.start(message, hyper, task, rng)
-        local.train(method, trainable, frozen, (x, y), hyper, task, rng)
+        train(method, trainable, frozen, (x, y), hyper, task, rng)
         network = biased(1, 8, 10, Rng(spec.seed))
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
         order, steps = rng.child("order").torch(), 0

@@ -20,14 +20,17 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedlib import local, models, rng
+from fedlib import rng
+from fedlib.core import client as client_side
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Uploads
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods import fedavg, fedmrn
 from fedlib.methods.fedmrn import Hyper
+from fedlib.models.registry import build
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import Uploads
+from fedlib.runs.spec import Spec
 from fedlib.wire import bits, container
 
 CPU = torch.device("cpu")
@@ -66,7 +69,7 @@ def task_with(network: nn.Module, plan: Plan) -> Task:
 
 @functools.cache
 def cnn4_task() -> Task:
-    return task_with(models.build("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1))
+    return task_with(build("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1))
 
 
 def noise_images() -> Shard:
@@ -75,7 +78,7 @@ def noise_images() -> Shard:
 
 
 def client(state: State, shard: Shard, hyper: Hyper, task: Task, place: Rng) -> bytes:
-    return local.client(fedmrn, fedmrn.broadcast(state, hyper, task), shard, hyper, task, place)
+    return client_side.client(fedmrn, fedmrn.broadcast(state, hyper, task), shard, hyper, task, place)
 
 
 def server(state: State, hyper: Hyper, task: Task, *messages: bytes) -> State:
@@ -204,7 +207,7 @@ def test_06_schedule_of_progressive_masking(samples: int, steps: int) -> None:
     task = dataclasses.replace(digits_task(), plan=Plan(epochs=3, batch=5, lr=0.1))
     shard = (torch.zeros(samples, 1), torch.zeros(samples, dtype=torch.int64))
     u = torch.zeros(2, requires_grad=True)
-    local.train(toy, {"u": u}, {}, shard, None, task, Rng(0))
+    client_side.train(toy, {"u": u}, {}, shard, None, task, Rng(0))
     assert seen == [tau / steps for tau in range(1, steps + 1)]
     assert u.tolist() == pytest.approx([-0.1 * steps] * 2), "one step of SGD each"
 
@@ -294,7 +297,7 @@ def test_09_upload_of_cnn4() -> None:
     assert 0 < len(upload) - (8 + 48_740 + 7_680) <= 64
     assert fedmrn.paper_bits(upload, SIGNED, task) == 389_920
     plain = fedavg.Hyper()
-    full_upload = local.client(
+    full_upload = client_side.client(
         fedavg, fedavg.broadcast(task.initial(), plain, task), noise_images(), plain, task, Rng(0)
     )
     assert 1_567_360 <= len(full_upload) <= 1_567_360 + 64
@@ -317,7 +320,7 @@ def test_10_server_rebuilds_the_update_bit_for_bit(hyper: Hyper) -> None:
     """On a model of zeros the new weights are the update itself."""
     task, place = digits_task(), Rng(3).child("client", 1, 2)
     trainable, frozen = fedmrn.start(fedmrn.broadcast(task.initial(), hyper, task), hyper, task, place)
-    local.train(fedmrn, trainable, frozen, task.shard(2), hyper, task, place)
+    client_side.train(fedmrn, trainable, frozen, task.shard(2), hyper, task, place)
     upload = fedmrn.finish(trainable, frozen, 72, hyper, task, place)
 
     fresh = torch.rand(4736, generator=place.child("upload").torch())
@@ -355,7 +358,7 @@ def test_12_base_weights_do_not_move(hyper: Hyper) -> None:
     trainable, frozen = fedmrn.start(message, hyper, task, Rng(0))
     w, n = frozen["w"].clone(), frozen["n"].clone()
     vectors = {name: trainable[name].detach().clone() for name in task.vectors}
-    local.train(fedmrn, trainable, frozen, noise_images(), hyper, task, Rng(0))
+    client_side.train(fedmrn, trainable, frozen, noise_images(), hyper, task, Rng(0))
     assert torch.equal(frozen["w"], w) and torch.equal(frozen["n"], n)
     assert torch.equal(w, torch.cat([task.initial()[name].flatten() for name in task.weights]))
     assert trainable["u"].count_nonzero() > 300_000
@@ -369,7 +372,7 @@ def test_batchnorm_travels_in_full_precision() -> None:
     uploads, ends = [], []
     for place, shard in ((Rng(0), (x[:4], y[:4])), (Rng(1), (x[4:], y[4:]))):
         trainable, frozen = fedmrn.start(fedmrn.broadcast(state, BINARY, task), BINARY, task, place)
-        local.train(fedmrn, trainable, frozen, shard, BINARY, task, place)
+        client_side.train(fedmrn, trainable, frozen, shard, BINARY, task, place)
         uploads.append(fedmrn.finish(trainable, frozen, len(shard[1]), BINARY, task, place))
         ends.append({name: tensor.detach() for name, tensor in (trainable | frozen).items()})
     found = server(state, BINARY, task, *uploads)
@@ -436,7 +439,7 @@ def test_15_many_signed_clients_tend_to_fedavg() -> None:
     """Identical data, one step, noise +-alpha four times the largest update: unbiased, with variance alpha^2 / K."""
     task = dataclasses.replace(digits_task(), plan=Plan(epochs=1, batch=72, lr=1e-3))
     state, shard, plain = task.initial(), task.shard(0), fedavg.Hyper()
-    message = local.client(fedavg, fedavg.broadcast(state, plain, task), shard, plain, task, Rng(0))
+    message = client_side.client(fedavg, fedavg.broadcast(state, plain, task), shard, plain, task, Rng(0))
     exact = flat(fedavg.server(state, Uploads([(0, message)]), plain, task)) - flat(state)
     alpha = 4 * float(exact.abs().max())
     hyper = Hyper(mask="signed", noise="bernoulli", magnitude=alpha)
@@ -498,7 +501,7 @@ def test_client_round_equals_the_pseudo_code(hyper: Hyper) -> None:
     state, shard = task.initial(), task.shard(1)
     u, update = plain_round(state, shard, hyper, task.plan, place)
     trainable, frozen = fedmrn.start(fedmrn.broadcast(state, hyper, task), hyper, task, place)
-    local.train(fedmrn, trainable, frozen, shard, hyper, task, place)
+    client_side.train(fedmrn, trainable, frozen, shard, hyper, task, place)
     torch.testing.assert_close(trainable["u"].detach(), u)
     found = update_of(client(state, shard, hyper, task, place), hyper)
     assert int((found != update).sum()) <= 2, "an entry on the edge of its draw may fall to either side"

@@ -23,16 +23,29 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedlib import local, methods, optim, record, rounds
-from fedlib.engines import Graphed, InProcess, Stacked, task_of
+from fedlib.core import client as client_side
+from fedlib.core import optimizers
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, NoUpdate, Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, Memories, task_of
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError, SpecError
-from fedlib.inprocess import Memories
-from fedlib.methods import fedpm, masknet
-from fedlib.methods.fedpm import Hyper
+from fedlib.methods import registry
+from fedlib.methods.fedsparse import method as fedsparse
+from fedlib.methods.fedsparse.masks import (
+    binary_entropy,
+    bits_a_parameter,
+    fixed_weights,
+    layers,
+    packed_mask,
+    unpacked_mask,
+)
+from fedlib.methods.fedsparse.method import Hyper
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import Buffer, NoUpdate, Uploads
+from fedlib.runs import record, rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,9 +99,9 @@ SEED: State = {"seed": torch.tensor([7])}
 def upload_of(
     mask: Tensor, samples: int, hyper: Hyper, task: Task, theta: Tensor | None = None, seed: State = SEED
 ) -> bytes:
-    known = None if theta is None else fedpm.contexts(theta, hyper, task)
-    sections = masknet.packed_mask(mask.numpy(), known)
-    return container.pack("fedpm.up", fedpm.fingerprint(seed, hyper, task), samples, sections)
+    known = None if theta is None else fedsparse.contexts(theta, hyper, task)
+    sections = packed_mask(mask.numpy(), known)
+    return container.pack("fedpm.up", fedsparse.fingerprint(seed, hyper, task), samples, sections)
 
 
 def masks(count: int, n: int, density: float = 0.4, seed: int = 0) -> list[Tensor]:
@@ -100,20 +113,20 @@ def bernoulli(theta: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def server(state: State, hyper: Hyper, task: Task, *uploads: Buffer) -> State:
-    return fedpm.server(state, Uploads(enumerate(uploads)), hyper, task)
+    return fedsparse.server(state, Uploads(enumerate(uploads)), hyper, task)
 
 
 def begun(hyper: Hyper, task: Task, scores: Tensor | None = None) -> tuple[State, State]:
     """Trainable and frozen tensors of a client, at the given scores."""
-    message = fedpm.broadcast(fedpm.initial(hyper, task, Rng(3)), hyper, task)
-    trainable, frozen = fedpm.start(message, hyper, task, Rng(0))
+    message = fedsparse.broadcast(fedsparse.initial(hyper, task, Rng(3)), hyper, task)
+    trainable, frozen = fedsparse.start(message, hyper, task, Rng(0))
     if scores is not None:
         trainable["s"].detach().copy_(scores)
     return trainable, frozen
 
 
 def gradient(trainable: State, frozen: State, batch: Shard, drawn: Tensor, hyper: Hyper, task: Task) -> Tensor:
-    return torch.autograd.grad(fedpm.objective(trainable, frozen, batch, drawn, hyper, task), trainable["s"])[0]
+    return torch.autograd.grad(fedsparse.objective(trainable, frozen, batch, drawn, hyper, task), trainable["s"])[0]
 
 
 # 1, 2: fixed weights
@@ -126,24 +139,24 @@ KNOWN_WEIGHTS = "8841558bdbab3487"  # begin of the SHA-256 of all 271 in the sca
 
 def test_01_fixed_weights_are_known_from_the_seed_alone() -> None:
     task = small()
-    w = masknet.fixed_weights(2**63 + 5, "fedpm", task)
+    w = fixed_weights(2**63 + 5, "fedpm", task)
     assert w.dtype == torch.float32 and w.shape == (271,)
     found = {name: "".join("+" if v > 0 else "-" for v in w[part][:8].tolist()) for name, part in SMALL.items()}
     assert found == KNOWN_SIGNS
     assert hashlib.sha256(w.numpy().astype("<f4").tobytes()).hexdigest()[:16] == KNOWN_WEIGHTS
     torch.manual_seed(1)
     again = make_task(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)))
-    assert torch.equal(masknet.fixed_weights(2**63 + 5, "fedpm", again), w), "not of the network's"
+    assert torch.equal(fixed_weights(2**63 + 5, "fedpm", again), w), "not of the network's"
 
 
 @pytest.mark.parametrize(("scale", "factor"), [("kaiming", math.sqrt(2)), ("fedpm", math.e), ("critical", 2.0)])
 def test_01_weight_scales(scale: str, factor: float) -> None:
     """One constant a layer, c = factor / sqrt(fan_in); a bias has that of its layer."""
-    w = masknet.fixed_weights(1, scale, small())
+    w = fixed_weights(1, scale, small())
     for name, part in SMALL.items():
         fan_in = 18 if name.startswith("0") else 64
         assert set(w[part].abs().tolist()) == {float(np.float32(factor / math.sqrt(fan_in)))}
-    parts = masknet.layers(w, small())
+    parts = layers(w, small())
     assert {name: tuple(tensor.shape) for name, tensor in parts.items()} == {
         "0.weight": (4, 2, 3, 3), "0.bias": (4,), "3.weight": (3, 64), "3.bias": (3,)
     }  # fmt: skip
@@ -153,7 +166,7 @@ def test_01_weight_scales(scale: str, factor: float) -> None:
 def test_01_signs_are_fair_coins_of_each_layer_and_seed() -> None:
     task = flat_task(4000, 4000, 4000)
     signs = torch.cat(
-        [masknet.fixed_weights(seed, PLAIN.weight_scale, task).sign().view(3, 4000) for seed in (0, 1, 2**64 - 1)]
+        [fixed_weights(seed, PLAIN.weight_scale, task).sign().view(3, 4000) for seed in (0, 1, 2**64 - 1)]
     )
     assert float(signs.mean(1).abs().max()) < 5 / 4000**0.5
     assert float((torch.corrcoef(signs) - torch.eye(9)).abs().max()) < 5 / 4000**0.5
@@ -162,25 +175,25 @@ def test_01_signs_are_fair_coins_of_each_layer_and_seed() -> None:
 def test_01_weights_stay_through_training_and_come_from_the_message_s_seed() -> None:
     task = small()
     for seed in (1, 2):
-        state = fedpm.initial(PLAIN, task, Rng(seed))
+        state = fedsparse.initial(PLAIN, task, Rng(seed))
         for place in (Rng(0), Rng(5)):
-            trainable, frozen = fedpm.start(fedpm.broadcast(state, PLAIN, task), PLAIN, task, place)
+            trainable, frozen = fedsparse.start(fedsparse.broadcast(state, PLAIN, task), PLAIN, task, place)
             before = trainable["s"].detach().clone()
-            local.train(fedpm, trainable, frozen, images(), PLAIN, task, place)
-            assert torch.equal(frozen["w"], masknet.fixed_weights(fedpm.seed_of(state), PLAIN.weight_scale, task))
+            client_side.train(fedsparse, trainable, frozen, images(), PLAIN, task, place)
+            assert torch.equal(frozen["w"], fixed_weights(fedsparse.seed_of(state), PLAIN.weight_scale, task))
             assert not torch.equal(trainable["s"], before)
-    one, other = (fedpm.seed_of(fedpm.initial(PLAIN, task, Rng(seed))) for seed in (1, 2))
+    one, other = (fedsparse.seed_of(fedsparse.initial(PLAIN, task, Rng(seed))) for seed in (1, 2))
     assert 0 <= one < 2**64 and one != other
 
 
 def test_01_a_seed_above_two_to_the_63_survives_the_way() -> None:
     """Of 64 bits, the highest is not a sign."""
-    seeds = {fedpm.seed_of(fedpm.initial(PLAIN, small(), Rng(number))) for number in range(8)}
+    seeds = {fedsparse.seed_of(fedsparse.initial(PLAIN, small(), Rng(number))) for number in range(8)}
     assert any(seed >= 2**63 for seed in seeds) and any(seed < 2**63 for seed in seeds)
     for number in range(8):
-        state = fedpm.initial(PLAIN, small(), Rng(number))
-        read, _ = fedpm.read_broadcast(fedpm.broadcast(state, PLAIN, small()), 271, PLAIN, small())
-        assert read == fedpm.seed_of(state)
+        state = fedsparse.initial(PLAIN, small(), Rng(number))
+        read, _ = fedsparse.read_broadcast(fedsparse.broadcast(state, PLAIN, small()), 271, PLAIN, small())
+        assert read == fedsparse.seed_of(state)
 
 
 def test_02_only_scores_are_trained() -> None:
@@ -188,8 +201,8 @@ def test_02_only_scores_are_trained() -> None:
     trainable, frozen = begun(PLAIN, task)
     assert trainable.keys() == {"s"} and trainable["s"].requires_grad and trainable["s"].is_leaf
     assert frozen.keys() == {"w", "theta", "seed"} and not any(tensor.requires_grad for tensor in frozen.values())
-    assert optim.moments(task.plan, trainable).keys() == {"first s", "second s", "steps"}
-    fedpm.objective(trainable, frozen, images(), uniform(271), PLAIN, task).backward()
+    assert optimizers.moments(task.plan, trainable).keys() == {"first s", "second s", "steps"}
+    fedsparse.objective(trainable, frozen, images(), uniform(271), PLAIN, task).backward()
     assert frozen["w"].grad is None and trainable["s"].grad is not None
     assert all(p.grad is None for p in task.network.parameters()), "the network's own weights have no part in it"
 
@@ -199,7 +212,7 @@ def test_02_clients_start_from_the_logit_of_theta() -> None:
     task, theta = flat_task(5), torch.tensor([0.0, 0.01, 0.5, 0.75, 1.0])
     for delta, edge in ((1e-3, math.log(999)), (0.01, math.log(99)), (0.25, math.log(3))):
         hyper = Hyper(delta=delta)
-        trainable, frozen = fedpm.start(fedpm.broadcast(state_of(theta), hyper, task), hyper, task, Rng(0))
+        trainable, frozen = fedsparse.start(fedsparse.broadcast(state_of(theta), hyper, task), hyper, task, Rng(0))
         expected = [-edge, max(-edge, math.log(0.01 / 0.99)), 0.0, min(edge, math.log(3)), edge]
         assert trainable["s"].tolist() == pytest.approx(expected, abs=1e-4)
         assert torch.equal(frozen["theta"], theta)
@@ -208,17 +221,17 @@ def test_02_clients_start_from_the_logit_of_theta() -> None:
 @pytest.mark.parametrize("delta", [1e-9, 1e-8, 1e-7, 1e-6])
 def test_02_every_allowed_delta_gives_finite_scores(delta: float) -> None:
     task, hyper = flat_task(3), Hyper(delta=delta)
-    message = fedpm.broadcast(state_of(torch.tensor([0.0, 0.5, 1.0])), hyper, task)
-    s = fedpm.start(message, hyper, task, Rng(0))[0]["s"]
+    message = fedsparse.broadcast(state_of(torch.tensor([0.0, 0.5, 1.0])), hyper, task)
+    s = fedsparse.start(message, hyper, task, Rng(0))[0]["s"]
     assert bool(torch.isfinite(s).all()), s
 
 
 def test_initial_probabilities_are_those_of_standard_normal_scores() -> None:
     """Section 4.3: theta has mean 0.5, theta (1 - theta) 0.2066, the entropy of an entry 0.865 bits."""
-    theta = fedpm.initial(PLAIN, flat_task(200_000), Rng(0))["theta"].double()
+    theta = fedsparse.initial(PLAIN, flat_task(200_000), Rng(0))["theta"].double()
     assert float(theta.mean()) == pytest.approx(0.5, abs=5 * 0.2083 / 200_000**0.5)
     assert float((theta * (1 - theta)).mean()) == pytest.approx(0.2066, abs=1e-3)
-    assert float(masknet.binary_entropy(theta).mean()) == pytest.approx(0.865, abs=2e-3)
+    assert float(binary_entropy(theta).mean()) == pytest.approx(0.865, abs=2e-3)
 
 
 # 3: straight-through gradients
@@ -260,7 +273,7 @@ def test_03_gradient_by_finite_differences(ste: str) -> None:
     assert 100 < int(mask.sum()) < 171
 
     def loss(m: Tensor) -> float:
-        return float(task.loss(masknet.layers(w * m, task), (batch[0].double(), batch[1])))
+        return float(task.loss(layers(w * m, task), (batch[0].double(), batch[1])))
 
     slopes = []
     for entry in range(271):
@@ -278,10 +291,10 @@ def test_03_forward_uses_the_hard_mask_alone(ste: str, masking: str) -> None:
     task, hyper = small(), Hyper(lam=0.0, ste=ste, masking=masking, keep=0.25)
     trainable, frozen = begun(hyper, task)
     drawn = uniform(271) if masking == "bernoulli" else uniform(1)
-    mask = fedpm.chosen(torch.sigmoid(trainable["s"].detach()), drawn, hyper, task)
+    mask = fedsparse.chosen(torch.sigmoid(trainable["s"].detach()), drawn, hyper, task)
     assert set(mask.tolist()) == {0.0, 1.0}
-    found = fedpm.objective(trainable, frozen, images(), drawn, hyper, task)
-    assert torch.equal(found, task.loss(masknet.layers(frozen["w"] * mask, task), images()))
+    found = fedsparse.objective(trainable, frozen, images(), drawn, hyper, task)
+    assert torch.equal(found, task.loss(layers(frozen["w"] * mask, task), images()))
 
 
 # 4: penalties
@@ -309,12 +322,12 @@ def test_04_penalty_gradient_in_closed_form(penalty: str) -> None:
 @each_penalty
 def test_04_penalty_gradient_by_finite_differences(penalty: str) -> None:
     hyper, s = Hyper(penalty=penalty), torch.linspace(-4, 3, 15, dtype=torch.float64, requires_grad=True)
-    (found,) = torch.autograd.grad(fedpm.penalty(torch.sigmoid(s), hyper), s)
+    (found,) = torch.autograd.grad(fedsparse.penalty(torch.sigmoid(s), hyper), s)
 
     def value(entry: int, step: float) -> float:
         moved = s.detach().clone()
         moved[entry] += step
-        return float(fedpm.penalty(torch.sigmoid(moved), hyper))
+        return float(fedsparse.penalty(torch.sigmoid(moved), hyper))
 
     slopes = [(value(entry, 1e-5) - value(entry, -1e-5)) / 2e-5 for entry in range(15)]
     assert found.tolist() == pytest.approx(slopes, rel=1e-5, abs=1e-9)
@@ -323,13 +336,13 @@ def test_04_penalty_gradient_by_finite_differences(penalty: str) -> None:
 @pytest.mark.parametrize(("penalty", "at_half"), [("mean_prob", 0.5), ("pooled_entropy", 1.0), ("mean_entropy", 1.0)])
 def test_04_penalty_values(penalty: str, at_half: float) -> None:
     hyper = Hyper(lam=3.0, penalty=penalty)
-    assert float(fedpm.penalty(torch.full((9,), 0.5), hyper)) == pytest.approx(at_half)
+    assert float(fedsparse.penalty(torch.full((9,), 0.5), hyper)) == pytest.approx(at_half)
     low = {"mean_prob": 0.25, "pooled_entropy": 0.8112781, "mean_entropy": 0.0}[penalty]
-    assert float(fedpm.penalty(torch.tensor([0.0, 0.0, 0.0, 1.0]), hyper)) == pytest.approx(low, abs=1e-6)
+    assert float(fedsparse.penalty(torch.tensor([0.0, 0.0, 0.0, 1.0]), hyper)) == pytest.approx(low, abs=1e-6)
     task, drawn = small(), uniform(271)
     trainable, frozen = begun(hyper, task, torch.zeros(271))
-    with_penalty = fedpm.objective(trainable, frozen, images(), drawn, hyper, task)
-    without = fedpm.objective(trainable, frozen, images(), drawn, dataclasses.replace(hyper, lam=0.0), task)
+    with_penalty = fedsparse.objective(trainable, frozen, images(), drawn, hyper, task)
+    without = fedsparse.objective(trainable, frozen, images(), drawn, dataclasses.replace(hyper, lam=0.0), task)
     assert float((with_penalty - without).detach()) == pytest.approx(3 * at_half, rel=1e-5)
 
 
@@ -360,15 +373,15 @@ def test_04_lam_0_is_fedpm_bit_for_bit(penalty: str) -> None:
 
     def client(hyper: Hyper) -> tuple[Tensor, bytes]:
         trainable, frozen = begun(hyper, task)
-        local.train(fedpm, trainable, frozen, shard, hyper, task, Rng(1))
-        upload = fedpm.finish(trainable, frozen, 17, hyper, task, Rng(1))
+        client_side.train(fedsparse, trainable, frozen, shard, hyper, task, Rng(1))
+        upload = fedsparse.finish(trainable, frozen, 17, hyper, task, Rng(1))
         sizes = container.section_sizes(upload)
         return trainable["s"].detach(), upload[-4 - sum(sizes) : -4]
 
     scores, sections = client(Hyper(lam=0.0, penalty=penalty))
     plain_scores, plain_mask = plain_round(begun(PLAIN, task), shard, PLAIN, task, Rng(1), exact=True)
     assert torch.equal(scores, plain_scores)
-    assert sections == b"".join(bytes(part) for part in masknet.packed_mask(plain_mask.numpy(), None))
+    assert sections == b"".join(bytes(part) for part in packed_mask(plain_mask.numpy(), None))
     assert not torch.equal(client(Hyper(lam=1.0, penalty=penalty))[0], scores)
 
 
@@ -392,11 +405,12 @@ def plain_round(
 ) -> tuple[Tensor, Tensor]:
     """Section 4.5 in plain torch, with the network of `small` spelt out: final scores and the uploaded mask [n].
 
-    exact: take the steps of the optimizer from `fedlib.optim`, which agrees with torch's within rounding only.
+    exact: take the steps of the optimizer from `fedlib.core.optimizers`, which agrees with torch's within rounding
+    only.
     """
     s, w = start[0]["s"].detach().clone().requires_grad_(), start[1]["w"]
     order, draws = place.child("order").torch(), place.child("draws").torch()
-    adam, moments = torch.optim.Adam([s], lr=task.plan.lr), optim.moments(task.plan, {"s": s})
+    adam, moments = torch.optim.Adam([s], lr=task.plan.lr), optimizers.moments(task.plan, {"s": s})
     for _ in range(task.plan.epochs):
         for batch in torch.randperm(len(shard[0]), generator=order).split(task.plan.batch):
             theta = torch.sigmoid(s)
@@ -411,7 +425,7 @@ def plain_round(
                 loss = loss + hyper.lam * theta.sum() / len(w)
             (s.grad,) = torch.autograd.grad(loss, s)
             if exact:
-                optim.step(task.plan, {"s": s}, [s.grad], moments)
+                optimizers.step(task.plan, {"s": s}, [s.grad], moments)
             else:
                 adam.step()
     fresh = torch.rand(len(w), generator=place.child("upload").torch())
@@ -426,10 +440,10 @@ def test_client_round_equals_the_pseudo_code(ste: str, lam: float) -> None:
     expected, mask = plain_round(begun(hyper, task), shard, hyper, task, place)
     trainable, frozen = begun(hyper, task)
     before = trainable["s"].detach().clone()
-    local.train(fedpm, trainable, frozen, shard, hyper, task, place)
+    client_side.train(fedsparse, trainable, frozen, shard, hyper, task, place)
     torch.testing.assert_close(trainable["s"].detach(), expected, rtol=1e-4, atol=1e-3)
     assert float((expected - before).abs().max()) > 0.5
-    upload = fedpm.finish(trainable, frozen, 23, hyper, task, place)
+    upload = fedsparse.finish(trainable, frozen, 23, hyper, task, place)
     assert int((mask_in(upload, hyper, task, seed=frozen) != mask).sum()) <= 1, "a draw on the edge"
 
 
@@ -438,8 +452,10 @@ def mask_in(upload: Buffer, hyper: Hyper, task: Task, theta: Tensor | None = Non
     n = sum(shape.numel() for shape in task.tensors.values())
     plain = dataclasses.replace(hyper, aggregation="mean")
     state = state_of(torch.full((n,), 0.5) if theta is None else theta)
-    sections = container.unpack(upload, "fedpm.up", fedpm.fingerprint(seed or SEED, hyper, task), [4, 10**6]).sections
-    again = container.pack("fedpm.up", fedpm.fingerprint(SEED, plain, task), 1, sections)
+    sections = container.unpack(
+        upload, "fedpm.up", fedsparse.fingerprint(seed or SEED, hyper, task), [4, 10**6]
+    ).sections
+    again = container.pack("fedpm.up", fedsparse.fingerprint(SEED, plain, task), 1, sections)
     return server(state, plain, task, again)["theta"] > 0.5
 
 
@@ -449,7 +465,7 @@ def mask_in(upload: Buffer, hyper: Hyper, task: Task, theta: Tensor | None = Non
 def test_05_sampled_masks_have_the_means_theta() -> None:
     theta, draws = torch.tensor([0.0, 1e-3, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0]), 100_000
     task = flat_task(8 * draws)
-    found = fedpm.drawn(theta.repeat(draws), PLAIN, task, torch.Generator().manual_seed(0)).view(draws, 8)
+    found = fedsparse.drawn(theta.repeat(draws), PLAIN, task, torch.Generator().manual_seed(0)).view(draws, 8)
     assert set(found.flatten().tolist()) == {0.0, 1.0}
     error = (found.double().mean(0) - theta).abs()
     assert bool((error <= 5 * (theta * (1 - theta) / draws).sqrt() + 1e-7).all())
@@ -463,10 +479,10 @@ def test_05_uploaded_and_trained_masks_have_the_means_theta() -> None:
     uploaded, trained = torch.zeros(5), torch.zeros(5)
     for number in range(5):
         trainable, frozen = {"s": scores}, {"theta": torch.full((100_000,), 0.5)} | SEED
-        upload = fedpm.finish(trainable, frozen, 1, PLAIN, task, Rng(number))
+        upload = fedsparse.finish(trainable, frozen, 1, PLAIN, task, Rng(number))
         uploaded += mask_in(upload, PLAIN, task).view(-1, 5).sum(0)
-        drawn = fedpm.draws(0.5, PLAIN, task, torch.Generator().manual_seed(number))
-        trained += fedpm.chosen(torch.sigmoid(scores), drawn, PLAIN, task).view(-1, 5).sum(0)
+        drawn = fedsparse.draws(0.5, PLAIN, task, torch.Generator().manual_seed(number))
+        trained += fedsparse.chosen(torch.sigmoid(scores), drawn, PLAIN, task).view(-1, 5).sum(0)
     for found in (uploaded, trained):
         assert bool(((found / 1e5 - theta).abs() <= 5 * (theta * (1 - theta) / 1e5).sqrt()).all())
     assert not torch.equal(uploaded, trained)
@@ -477,7 +493,7 @@ def test_05_each_client_and_round_draws_its_own_mask() -> None:
     places = [Rng(seed).child("client", number, k) for seed in (0, 1) for number in (1, 2) for k in (0, 1)]
     found = [
         mask_in(
-            fedpm.finish({"s": torch.zeros(4000)}, {"theta": torch.zeros(4000)} | SEED, 1, PLAIN, task, place),
+            fedsparse.finish({"s": torch.zeros(4000)}, {"theta": torch.zeros(4000)} | SEED, 1, PLAIN, task, place),
             PLAIN,
             task,
         )
@@ -609,7 +625,7 @@ def test_uploads_that_cannot_be_read_change_nothing() -> None:
         good = upload_of(masks(1, 40)[0], 5, hyper, task)
         state = state_of(torch.zeros(40), hyper)
         uploads = Uploads(enumerate([bad, good, good[:-1], PayloadError("diverged")]))
-        found = fedpm.server(state, uploads, hyper, task)
+        found = fedsparse.server(state, uploads, hyper, task)
         assert uploads.accepted == [1] and [k for k, _ in uploads.refused] == [0, 2, 3]
         assert all(torch.equal(found[k], v) for k, v in server(state, hyper, task, good).items())
         with pytest.raises(NoUpdate):
@@ -651,9 +667,9 @@ def test_09_masks_survive_the_coder_in_few_bits(n: int, density: float | str) ->
     of a range between 2^32 and 2^64 half of 2^24, on average 1.3e-4 bits an entry."""
     share = 1 / max(1, n) if density == "1/n" else float(density)
     mask = random_mask(n, share)
-    sections = masknet.packed_mask(mask, None)
+    sections = packed_mask(mask, None)
     views = [memoryview(part) for part in sections]
-    assert np.array_equal(masknet.unpacked_mask(views, n, None), mask)
+    assert np.array_equal(unpacked_mask(views, n, None), mask)
     k = int(mask.sum())
     p = k / max(1, n)
     entropy = -sum(q * math.log2(q) for q in (p, 1 - p) if q)
@@ -664,9 +680,9 @@ def test_09_masks_survive_the_coder_in_few_bits(n: int, density: float | str) ->
 @pytest.mark.parametrize("value", [False, True])
 def test_09_masks_of_one_value_cost_almost_nothing(value: bool) -> None:
     mask = np.full(100_000, value)
-    sections = masknet.packed_mask(mask, None)
+    sections = packed_mask(mask, None)
     assert sum(map(len, sections)) <= 12
-    assert np.array_equal(masknet.unpacked_mask([memoryview(part) for part in sections], 100_000, None), mask)
+    assert np.array_equal(unpacked_mask([memoryview(part) for part in sections], 100_000, None), mask)
 
 
 def test_09_a_mask_whose_entries_the_receiver_foresees_costs_almost_nothing() -> None:
@@ -685,11 +701,11 @@ def test_09_a_mask_whose_entries_the_receiver_foresees_costs_almost_nothing() ->
 def test_09_contexts() -> None:
     task = flat_task(2, 3)
     theta = torch.tensor([0.0, 1.0, 0.5, 0.1, 0.9])
-    assert fedpm.contexts(theta, Hyper(coding="pooled"), task) is None
-    by_layer = fedpm.contexts(theta, Hyper(coding="layers"), task)
+    assert fedsparse.contexts(theta, Hyper(coding="pooled"), task) is None
+    by_layer = fedsparse.contexts(theta, Hyper(coding="layers"), task)
     assert by_layer is not None and by_layer.tolist() == [0, 0, 1, 1, 1]
     dense = torch.linspace(0, 1, 10_001)
-    known = fedpm.contexts(dense, Hyper(coding="global"), flat_task(10_001))
+    known = fedsparse.contexts(dense, Hyper(coding="global"), flat_task(10_001))
     assert known is not None and known.min() >= 0 and known.max() < 2**16
     low = known[:5001]
     assert bool((np.diff(low) >= 0).all()) and len(set(low.tolist())) > 10, "finer and finer towards 0"
@@ -705,7 +721,7 @@ def test_10_paper_bits() -> None:
     sizes = []
     for k in range(272):
         mask = torch.arange(271) < k
-        sizes.append(fedpm.paper_bits(upload_of(mask, 1, PLAIN, task), PLAIN, task))
+        sizes.append(fedsparse.paper_bits(upload_of(mask, 1, PLAIN, task), PLAIN, task))
     assert sizes[0] == sizes[271] == 0
     assert all(0 <= size <= 271 for size in sizes)
     assert sizes == pytest.approx(sizes[::-1], abs=1e-9)
@@ -713,7 +729,7 @@ def test_10_paper_bits() -> None:
     assert sizes[1:271] == pytest.approx(expected, rel=1e-9)
     scattered = masks(1, 271)[0]
     upload = upload_of(scattered, 9, PLAIN, task)
-    assert fedpm.paper_bits(bytearray(upload), PLAIN, task) == pytest.approx(sizes[int(scattered.sum())])
+    assert fedsparse.paper_bits(bytearray(upload), PLAIN, task) == pytest.approx(sizes[int(scattered.sum())])
 
 
 @pytest.mark.parametrize(("density", "bits"), [(0.0, 0.0808), (0.01, 0.140), (0.1, 0.494), (0.5, 1.0), (1.0, 0.0808)])
@@ -722,7 +738,7 @@ def test_10_the_official_formula_never_falls_below_its_floor(density: float, bit
     n, hyper = 100_000, Hyper()
     task = flat_task(n)
     upload = upload_of(torch.from_numpy(random_mask(n, density)), 1, hyper, task)
-    (found,) = fedpm.other_bits(upload, hyper, task).values()
+    (found,) = fedsparse.other_bits(upload, hyper, task).values()
     assert (found - math.log2(n)) / n == pytest.approx(bits, abs=5e-4)
     assert found / n >= 0.0808 - 5e-5
 
@@ -793,7 +809,7 @@ def test_12_the_ledger_adds_up_what_was_passed(tiny: MakeSpec, tmp_path: Path) -
     spec, scale = of_fedpm(tiny), Weighing()
     found = finished(spec, tmp_path, scale)
     task, hyper = task_of(spec.key(), CPU), Hyper()
-    seed = methods.initial(spec, task)
+    seed = registry.initial(spec, task)
     assert [entry["uplink_bytes"] for entry in found["rounds"]] == [sum(map(len, up)) for up in scale.up]
     assert [entry["downlink_bytes"] for entry in found["rounds"]] == scale.down
     assert all(4 * (8 + 4 * 4736) < size <= 4 * (8 + 4 * 4736 + 64) for size in scale.down), "32 n bits a client"
@@ -802,9 +818,9 @@ def test_12_the_ledger_adds_up_what_was_passed(tiny: MakeSpec, tmp_path: Path) -
     assert parts["ones"] == 4 * 12 and 0 < parts["container"] <= 64 * 12
     for entry, uploads in zip(found["rounds"], scale.up, strict=True):
         kept = [int(mask_in(upload, hyper, task, seed=seed).sum()) for upload in uploads]
-        own = [4736 * masknet.bits_a_parameter(k / 4736) for k in kept]
+        own = [4736 * bits_a_parameter(k / 4736) for k in kept]
         assert entry["paper_bits"] == pytest.approx(sum(own))
-        official = [4736 * masknet.bits_a_parameter(0.01 + 0.98 * k / 4736) + math.log2(4736) for k in kept]
+        official = [4736 * bits_a_parameter(0.01 + 0.98 * k / 4736) + math.log2(4736) for k in kept]
         assert entry["other_bits"] == {"official code": pytest.approx(sum(official))}
 
 
@@ -832,27 +848,27 @@ def test_models_that_a_state_stands_for() -> None:
     theta = uniform(271, seed=5)
     theta[:40], theta[40:80], theta[80] = 0.0, 1.0, 0.5
     state = state_of(theta)
-    w = masknet.fixed_weights(7, PLAIN.weight_scale, task)
+    w = fixed_weights(7, PLAIN.weight_scale, task)
 
     def flat(model: State) -> Tensor:
         assert {name: tensor.shape for name, tensor in model.items()} == task.tensors
         return torch.cat([model[name].flatten() for name in SMALL])
 
-    found = [flat(model) / w for model in fedpm.models(state, Hyper(), task, Rng(0))]
+    found = [flat(model) / w for model in fedsparse.models(state, Hyper(), task, Rng(0))]
     assert len(found) == 5
     for mask in found:
         assert set(mask.abs().tolist()) == {0.0, 1.0}
         assert not mask[:40].any() and bool((mask[40:80] == 1).all())
     assert len({tuple(mask.tolist()) for mask in found}) == 5
-    again = fedpm.models(state, Hyper(), task, Rng(0))
+    again = fedsparse.models(state, Hyper(), task, Rng(0))
     assert all(torch.equal(flat(model) / w, mask) for model, mask in zip(again, found, strict=True))
-    (mean,) = fedpm.models(state, Hyper(evaluated="mean"), task, Rng(0))
+    (mean,) = fedsparse.models(state, Hyper(evaluated="mean"), task, Rng(0))
     assert torch.equal(flat(mean), w * theta)
     for hyper in (Hyper(evaluated="threshold"), Hyper(masking="threshold")):
-        (model,) = fedpm.models(state, hyper, task, Rng(0))
+        (model,) = fedsparse.models(state, hyper, task, Rng(0))
         assert torch.equal(flat(model), w * (theta > 0.5))
     theta = torch.linspace(0, 1, 271)
-    (top,) = fedpm.models(state_of(theta), Hyper(masking="top", keep=0.25), task, Rng(0))
+    (top,) = fedsparse.models(state_of(theta), Hyper(masking="top", keep=0.25), task, Rng(0))
     for name, count in (("0.weight", 18), ("0.bias", 1), ("3.weight", 48), ("3.bias", 1)):
         kept = top[name].flatten() != 0
         assert int(kept.sum()) == count and bool(kept[-count:].all()), "the largest are the last"
@@ -918,8 +934,8 @@ def test_levels_are_theta_to_the_bit(theta: Tensor) -> None:
     task = flat_task(3000)
     for downlink in ("full", "levels"):
         hyper = Hyper(downlink=downlink)
-        message = fedpm.broadcast(state_of(theta), hyper, task)
-        seed, found = fedpm.read_broadcast(message, 3000, hyper, task)
+        message = fedsparse.broadcast(state_of(theta), hyper, task)
+        seed, found = fedsparse.read_broadcast(message, 3000, hyper, task)
         assert seed == 7 and torch.equal(found, theta)
         assert len(message) <= 8 + 12_000 + 64
 
@@ -927,7 +943,7 @@ def test_levels_are_theta_to_the_bit(theta: Tensor) -> None:
 def test_more_levels_than_the_coder_takes_travel_in_full() -> None:
     task, hyper = flat_task(70_000), Hyper(downlink="levels")
     for theta in (torch.linspace(0, 1, 70_000), torch.linspace(0, 1, 65_535).repeat(2)[:70_000]):
-        _, found = fedpm.read_broadcast(fedpm.broadcast(state_of(theta), hyper, task), 70_000, hyper, task)
+        _, found = fedsparse.read_broadcast(fedsparse.broadcast(state_of(theta), hyper, task), 70_000, hyper, task)
         assert torch.equal(found, theta)
 
 
@@ -938,7 +954,7 @@ def test_threshold_by_hand() -> None:
     task, hyper = flat_task(5), Hyper(masking="threshold")
     scores = torch.tensor([-1.0, 0.0, 1e-6, 30.0, -0.0])
     for place in (Rng(0), Rng(1)):
-        upload = fedpm.finish({"s": scores}, {"theta": torch.zeros(5)} | SEED, 1, hyper, task, place)
+        upload = fedsparse.finish({"s": scores}, {"theta": torch.zeros(5)} | SEED, 1, hyper, task, place)
         assert mask_in(upload, hyper, task).tolist() == [False, False, True, True, False]
 
 
@@ -949,7 +965,7 @@ def test_top_by_hand(keep: float, kept: list[int]) -> None:
     scores = torch.tensor([-5.0, -4.0, -6.0, -7.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0])
     for place in (Rng(0), Rng(1)):
         mask = mask_in(
-            fedpm.finish({"s": scores}, {"theta": torch.zeros(10)} | SEED, 1, hyper, task, place), hyper, task
+            fedsparse.finish({"s": scores}, {"theta": torch.zeros(10)} | SEED, 1, hyper, task, place), hyper, task
         )
         falling = [1, 0, 2, 3], [5, 7, 9, 8, 6, 4]  # places of the scores, the largest first
         expected = {*falling[0][: kept[0]], *falling[1][: kept[1]]}
@@ -960,11 +976,11 @@ def test_top_keeps_its_share_where_scores_are_equal() -> None:
     """A mean of masks has many equal entries: none of them may bring in all others of its size."""
     task, hyper = flat_task(100, 50), Hyper(masking="top", keep=0.2)
     theta = torch.cat([(torch.arange(100) < 10).float(), torch.full((50,), 0.5)])
-    (model,) = fedpm.models(state_of(theta), hyper, task, Rng(0))
+    (model,) = fedsparse.models(state_of(theta), hyper, task, Rng(0))
     assert [int((tensor != 0).sum()) for tensor in model.values()] == [20, 10]
     assert all(bool((tensor.flatten()[:10] != 0).all()) for tensor in list(model.values())[:1])
     for scores in (torch.zeros(150), torch.logit(theta.clamp(1e-3, 1 - 1e-3))):
-        mask = fedpm.chosen(torch.sigmoid(scores), uniform(1), hyper, task)
+        mask = fedsparse.chosen(torch.sigmoid(scores), uniform(1), hyper, task)
         assert [int(mask[:100].sum()), int(mask[100:].sum())] == [20, 10]
 
 
@@ -985,18 +1001,18 @@ def test_masks_without_chance_are_learned_and_agree_between_engines(
 
 
 def network_of(mask: Tensor, hyper: Hyper, task: Task, seed: int = 7) -> State:
-    return masknet.layers(masknet.fixed_weights(seed, hyper.weight_scale, task) * mask, task)
+    return layers(fixed_weights(seed, hyper.weight_scale, task) * mask, task)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
 def test_a_stored_model_is_a_seed_and_a_mask(density: float) -> None:
     task, hyper = small(), Hyper()
     theta = (uniform(271) < density).float()
-    file = fedpm.save_model(state_of(theta, seed=-3), hyper, task, Rng(0))
-    ones, mask = masknet.packed_mask((theta > 0.5).numpy(), None)
+    file = fedsparse.save_model(state_of(theta, seed=-3), hyper, task, Rng(0))
+    ones, mask = packed_mask((theta > 0.5).numpy(), None)
     assert container.section_sizes(file) == (8, 4, len(mask)) and len(ones) == 4
     assert 0 < len(file) - 12 - len(mask) <= 64
-    loaded, expected = fedpm.load_model(file, hyper, task), network_of(theta, hyper, task, seed=2**64 - 3)
+    loaded, expected = fedsparse.load_model(file, hyper, task), network_of(theta, hyper, task, seed=2**64 - 3)
     x = images()[0]
     assert torch.equal(task.logits(loaded, x), task.logits(expected, x))
     assert list(loaded) == list(SMALL)
@@ -1004,9 +1020,9 @@ def test_a_stored_model_is_a_seed_and_a_mask(density: float) -> None:
 
 def test_a_stored_model_is_drawn_from_theta_unclamped() -> None:
     task, theta = flat_task(100_000), torch.cat([torch.zeros(40_000), torch.ones(40_000), torch.full((20_000,), 0.3)])
-    files = [fedpm.save_model(state_of(theta), PLAIN, task, Rng(number)) for number in (0, 0, 1)]
+    files = [fedsparse.save_model(state_of(theta), PLAIN, task, Rng(number)) for number in (0, 0, 1)]
     assert files[0] == files[1] != files[2]
-    kept = fedpm.load_model(files[0], PLAIN, task)["0.weight"].flatten() != 0
+    kept = fedsparse.load_model(files[0], PLAIN, task)["0.weight"].flatten() != 0
     assert not kept[:40_000].any() and bool(kept[40_000:80_000].all())
     assert abs(int(kept[80_000:].sum()) - 6000) < 5 * 4200**0.5
 
@@ -1016,24 +1032,24 @@ def test_a_stored_model_is_drawn_from_theta_unclamped() -> None:
 )
 def test_a_model_of_masks_without_chance_is_stored_as_it_is_evaluated(hyper: Hyper) -> None:
     task, state = small(), state_of(torch.rand(271, generator=torch.Generator().manual_seed(1)))
-    (expected,) = fedpm.models(state, hyper, task, Rng(0))
-    found = fedpm.load_model(fedpm.save_model(state, hyper, task, Rng(1)), hyper, task)
+    (expected,) = fedsparse.models(state, hyper, task, Rng(0))
+    found = fedsparse.load_model(fedsparse.save_model(state, hyper, task, Rng(1)), hyper, task)
     assert all(torch.equal(found[name], expected[name]) for name in SMALL)
 
 
 def test_a_stored_model_of_another_kind_is_refused() -> None:
     task, hyper = small(), Hyper()
     state = state_of(uniform(271))
-    file = fedpm.save_model(state, hyper, task, Rng(0))
+    file = fedsparse.save_model(state, hyper, task, Rng(0))
     with pytest.raises(PayloadError, match="another model"):
-        fedpm.load_model(file, Hyper(lam=2.0), task)
+        fedsparse.load_model(file, Hyper(lam=2.0), task)
     with pytest.raises(PayloadError, match="another model"):
-        fedpm.load_model(file, hyper, flat_task(271))
-    for foreign in (fedpm.broadcast(state, hyper, task), upload_of(masks(1, 271)[0], 1, hyper, task)):
+        fedsparse.load_model(file, hyper, flat_task(271))
+    for foreign in (fedsparse.broadcast(state, hyper, task), upload_of(masks(1, 271)[0], 1, hyper, task)):
         with pytest.raises(PayloadError, match="kind"):
-            fedpm.load_model(foreign, hyper, task)
+            fedsparse.load_model(foreign, hyper, task)
     fingerprint = task.fingerprint("fedpm", hyper)
-    ones, mask = masknet.packed_mask(masks(1, 271)[0].numpy(), None)
+    ones, mask = packed_mask(masks(1, 271)[0].numpy(), None)
     for sections in (
         [bytes(8), ones],
         [bytes(8), bytes(4), mask],
@@ -1041,15 +1057,15 @@ def test_a_stored_model_of_another_kind_is_refused() -> None:
         [bytes(8), ones, b""],
     ):
         with pytest.raises(PayloadError):
-            fedpm.load_model(container.pack("fedpm.model", fingerprint, 0, sections), hyper, task)
+            fedsparse.load_model(container.pack("fedpm.model", fingerprint, 0, sections), hyper, task)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
 def test_a_stored_model_with_part_of_a_seed_is_refused(size: int) -> None:
     task, hyper = small(), Hyper()
-    sections = [bytes(size), *masknet.packed_mask(masks(1, 271)[0].numpy(), None)]
+    sections = [bytes(size), *packed_mask(masks(1, 271)[0].numpy(), None)]
     with pytest.raises(PayloadError, match="seed"):
-        fedpm.load_model(container.pack("fedpm.model", task.fingerprint("fedpm", hyper), 0, sections), hyper, task)
+        fedsparse.load_model(container.pack("fedpm.model", task.fingerprint("fedpm", hyper), 0, sections), hyper, task)
 
 
 # Notes
@@ -1061,17 +1077,17 @@ def test_notes_name_the_density_and_collapsed_layers(caplog: pytest.LogCaptureFi
         torch.cat([torch.full((100,), 0.25), torch.full((200,), 0.01), torch.ones(40)]),
     )
     with caplog.at_level(logging.WARNING, "fedlib"):
-        found = fedpm.notes(state_of(theta), PLAIN, task)
+        found = fedsparse.notes(state_of(theta), PLAIN, task)
     assert found["density"] == {"0.weight": 0.25, "1.weight": 0.01, "2.weight": 1.0}
     assert found["collapsed"] == ["1.weight"]
     (line,) = [r.getMessage() for r in caplog.records]
     assert "fewer than 10 weights" in line and "1.weight" in line and "0.weight" not in line
     caplog.clear()
     with caplog.at_level(logging.WARNING, "fedlib"):
-        found = fedpm.notes(state_of(torch.full((271,), 0.5)), PLAIN, small())
+        found = fedsparse.notes(state_of(torch.full((271,), 0.5)), PLAIN, small())
     assert found["density"] == {"0.weight": 0.5, "3.weight": 0.5}, "biases aside"
     assert "collapsed" not in found
-    file = fedpm.save_model(state_of(torch.full((271,), 0.5)), PLAIN, small(), Rng(0))
+    file = fedsparse.save_model(state_of(torch.full((271,), 0.5)), PLAIN, small(), Rng(0))
     assert found["model file"] == pytest.approx(len(file), abs=12)
     assert not caplog.records
 
@@ -1094,10 +1110,10 @@ def test_a_collapse_shows_in_the_record_and_in_the_log(
 def test_networks_with_batchnorm_are_refused() -> None:
     task = make_task(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)))
     with pytest.raises(SpecError, match="model: fedpm masks networks without BatchNorm"):
-        fedpm.initial(PLAIN, task, Rng(0))
-    message = fedpm.broadcast(fedpm.initial(PLAIN, small(), Rng(0)), PLAIN, small())
+        fedsparse.initial(PLAIN, task, Rng(0))
+    message = fedsparse.broadcast(fedsparse.initial(PLAIN, small(), Rng(0)), PLAIN, small())
     with pytest.raises(SpecError, match="model: fedpm masks networks without BatchNorm"):
-        fedpm.start(message, PLAIN, task, Rng(0))
+        fedsparse.start(message, PLAIN, task, Rng(0))
 
 
 def pack_broadcast(*sections: bytes, hyper: Hyper, task: Task) -> bytes:
@@ -1124,7 +1140,7 @@ def test_a_theta_that_is_none_is_refused(values: list[float], complaint: str) ->
     task = flat_task(3)
     for hyper in (Hyper(), Hyper(downlink="levels")):
         with pytest.raises(PayloadError, match=complaint):
-            fedpm.start(pack_broadcast(bytes(8), float_bytes(*values), hyper=hyper, task=task), hyper, task, Rng(0))
+            fedsparse.start(pack_broadcast(bytes(8), float_bytes(*values), hyper=hyper, task=task), hyper, task, Rng(0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -1132,7 +1148,7 @@ def test_a_theta_that_is_no_number_is_not_sent(value: float) -> None:
     task = flat_task(3)
     for downlink in ("full", "levels"):
         with pytest.raises(PayloadError, match="theta"):
-            fedpm.broadcast(state_of(torch.tensor([0.5, value, 0.5])), Hyper(downlink=downlink), task)
+            fedsparse.broadcast(state_of(torch.tensor([0.5, value, 0.5])), Hyper(downlink=downlink), task)
 
 
 LEVELS = {
@@ -1151,18 +1167,18 @@ LEVELS = {
 def test_levels_that_nobody_sends_are_refused(values: bytes, index: bytes) -> None:
     task, hyper = flat_task(3), Hyper(downlink="levels")
     good = pack_broadcast(bytes(8), float_bytes(0.5, 1.0), b"\x00\x02", hyper=hyper, task=task)
-    assert fedpm.read_broadcast(good, 3, hyper, task)[1].tolist() == [0.5, 1.0, 0.5]
+    assert fedsparse.read_broadcast(good, 3, hyper, task)[1].tolist() == [0.5, 1.0, 0.5]
     with pytest.raises(PayloadError):
-        fedpm.read_broadcast(pack_broadcast(bytes(8), values, index, hyper=hyper, task=task), 3, hyper, task)
+        fedsparse.read_broadcast(pack_broadcast(bytes(8), values, index, hyper=hyper, task=task), 3, hyper, task)
     with pytest.raises(PayloadError):
-        fedpm.read_broadcast(pack_broadcast(bytes(8), values, index, hyper=Hyper(), task=task), 3, Hyper(), task)
+        fedsparse.read_broadcast(pack_broadcast(bytes(8), values, index, hyper=Hyper(), task=task), 3, Hyper(), task)
 
 
 @pytest.mark.parametrize("size", [0, 7, 9])
 def test_a_broadcast_with_a_seed_of_another_length_is_refused(size: int) -> None:
     task = flat_task(3)
     with pytest.raises(PayloadError):
-        fedpm.start(pack_broadcast(bytes(size), float_bytes(0, 0, 0), hyper=PLAIN, task=task), PLAIN, task, Rng(0))
+        fedsparse.start(pack_broadcast(bytes(size), float_bytes(0, 0, 0), hyper=PLAIN, task=task), PLAIN, task, Rng(0))
 
 
 def test_uploads_for_another_run_are_refused() -> None:
@@ -1175,12 +1191,12 @@ def test_uploads_for_another_run_are_refused() -> None:
         upload_of(mask, 5, hyper, flat_task(10, 30)),
         *(upload_of(mask, 5, Hyper(**change), task, torch.zeros(40)) for change in CHANGES),
         container.pack("fedavg.up", task.fingerprint("fedavg", hyper), 5, [bytes(160)]),
-        fedpm.broadcast(state_of(torch.zeros(40)), hyper, task),
+        fedsparse.broadcast(state_of(torch.zeros(40)), hyper, task),
         upload_of(mask, 0, hyper, task),
         upload_of(mask, 5, hyper, task, seed={"seed": torch.tensor([8])}),
     ]
     uploads = Uploads(enumerate([*bad, good]))
-    found = fedpm.server(state_of(torch.zeros(40)), uploads, hyper, task)
+    found = fedsparse.server(state_of(torch.zeros(40)), uploads, hyper, task)
     assert uploads.accepted == [len(bad)]
     assert torch.equal(found["theta"], mask.float())
 
@@ -1198,15 +1214,15 @@ def test_the_changes_above_are_of_every_setting() -> None:
 
 def test_an_upload_that_lies_about_its_ones_is_refused() -> None:
     task, mask = flat_task(40), masks(1, 40)[0]
-    ones, coded = masknet.packed_mask(mask.numpy(), None)
+    ones, coded = packed_mask(mask.numpy(), None)
     count = int(mask.sum())
-    fingerprint = fedpm.fingerprint(SEED, PLAIN, task)
+    fingerprint = fedsparse.fingerprint(SEED, PLAIN, task)
     lies = [(count + 1).to_bytes(4, "little"), bytes(4), b"\xff" * 4, ones[:1], b"", ones[:3]]
     sections = [[lie, coded] for lie in lies] + [[ones, coded[:-1]], [ones, coded + b"\0"], [ones, b""], [ones]]
     sections += [[ones, coded, b""], [coded, ones]]
     bad = [container.pack("fedpm.up", fingerprint, 5, parts) for parts in sections]
     uploads = Uploads(enumerate([*bad, container.pack("fedpm.up", fingerprint, 5, [ones, coded])]))
-    fedpm.server(state_of(torch.zeros(40)), uploads, PLAIN, task)
+    fedsparse.server(state_of(torch.zeros(40)), uploads, PLAIN, task)
     assert uploads.accepted == [len(bad)] and len(uploads.refused) == len(bad)
     assert "ones: the message states" in uploads.refused[0][1]
 
@@ -1216,14 +1232,18 @@ def test_scores_that_are_not_finite_are_not_sent(value: float) -> None:
     for masking in ("bernoulli", "threshold", "top"):
         s = torch.tensor([0.0, value, 0.0])
         with pytest.raises(PayloadError, match="not finite: local training diverged"):
-            fedpm.finish({"s": s}, {"theta": torch.zeros(3)} | SEED, 1, Hyper(masking=masking), flat_task(3), Rng(0))
+            fedsparse.finish(
+                {"s": s}, {"theta": torch.zeros(3)} | SEED, 1, Hyper(masking=masking), flat_task(3), Rng(0)
+            )
 
 
 def test_diverged_training_is_not_sent() -> None:
     task, (x, y) = small(), images()
     x[3, 0, 0, 0] = math.nan
     with pytest.raises(PayloadError, match="diverged"):
-        local.client(fedpm, fedpm.broadcast(state_of(uniform(271)), PLAIN, task), (x, y), PLAIN, task, Rng(0))
+        client_side.client(
+            fedsparse, fedsparse.broadcast(state_of(uniform(271)), PLAIN, task), (x, y), PLAIN, task, Rng(0)
+        )
 
 
 HYPERS = [Hyper(), Hyper(coding="layers"), Hyper(coding="global"), Hyper(downlink="levels")]
@@ -1234,9 +1254,9 @@ THETA = (uniform(271, seed=6) * 8).floor() / 7
 def honest(which: int, kind: str) -> bytes:
     task, hyper = small(), HYPERS[which]
     if kind == "down":
-        return fedpm.broadcast(state_of(THETA), hyper, task)
+        return fedsparse.broadcast(state_of(THETA), hyper, task)
     if kind == "model":
-        return fedpm.save_model(state_of(THETA), hyper, task, Rng(0))
+        return fedsparse.save_model(state_of(THETA), hyper, task, Rng(0))
     return upload_of(bernoulli(THETA, torch.Generator().manual_seed(1)), 9, hyper, task, THETA)
 
 
@@ -1244,13 +1264,13 @@ def read(message: Buffer, which: int, kind: str) -> Tensor:
     """Whatever the message carries, as probabilities or weights. PayloadError."""
     task, hyper = small(), HYPERS[which]
     if kind == "down":
-        return torch.sigmoid(fedpm.start(bytes(message), hyper, task, Rng(0))[0]["s"].detach())
+        return torch.sigmoid(fedsparse.start(bytes(message), hyper, task, Rng(0))[0]["s"].detach())
     if kind == "model":
-        model = fedpm.load_model(bytes(message), hyper, task)
+        model = fedsparse.load_model(bytes(message), hyper, task)
         return torch.cat([tensor.flatten() for tensor in model.values()])
     uploads = Uploads([(0, message)])
     try:
-        return fedpm.server(state_of(THETA), uploads, hyper, task)["theta"]
+        return fedsparse.server(state_of(THETA), uploads, hyper, task)["theta"]
     except NoUpdate:
         raise PayloadError(uploads.refused[0][1]) from None
 
@@ -1286,7 +1306,7 @@ def test_sections_of_any_bytes_are_read_or_payload_errors(which: int, kind: str,
     """With a right checksum: what is read nevertheless is 271 probabilities."""
     fingerprint = small().fingerprint("fedpm", HYPERS[which])
     if kind == "up":
-        fingerprint = fedpm.fingerprint(SEED, HYPERS[which], small())
+        fingerprint = fedsparse.fingerprint(SEED, HYPERS[which], small())
     message = container.pack(f"fedpm.{kind}", fingerprint, 9 * (kind == "up"), sections)
     try:
         found = read(message, which, kind)
@@ -1303,7 +1323,7 @@ def test_altered_sections_with_a_right_checksum(which: int, at: int, change: int
     size = sum(container.section_sizes(message))
     body = bytearray(message[-4 - size : -4])
     body[at % size] ^= change
-    fingerprint = fedpm.fingerprint(SEED, HYPERS[which], small())
+    fingerprint = fedsparse.fingerprint(SEED, HYPERS[which], small())
     altered = container.pack("fedpm.up", fingerprint, 9, [bytes(body[:4]), bytes(body[4:])])
     before = read(message, which, "up")
     try:
@@ -1331,4 +1351,4 @@ def test_altered_sections_with_a_right_checksum(which: int, at: int, change: int
 )
 def test_bad_settings_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"hyper.{next(iter(values))}: "):
-        methods.hyper("fedpm", values)
+        registry.hyper("fedpm", values)

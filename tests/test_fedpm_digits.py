@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fedlib import rounds
 from fedlib.data.sources import home
-from fedlib.engines import Engine, open_engine
-from fedlib.spec import Spec, specs
+from fedlib.engines.select import Engine, open_engine
+from fedlib.runs import rounds
+from fedlib.runs.experiments import specs
+from fedlib.runs.spec import Spec
 
 N = 84_480  # parameters of the perceptron 64-256-256-10 without biases
 # Accuracy (five masks), bits a parameter of an upload, both after round 40. Source: spec, one seed; not from the paper.

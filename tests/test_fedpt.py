@@ -20,17 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlib import freezing, local, methods, models, rounds
-from fedlib.engines import Graphed, InProcess, Stacked, task_of
+from fedlib.core.client import recalled, train
+from fedlib.core.plan import State
+from fedlib.core.uploads import Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, task_of
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.methods import fedavg, fedpt
-from fedlib.methods.fedpt import Hyper
-from fedlib.methods.parts import pack_tensors, unpack_model
-from fedlib.models import cnn, named, partial
+from fedlib.methods import fedavg, registry
+from fedlib.methods.fedpt import method as fedpt
+from fedlib.methods.fedpt.method import Hyper
+from fedlib.methods.messages import pack_tensors, unpack_model
+from fedlib.models import cnn, freezing, initializers, partial
+from fedlib.models.registry import MODELS, build
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import State
-from fedlib.uploads import Uploads
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 CPU = torch.device("cpu")
@@ -63,8 +68,8 @@ def small_world() -> Iterator[None]:
     """Networks of this file's own, by name; one thread, as `rounds.run` sets it."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "small-resnet", lambda c, side, kinds, root: partial.resnet(c, kinds, (32,) * 4))
-        patch.setitem(models.MODELS, "normed", lambda c, side, kinds, root: cnn._blocks((4, 6), 1, c, side, kinds))
+        patch.setitem(MODELS, "small-resnet", lambda c, side, kinds, root: partial.resnet(c, kinds, (32,) * 4))
+        patch.setitem(MODELS, "normed", lambda c, side, kinds, root: cnn._blocks((4, 6), 1, c, side, kinds))
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(threads)
@@ -78,7 +83,7 @@ def begin(tiny: MakeSpec) -> Begin:
         hyper = Hyper(policy=policy, **(more_hyper or {}))
         spec = tiny(**{"method": "fedpt", "model": "emnist-narrow", "hyper": dataclasses.asdict(hyper), **more})
         task = task_of(spec.key(), CPU)
-        state = methods.initial(spec, task)
+        state = registry.initial(spec, task)
         seed, message = fedpt.seed_of(state), fedpt.broadcast(state, hyper, task)
         mark = fedpt.frozen_part(seed, hyper, task)[1]
         return SimpleNamespace(spec=spec, task=task, hyper=hyper, state=state, message=message, seed=seed, mark=mark)
@@ -95,7 +100,7 @@ def after(run: Any, number: int) -> State:
 
 def made(run: Any) -> State:
     names = sorted(freezing.matching(freezing.POLICIES[run.hyper.policy], run.task.parameters), reverse=True)
-    return {name: named.values(run.seed, name, run.task.parameters[name], run.hyper.law) for name in names}
+    return {name: initializers.values(run.seed, name, run.task.parameters[name], run.hyper.law) for name in names}
 
 
 def packed(run: Any, way: str, samples: int, *parts: Any) -> bytes:
@@ -131,10 +136,10 @@ def test_01_frozen_tensors_never_change(begin: Begin, client: str, server: str) 
     run = begin(more_hyper=SERVER[server], **LOCAL[client])
     expected = made(run)
     trainable, held = read(run, "down", run.message)
-    local.train(fedpt, trainable, held, run.task.shard(0), run.hyper, run.task, Rng(0))
+    train(fedpt, trainable, held, run.task.shard(0), run.hyper, run.task, Rng(0))
     assert equal({name: held[name] for name in expected}, expected) and trainable.keys().isdisjoint(expected)
     state = after(run, 3)
-    (model,) = methods.models(run.spec, run.task, state, 3)
+    (model,) = registry.models(run.spec, run.task, state, 3)
     assert list(model) == list(run.task.parameters) and equal({name: model[name] for name in expected}, expected)
     for name in model.keys() - expected.keys():
         assert torch.equal(model[name], state[name]) and not torch.equal(model[name], run.state[name]), "it has moved"
@@ -155,7 +160,7 @@ def test_02_fixed_part_depends_on_seed_law_and_name_alone(begin: Begin) -> None:
     assert torch.equal(half["dense1.weight"] * 2, tensors["dense1.weight"]) and not half["dense1.bias"].any()
     assert len(marks) == 6 and len({begin(seed=seed).seed for seed in range(4)}) == 4, "runs differ"
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    code = f"from fedlib.methods import fedpt; print(fedpt.fixed({run.seed}, 'he', 1.0, {shapes!r})[1].hex())"
+    code = f"from fedlib.methods.registry import fedpt; print(fedpt.fixed({run.seed}, 'he', 1.0, {shapes!r})[1].hex())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert fresh.stdout.strip() == mark.hex()
 
@@ -171,8 +176,8 @@ def test_03_the_trained_part_and_the_seed_are_the_model(begin: Begin, policy: st
     for name, shape in run.task.parameters.items():
         if name not in model:
             model[name], values = values[: shape.numel()].view(shape), values[shape.numel() :]
-    (network := models.build("emnist-narrow", 1, 8, 10, Rng(99)).eval()).load_state_dict(model)
-    expected = run.task.logits(methods.models(run.spec, run.task, state, 2)[0], run.task.test[0])
+    (network := build("emnist-narrow", 1, 8, 10, Rng(99)).eval()).load_state_dict(model)
+    expected = run.task.logits(registry.models(run.spec, run.task, state, 2)[0], run.task.test[0])
     assert torch.equal(network(run.task.test[0]), expected) and not len(values)
 
 
@@ -233,7 +238,7 @@ def test_05_nothing_is_kept_for_frozen_tensors(begin: Begin, client: str) -> Non
     assert leaves == {id(tensor) for tensor in trainable.values()}
     loss.backward()
     assert not any(tensor.requires_grad or tensor.grad is not None for tensor in held.values())
-    moments = local.recalled(run.task, trainable, None)
+    moments = recalled(run.task, trainable, None)
     orders = {"sgd": 0, "momentum": 1, "adam": 2}
     assert sum(tensor.numel() for tensor in moments.values()) == orders[client] * TRAINED + (client == "adam")
     for server, slots in (orders | {"yogi": 2}).items():

@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import make_task
 
-from fedlib import local, rounds
-from fedlib.engines import InProcess
+from fedlib.core import client as client_side
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, NoUpdate, Uploads
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError
-from fedlib.methods import fedsparsify
-from fedlib.methods.fedsparsify import Hyper, prune
+from fedlib.methods.baselines import fedsparsify
+from fedlib.methods.baselines.fedsparsify import Hyper, prune
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import Buffer, NoUpdate, Uploads
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container, entropy
 
 CPU = torch.device("cpu")
@@ -58,7 +60,7 @@ def broadcast_and_start(state: State, hyper: Hyper, task: Task) -> tuple[State, 
 
 
 def client(state: State, shard: Shard, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    return local.client(fedsparsify, fedsparsify.broadcast(state, hyper, task), shard, hyper, task, rng)
+    return client_side.client(fedsparsify, fedsparsify.broadcast(state, hyper, task), shard, hyper, task, rng)
 
 
 def sent(state: State, trained: list[float], samples: int, hyper: Hyper, task: Task) -> bytes:
@@ -278,7 +280,7 @@ def test_pruned_weights_do_not_move_at_a_client() -> None:
     state["0.weight"].view(-1)[::2] = 0
     state["4.weight"][:, ::3] = 0
     trainable, frozen = broadcast_and_start(state, HALF, task)
-    local.train(fedsparsify, trainable, frozen, images(23), HALF, task, Rng(0))
+    client_side.train(fedsparsify, trainable, frozen, images(23), HALF, task, Rng(0))
     pruned = flat(state, task) == 0
     u = trainable["u"].detach()
     assert int(pruned.sum()) == 36 + 66 and not u[pruned].any()

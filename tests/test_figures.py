@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fedlib import figures, score
-from fedlib.exhibits import Exhibit
-from fedlib.record import Record
+from fedlib.claims import score
+from fedlib.pages import figures
+from fedlib.pages.exhibit import Exhibit
+from fedlib.runs.record import Record
 
 
 def made_up(label: str, split: str, seed: int, accuracies: list[float]) -> Record:

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedlib.data import foreign
+from fedlib.data import synthetic
 from fedlib.errors import SpecError
 from fedlib.rng import Rng, uniform
 
-KINDS = sorted(foreign.KINDS)
-SHAPES: list[foreign.Shape] = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 98, 40), (2, 4, 5)]
+KINDS = sorted(synthetic.KINDS)
+SHAPES: list[synthetic.Shape] = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 98, 40), (2, 4, 5)]
 
 
 def power(kind: str, count: int = 200, side: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Power by frequency [count, side, side] of grey images without their means, and the frequencies, cycles a side."""
-    grey = foreign.levels(kind, count, (1, side, side), seed=1)[:, 0].astype(np.float64)
+    grey = synthetic.levels(kind, count, (1, side, side), seed=1)[:, 0].astype(np.float64)
     spectrum = np.abs(np.fft.fft2(grey - grey.mean((1, 2), keepdims=True))) ** 2
     down, across = np.meshgrid(*[np.fft.fftfreq(side, 1 / side)] * 2, indexing="ij")
     return spectrum, down, across
@@ -34,8 +34,8 @@ def slope(kind: str) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sets_are_standardised_and_images_differ(kind: str, shape: foreign.Shape) -> None:
-    x = foreign.images(kind, 50, shape, seed=4)
+def test_sets_are_standardised_and_images_differ(kind: str, shape: synthetic.Shape) -> None:
+    x = synthetic.images(kind, 50, shape, seed=4)
     assert x.dtype == torch.float32 and x.shape == (50, *shape) and x.is_contiguous()
     assert abs(float(x.double().mean())) < 1e-6
     assert abs(float(x.double().std(correction=0)) - 1) < 1e-6
@@ -45,7 +45,7 @@ def test_sets_are_standardised_and_images_differ(kind: str, shape: foreign.Shape
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_makes_the_same_bytes_and_another_seed_others(kind: str) -> None:
-    one, again, other = (foreign.images(kind, 9, (3, 12, 10), seed=seed) for seed in (5, 5, 6))
+    one, again, other = (synthetic.images(kind, 9, (3, 12, 10), seed=seed) for seed in (5, 5, 6))
     assert torch.equal(one, again)
     assert float((one == other).float().mean()) < 0.1
 
@@ -56,22 +56,22 @@ def test_a_seed_makes_the_same_bytes_and_another_seed_others(kind: str) -> None:
 )
 def test_known_images(kind: str, expected: str) -> None:
     """Of the kinds that every machine makes alike; standardising too."""
-    content = foreign.images(kind, 20, (3, 16, 12), seed=20240125).numpy().astype("<f4").tobytes()
+    content = synthetic.images(kind, 20, (3, 16, 12), seed=20240125).numpy().astype("<f4").tobytes()
     assert hashlib.sha256(content).hexdigest()[:16] == expected
 
 
 def test_kinds_draw_from_streams_of_their_own() -> None:
-    sets = [foreign.images(kind, 40, (1, 12, 12), seed=0).flatten() for kind in KINDS]
+    sets = [synthetic.images(kind, 40, (1, 12, 12), seed=0).flatten() for kind in KINDS]
     correlation = torch.corrcoef(torch.stack(sets))
     assert float((correlation - torch.eye(len(KINDS))).abs().max()) < 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_smaller_set_is_the_start_of_a_larger_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "PLACES", 10 * 64)
-    whole = foreign.levels(kind, 34, (2, 8, 8), seed=2)
+    monkeypatch.setattr(synthetic, "PLACES", 10 * 64)
+    whole = synthetic.levels(kind, 34, (2, 8, 8), seed=2)
     for count in (1, 9, 10, 11, 29):
-        np.testing.assert_array_equal(foreign.levels(kind, count, (2, 8, 8), seed=2), whole[:count])
+        np.testing.assert_array_equal(synthetic.levels(kind, count, (2, 8, 8), seed=2), whole[:count])
     assert len({image.tobytes() for image in whole}) == 34, "blocks differ"
 
 
@@ -93,31 +93,31 @@ def test_exponents_of_single_images() -> None:
 
 def test_channels_of_spectra_correlate_and_those_of_noise_do_not() -> None:
     for kind, expected in (("spectrum", 0.64), ("noise", 0.0)):
-        x = foreign.images(kind, 300, (3, 16, 16), seed=3).transpose(0, 1).flatten(1)
+        x = synthetic.images(kind, 300, (3, 16, 16), seed=3).transpose(0, 1).flatten(1)
         off = torch.corrcoef(x)[~torch.eye(3, dtype=torch.bool)]
         torch.testing.assert_close(off, torch.full((6,), expected), atol=0.05, rtol=0)
 
 
 def test_noise_has_all_levels_alike() -> None:
-    often = np.bincount(foreign.levels("noise", 400, (1, 32, 32), seed=0).reshape(-1), minlength=256)
+    often = np.bincount(synthetic.levels("noise", 400, (1, 32, 32), seed=0).reshape(-1), minlength=256)
     mean = often.sum() / 256
     assert len(often) == 256 and float(((often - mean) ** 2 / mean).sum()) < 255 + 5 * math.sqrt(2 * 255)
 
 
 def test_leaves_have_flat_regions_with_edges_in_between() -> None:
     for shape in SHAPES[:4]:
-        pixels = foreign.levels("leaves", 100, shape, seed=1)
+        pixels = synthetic.levels("leaves", 100, shape, seed=1)
         same = (pixels[..., 1:] == pixels[..., :-1]).all(1)
         assert 0.4 < same.mean() < 0.9
         assert len(np.unique(pixels[0].reshape(shape[0], -1), axis=1).T) > 4
-    noise = foreign.levels("noise", 100, (1, 28, 28), seed=1)
+    noise = synthetic.levels("noise", 100, (1, 28, 28), seed=1)
     assert (noise[..., 1:] == noise[..., :-1]).mean() < 0.01
 
 
 def test_leaves_painted_one_after_another() -> None:
     """A disc image and one of rectangles, from the draws by Python's own numbers."""
     c, h, w = shape = (2, 12, 9)
-    pixels = foreign.levels("leaves", 2, shape, seed=7)
+    pixels = synthetic.levels("leaves", 2, shape, seed=7)
     root, least = Rng(7).child("foreign images", "leaves", 0), 4**-2  # the largest radius is half of 9 - 1
     count = math.ceil(3 * h * w / (math.pi * 2 * math.log(4) / (1 - least)))  # area: pi times the mean of r^2
     chance = ((uniform(root.child("leaves").seed(), 0, 8 * count) + 1) / 2).reshape(2, 4, count).tolist()
@@ -151,14 +151,14 @@ def test_stripes_have_a_direction() -> None:
 
 
 def test_every_second_striped_image_has_two_tones() -> None:
-    pixels = foreign.levels("stripes", 40, (1, 28, 28), seed=2)
+    pixels = synthetic.levels("stripes", 40, (1, 28, 28), seed=2)
     tones = [len(np.unique(image)) for image in pixels]
     assert set(tones[1::2]) == {2} and min(tones[::2]) > 10
 
 
 def test_the_wave_is_a_sine() -> None:
     turns = np.linspace(-3, 3, 10_001, dtype=np.float32)
-    np.testing.assert_allclose(foreign._wave(turns), np.sin(2 * np.pi * turns.astype(np.float64)), atol=1.2e-3)
+    np.testing.assert_allclose(synthetic._wave(turns), np.sin(2 * np.pi * turns.astype(np.float64)), atol=1.2e-3)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,6 @@ def test_the_wave_is_a_sine() -> None:
         ("noise", 2, (1, 8, 513), "width of foreign images: 513 must be an integer from 4 to 512"),
     ],
 )
-def test_what_cannot_be_made_is_named(kind: str, count: int, shape: foreign.Shape, message: str) -> None:
+def test_what_cannot_be_made_is_named(kind: str, count: int, shape: synthetic.Shape, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        foreign.images(kind, count, shape, seed=0)
+        synthetic.images(kind, count, shape, seed=0)

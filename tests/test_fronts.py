@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib import fronts, pairs, record, spec
-from fedlib.exhibits import Exhibit
-from fedlib.record import Record
+from fedlib.pages import comparison
+from fedlib.pages.exhibit import Exhibit
+from fedlib.runs import experiments, record
+from fedlib.runs.record import Record
 
 
 def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int = 10**6, **fields: Any) -> Record:
@@ -29,13 +30,13 @@ def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int =
 
 def test_a_front_by_hand() -> None:
     points = [(4.0, 90.0), (1.0, 70.0), (2.0, 70.0), (2.0, 85.0), (3.0, 80.0), (8.0, 90.0), (1.0, 60.0)]
-    assert fronts.front(points) == [1, 3, 0], "what costs more must gain more; of equal costs the better"
-    assert fronts.front([]) == [] and fronts.front([(1.0, 1.0), (1.0, 1.0)]) == [0]
+    assert comparison.front(points) == [1, 3, 0], "what costs more must gain more; of equal costs the better"
+    assert comparison.front([]) == [] and comparison.front([(1.0, 1.0), (1.0, 1.0)]) == [0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
-    found = fronts.front([(float(c), float(g)) for c, g in points])
+    found = comparison.front([(float(c), float(g)) for c, g in points])
 
     def beaten(i: int) -> bool:
         return any((c <= points[i][0] and g >= points[i][1] and (c, g) != points[i]) for c, g in points)
@@ -47,43 +48,43 @@ def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
 
 def test_bytes_until_a_target() -> None:
     r = ran("fedavg", [None, 0.5, None, 0.8], up=2 * 10**6)
-    shown = fronts.target_table([r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])], [50, 51, 81], "targets")
+    shown = comparison.target_table([r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])], [50, 51, 81], "targets")
     assert "≥ 3.00 (1 of 2 missed it)" in shown.body and "≥ 5.00 (1 of 2" in shown.body, "missed: the whole run counts"
     assert ">≥ 5.00<" in shown.body and "not reached" in shown.body
-    up = shown.frame[shown.frame["way"] == fronts.UP]
+    up = shown.frame[shown.frame["way"] == comparison.UP]
     assert list(up["reached"]) == [True, False, True, False, False, False, False, False, False]
     assert list(up["MB"])[:3] == [4.0, 2.0, 8.0]
-    assert list(shown.frame[shown.frame["way"] == fronts.BOTH]["MB"])[:3] == [6.0, 4.0, 12.0]
+    assert list(shown.frame[shown.frame["way"] == comparison.BOTH]["MB"])[:3] == [6.0, 4.0, 12.0]
 
 
 def test_tables_say_what_was_sent() -> None:
     records = [ran("fedavg", [0.9], seed=s, up=4 * 10**6, down=4 * 10**6) for s in (0, 1)]
     records += [ran("topk", [0.8], seed=s, up=10**6, down=4 * 10**6) for s in (0, 1)]
     records += [ran("worse", [0.7], seed=s, up=2 * 10**6, down=4 * 10**6) for s in (0, 1)]
-    shown = fronts.result_table(records, "Results.", "results")
+    shown = comparison.result_table(records, "Results.", "results")
     rows = [row.split("</td>") for row in shown.body.split("<tr>")[1:]]
     cells = {row[0].rpartition(">")[2]: [cell.rpartition(">")[2] for cell in row[1:7]] for row in rows}
     assert cells["topk"] == ["80.0 ± 0.0", "-10.0 ± 0.0", "1.00", "4.0*", "5.00", "1.6*"]
     assert cells["fedavg"][1] == "–" and cells["worse"][3] == "2.0" and "seeds 0, 1" in shown.caption
-    figure = fronts.front_figure(records, "Front.", "front")
+    figure = comparison.front_figure(records, "Front.", "front")
     assert "On the front by MB uploaded: topk, fedavg." in figure.body and len(figure.frame) == 6
 
 
 def test_what_tuning_takes() -> None:
-    like = spec.specs("compare", "lab", "tune-fedzip*")[0]
+    like = experiments.specs("compare", "lab", "tune-fedzip*")[0]
     points = ((0.1, 0.2, 0.5), (0.1, 0.5, 0.7), (0.3, 0.2, 0.7), (0.3, 0.5, 0.6))
     specs = [dataclasses.replace(like, lr=lr, hyper={"keep": keep, "decay": 0}) for lr, keep, _ in points]
     runs = [ran(**s.as_dict(), accuracies=[a]) for s, (_, _, a) in zip(specs, points, strict=True)]
-    assert fronts.own_setting(runs) == "hyper.keep" and fronts.tuned(runs) is runs[1]
-    shown = fronts.tuning_table(list(zip(specs, runs, strict=True)), "tuning")
+    assert comparison.own_setting(runs) == "hyper.keep" and comparison.tuned(runs) is runs[1]
+    shown = comparison.tuning_table(list(zip(specs, runs, strict=True)), "tuning")
     assert cells(shown)[-2:] == [
         ["fedzip,", "keep", "0.2", "50.0", "70.0"],
         ["fedzip,", "keep", "0.5", "70.0*", "60.0"],
     ]
     assert "diverged" not in shown.caption
     with_momentum = [ran("fedavg", [0.1], momentum=m) for m in (0.0, 0.5)]
-    assert fronts.own_setting(with_momentum) == "momentum"
-    shown = fronts.tuning_table(list(zip(specs, [*runs[:2], None, None], strict=True)), "tuning")
+    assert comparison.own_setting(with_momentum) == "momentum"
+    shown = comparison.tuning_table(list(zip(specs, [*runs[:2], None, None], strict=True)), "tuning")
     assert cells(shown)[-2:] == [["fedzip,", "keep", "0.2", "50.0", "–"], ["fedzip,", "keep", "0.5", "70.0*", "–"]]
     assert "– a run that diverged" in shown.caption
 
@@ -98,12 +99,12 @@ def test_what_a_skew_costs() -> None:
         for split, values in (("iid", (0.9, 0.8)), ("skew", (0.7, 0.7)))
         for s, a in enumerate(values)
     ]
-    assert "15.0 ± 7.1" in fronts.skew_table(records, "iid", "skew", "skew").body
+    assert "15.0 ± 7.1" in comparison.skew_table(records, "iid", "skew", "skew").body
 
 
 def test_pairs_are_what_a_specification_allows() -> None:
-    like = spec.specs("compare", "smoke", "main_fedavg*")[0]
-    shown = pairs.pair_table(like, ["fedavg", "fedpt", "fedmrn", "fedpm"], "pairs")
+    like = experiments.specs("compare", "smoke", "main_fedavg*")[0]
+    shown = comparison.pair_table(like, ["fedavg", "fedpt", "fedmrn", "fedpm"], "pairs")
     cells = {row["method"]: row for row in shown.frame.to_dict("records")}
     assert set(cells["fedmrn"].values()) == {"fedmrn", "yes"}
     assert cells["fedavg"]["error feedback"].startswith("True cannot go with fedavg")
@@ -115,14 +116,16 @@ def test_pairs_are_what_a_specification_allows() -> None:
 
 
 def test_the_settings_compared_are_those_that_tuning_took() -> None:
-    found = [r for _, r, reason in record.fresh(spec.specs("compare", "lab", "tune-*")) if r and not reason]
+    found = [r for _, r, reason in record.fresh(experiments.specs("compare", "lab", "tune-*")) if r and not reason]
     if not found:
         pytest.skip("no fresh records of tuning")
-    main = {s.label: s for s in spec.specs("compare", "lab", "main_*")}
+    main = {s.label: s for s in experiments.specs("compare", "lab", "main_*")}
     for label in {r["spec"]["label"] for r in found}:
         own = [r for r in found if r["spec"]["label"] == label]
-        taken, setting = fronts.tuned(own), fronts.own_setting(own)
-        assert len(own) == 8 and taken["spec"]["seed"] not in {s.seed for s in spec.specs("compare", "lab", "main_*")}
+        taken, setting = comparison.tuned(own), comparison.own_setting(own)
+        assert len(own) == 8 and taken["spec"]["seed"] not in {
+            s.seed for s in experiments.specs("compare", "lab", "main_*")
+        }
         kept = main[label]
         assert kept.lr == taken["spec"]["lr"], label
         first, _, rest = setting.partition(".")
@@ -131,7 +134,7 @@ def test_the_settings_compared_are_those_that_tuning_took() -> None:
 
 
 def test_combinations_run_at_the_settings_of_their_parts() -> None:
-    runs = {s.label: s for s in spec.specs("compare", "lab", "*dirichlet-0.3_seed0")}
+    runs = {s.label: s for s in experiments.specs("compare", "lab", "*dirichlet-0.3_seed0")}
     for label, one in runs.items():
         if one.group != "combine":
             continue

@@ -21,14 +21,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlib import grid, measures, record, rounds
 from fedlib.__main__ import main
-from fedlib.engines import InProcess
+from fedlib.claims import measures
+from fedlib.engines.in_process import InProcess
+from fedlib.engines.pool import Pool
+from fedlib.engines.shared_memory import Laid, Shelf
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.pool import Pool
-from fedlib.record import Record
-from fedlib.shelf import Laid, Shelf
-from fedlib.spec import PROFILES, Spec, papers, specs
+from fedlib.runs import grid, record, rounds
+from fedlib.runs.checkpoint import Checkpoint
+from fedlib.runs.experiments import papers, specs
+from fedlib.runs.record import Record
+from fedlib.runs.spec import PROFILES, Spec
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -320,8 +323,8 @@ def test_no_runs_at_all(tmp_path: Path) -> None:
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from fedlib import grid, rounds
-from fedlib.spec import Spec
+from fedlib.runs import grid, rounds
+from fedlib.runs.spec import Spec
 rounds.run.__kwdefaults__["save_every"] = 0.0  # in the workers too: they import this file
 if __name__ == "__main__":
     specs = [Spec.from_dict(values) for values in json.loads(sys.argv[1])]
@@ -392,7 +395,7 @@ def test_no_worker_outlives_its_killed_parent(tiny: MakeSpec, tmp_path: Path) ->
 def test_killed_runs_go_on_from_what_was_saved(tiny: MakeSpec, tmp_path: Path) -> None:
     runs = [tiny(name=f"run{k}", seed=k, rounds=150) for k in range(3)]
     end(started(runs, tmp_path, saved=1))
-    saved = [record.Checkpoint(spec, tmp_path).load() for spec in runs]
+    saved = [Checkpoint(spec, tmp_path).load() for spec in runs]
     done = [log["rounds"] for _, _, log in (each for each in saved if each)]
     assert len(done) >= 1 and all(done), "no kill fell before the end of a run"
     found = every(grid.run_all(runs, 2, root=tmp_path))

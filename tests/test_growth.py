@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import growth
-from fedlib.methods.growth import Rule, effective_rank, gram
+from fedlib.methods.fedcompress import adaptive_clusters
+from fedlib.methods.fedcompress.adaptive_clusters import Rule, effective_rank, gram
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -66,19 +66,19 @@ def test_dead_features_make_no_score_of_nothing() -> None:
 def test_a_report_has_the_score_of_the_rows_and_none_of_them(n: int, rank: int) -> None:
     """In float32, of any rank; never longer than the rows or than the triangle of Z'Z."""
     z = random(n, rank) @ random(rank, 12, seed=1)
-    report = growth.pack_report(z.float(), n // 2)
-    assert len(report) == growth.report_bytes(n, 12) <= 8 + 4 * min(12 * n, 78)
-    found = growth.read_report(memoryview(report), 12)
+    report = adaptive_clusters.pack_report(z.float(), n // 2)
+    assert len(report) == adaptive_clusters.report_bytes(n, 12) <= 8 + 4 * min(12 * n, 78)
+    found = adaptive_clusters.read_report(memoryview(report), 12)
     assert (float(found["held"]), float(found["right"])) == (n, n // 2)
     torch.testing.assert_close(found["gram"], gram(z), atol=1e-6, rtol=1e-5)
     assert effective_rank(found["gram"]) == pytest.approx(by_singular_values(z), rel=1e-5)
 
 
 def test_embeddings_longer_than_rows_of_length_one_are_refused() -> None:
-    report = bytearray(growth.pack_report(random(6, 4), 3))
+    report = bytearray(adaptive_clusters.pack_report(random(6, 4), 3))
     report[8:12] = np.float32(9).tobytes()
     with pytest.raises(PayloadError, match=r"embeddings of squared length .* expected at most 6"):
-        growth.read_report(memoryview(bytes(report)), 4)
+        adaptive_clusters.read_report(memoryview(bytes(report)), 4)
 
 
 def grown(accuracies: list[float], scores: list[float], rule: Rule, by_accuracy: bool = True) -> list[int]:

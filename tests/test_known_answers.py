@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from known_answers import ANSWERS, CASES, made
 
-from fedlib import methods, record
+from fedlib.methods import registry
+from fedlib.runs import machine
 
 KEPT = json.loads(ANSWERS.read_text(encoding="utf-8"))
 # On another kind of processor sums round otherwise, and a rounded sum can flip a draw: 36 test images of 360, and two
@@ -15,14 +16,14 @@ ACCURACY, RELATIVE = 0.1, 0.02
 
 
 def test_every_method_has_a_known_answer() -> None:
-    assert {case.get("method", "fedavg") for case in CASES.values()} == methods.METHODS.keys()
+    assert {case.get("method", "fedavg") for case in CASES.values()} == registry.METHODS.keys()
     assert KEPT["runs"].keys() == CASES.keys()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_comes_out_as_it_did(name: str) -> None:
     found, expected = made(name), KEPT["runs"][name]
-    if record.processor() == KEPT["processor"]:
+    if machine.processor() == KEPT["processor"]:
         assert found == expected
         return
     assert found["parameters"] == expected["parameters"]

@@ -17,11 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib import labs, methods
 from fedlib.__main__ import main
 from fedlib.errors import FedlibError, RunError, SpecError
-from fedlib.labs import NotYet, notebooks, plots, properties
-from fedlib.labs.answers import Value, digest_of, forms_of
+from fedlib.labs import checks, notebooks, plots, properties, questions, runs
+from fedlib.labs.answers import NotYet, Value, digest_of, forms_of
+from fedlib.methods import registry
 from fedlib.rng import uniform
 from fedlib.wire import bits
 
@@ -80,31 +80,31 @@ def test_digests_are_what_they_were() -> None:
 
 
 def test_a_right_answer_is_called_right_and_a_wrong_one_not_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    labs.check("learn-a-mask/mask-bytes", np.int64(4736) // 8)
+    checks.check("learn-a-mask/mask-bytes", np.int64(4736) // 8)
     assert capsys.readouterr().out == "learn-a-mask/mask-bytes: right\n"
     with pytest.raises(NotYet, match=r"^learn-a-mask/mask-bytes: not yet\. Expected a whole number") as wrong:
-        labs.check("learn-a-mask/mask-bytes", 4736)
+        checks.check("learn-a-mask/mask-bytes", 4736)
     assert "592" not in str(wrong.value)
     assert wrong.value._render_traceback_() == [f"NotYet: {wrong.value}"]
     assert "\n" not in str(wrong.value)
 
 
-@pytest.mark.parametrize("question", labs.QUESTIONS)
+@pytest.mark.parametrize("question", questions.QUESTIONS)
 @pytest.mark.parametrize("answer", [..., None, (...,), (), "text", 3, 1.5, np.zeros(2), lambda *_: None, (print, len)])
 def test_whatever_is_no_answer_is_not_yet(question: str, answer: Any) -> None:
     with pytest.raises(NotYet, match=re.escape(question)):
-        labs.check(question, answer)
+        checks.check(question, answer)
 
 
 def test_an_unknown_question_is_named() -> None:
     with pytest.raises(SpecError, match="question: 'lab-9/x' is unknown"):
-        labs.check("lab-9/x", 1)
+        checks.check("lab-9/x", 1)
 
 
 def test_a_prediction_is_compared_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     for prediction, outcome in ((..., 5), (5, 5), (2, 5.0), (0, 5), (2, -0.5)):
-        labs.compare(prediction, outcome, "bytes")
-    labs.compare(90, 94.4, "% of the test images")
+        checks.compare(prediction, outcome, "bytes")
+    checks.compare(90, 94.4, "% of the test images")
     assert capsys.readouterr().out.splitlines() == [
         "You wrote down no prediction. The run gave 5 bytes.",
         "The run gave 5 bytes, just as you said.",
@@ -233,13 +233,13 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 def test_every_question_for_a_function_has_a_right_one_and_a_wrong_one_here() -> None:
-    asked = {name for name, question in labs.QUESTIONS.items() if isinstance(question, properties.Property)}
+    asked = {name for name, question in questions.QUESTIONS.items() if isinstance(question, properties.Property)}
     assert RIGHT.keys() == asked == {question for question, _, _ in WRONG}
 
 
 @pytest.mark.parametrize("question", RIGHT)
 def test_right_functions(question: str) -> None:
-    labs.check(question, RIGHT[question])
+    checks.check(question, RIGHT[question])
 
 
 @pytest.mark.parametrize(
@@ -252,29 +252,29 @@ def test_right_functions(question: str) -> None:
     ],
 )
 def test_right_functions_that_return_other_types(question: str, answer: Any) -> None:
-    labs.check(question, answer)
+    checks.check(question, answer)
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")  # of the wrong function itself
 @pytest.mark.parametrize(("question", "answer", "text"), WRONG)
 def test_wrong_functions(question: str, answer: Any, text: str) -> None:
     with pytest.raises(NotYet, match=text):
-        labs.check(question, answer)
+        checks.check(question, answer)
 
 
 # Runs
 
 
 def test_a_codec_is_a_method_while_it_is_tried_and_sends_its_bytes() -> None:
-    with labs.trying(*FLOATS, "mine") as name:
-        mine = labs.train(labs.spec(name, rounds=2))
+    with runs.trying(*FLOATS, "mine") as name:
+        mine = runs.train(runs.spec(name, rounds=2))
         with (
             pytest.raises(SpecError, match="name: 'mine' is a method already"),
-            labs.trying(*FLOATS, "mine"),
+            runs.trying(*FLOATS, "mine"),
         ):
             pass
-    assert "mine" not in methods.METHODS
-    plain = labs.train(labs.spec("fedavg", rounds=2))
+    assert "mine" not in registry.METHODS
+    plain = runs.train(runs.spec("fedavg", rounds=2))
     assert mine.accuracy == pytest.approx(plain.accuracy, abs=0.02)  # the same sums, in another order
     assert mine.uploads == plain.uploads == 10
     assert 0 < mine.uplink_bytes - mine.uploads * 4 * 4736 < mine.uploads * 64
@@ -291,8 +291,8 @@ def test_what_a_codec_drops_comes_back_with_error_feedback() -> None:
 
     for feedback in (False, True):
         lost: list[float] = []
-        with labs.trying(encode, FLOATS[1]) as name:
-            labs.train(labs.spec(name, rounds=4, clients=1, cohort=1, feedback=feedback))
+        with runs.trying(encode, FLOATS[1]) as name:
+            runs.train(runs.spec(name, rounds=4, clients=1, cohort=1, feedback=feedback))
         assert (lost[3] > 2 * lost[0]) == feedback  # kept by the client, and added to
 
 
@@ -306,9 +306,9 @@ def test_what_a_codec_drops_comes_back_with_error_feedback() -> None:
     ],
 )
 def test_a_codec_that_does_not_work_is_refused(encode: Any, decode: Any, reason: str) -> None:
-    with labs.trying(encode, decode) as name, pytest.raises(RunError, match=reason):
-        labs.train(labs.spec(name, rounds=1, epochs=1))
-    assert "codec" not in methods.METHODS
+    with runs.trying(encode, decode) as name, pytest.raises(RunError, match=reason):
+        runs.train(runs.spec(name, rounds=1, epochs=1))
+    assert "codec" not in registry.METHODS
 
 
 def test_a_codec_draws_from_the_run_s_seed() -> None:
@@ -319,22 +319,22 @@ def test_a_codec_draws_from_the_run_s_seed() -> None:
         return u.tobytes()
 
     for seed in (0, 0, 1):
-        with labs.trying(encode, FLOATS[1]) as name:
-            labs.train(labs.spec(name, rounds=1, epochs=1, seed=seed))
+        with runs.trying(encode, FLOATS[1]) as name:
+            runs.train(runs.spec(name, rounds=1, epochs=1, seed=seed))
     assert drawn[:5] == drawn[5:10] and len(set(drawn)) == 10
 
 
 def test_an_exchange_and_an_update_are_of_the_same_client() -> None:
-    broadcast, upload = labs.exchange(labs.spec("fedavg"))
+    broadcast, upload = runs.exchange(runs.spec("fedavg"))
     assert len(upload) == 4 * 4736 + 36 and len(broadcast) == len(upload) + 4
-    u = labs.update()
+    u = runs.update()
     assert u.shape == (4736,) and u.dtype == np.float32 and 0.1 < np.linalg.norm(u) < 10
     sent = np.frombuffer(upload, "<f4", count=4736, offset=32) - np.frombuffer(broadcast, "<f4", count=4736, offset=36)
     assert np.allclose(sent, u, atol=1e-4)  # the same steps, taken from another point
 
 
 def test_the_plot_says_what_it_shows() -> None:
-    results = {name: labs.Result(0.9, size, 0, 1, []) for name, size in (("one", 1000), ("two", 2000))}
+    results = {name: runs.Result(0.9, size, 0, 1, []) for name, size in (("one", 1000), ("two", 2000))}
     drawn = plots.pareto(results, [True, False])
     assert "one 1 kB, 90.0 %; two 2 kB, 90.0 %. On the front: one." in drawn.body
 
@@ -398,7 +398,7 @@ def code(notebook: Any) -> list[Cell]:
 def test_there_are_seven_labs_and_each_question_is_asked_once() -> None:
     assert [name[0] for name in NAMES] == list("1234567")
     text = "".join(page.read_text() for page in PAGES)
-    assert re.findall(r'labs\.check\("([^"]+)"', text) == list(labs.QUESTIONS)
+    assert re.findall(r'labs\.check\("([^"]+)"', text) == list(questions.QUESTIONS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -418,7 +418,7 @@ def test_a_check_follows_each_solution_and_a_prediction_is_asked_for(page: Path)
     found = code(jupytext.read(page))
     for cell, after in itertools.pairwise(found):
         if notebooks.solves(cell):
-            assert after.source.startswith("labs.check(") and not after.metadata.get("tags")
+            assert after.source.startswith("checks.check(") and not after.metadata.get("tags")
     assert any(re.search(r"^\w.* = \.\.\.(, \.\.\.)?  # ", cell.source, re.MULTILINE) for cell in found)
 
 
@@ -458,7 +458,7 @@ def test_a_teacher_s_notebook_runs_to_its_end(page: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_a_student_s_notebook_stops_at_its_first_check(page: Path, tmp_path: Path) -> None:
     made = executed(page, notebooks.student, tmp_path)
-    first = next(index for index, cell in enumerate(code(made)) if cell.source.startswith("labs.check("))
+    first = next(index for index, cell in enumerate(code(made)) if cell.source.startswith("checks.check("))
     errors = [
         (index, output)
         for index, cell in enumerate(code(made))

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import NoUpdate, Uploads
 from fedlib.data.partition import Partition
 from fedlib.errors import PayloadError
-from fedlib.methods import feddq
-from fedlib.methods.feddq import Hyper
+from fedlib.methods.feddq import method as feddq
+from fedlib.methods.feddq.method import Hyper
 from fedlib.rng import Rng
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import NoUpdate, Uploads
 from fedlib.wire import container, entropy, levels
 from fedlib.wire.levels import Levels
 

@@ -17,18 +17,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from fedlib import local, rng
-from fedlib.batched import Batched
+from fedlib import rng
+from fedlib.core import client as client_side
+from fedlib.core.plan import State
+from fedlib.core.task import Task
+from fedlib.core.uploads import NoUpdate, Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.gpu_steps import Batched
+from fedlib.engines.in_process import InProcess, task_of
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError
-from fedlib.graphed import Graphed
-from fedlib.inprocess import InProcess, task_of
 from fedlib.methods import fedmrn
 from fedlib.methods.fedmrn import Hyper
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.stacked import Stacked
-from fedlib.task import State, Task
-from fedlib.uploads import NoUpdate, Uploads
+from fedlib.runs.spec import Spec
 from fedlib.wire import container, entropy
 
 CPU = torch.device("cpu")
@@ -59,7 +61,7 @@ def trained(hyper: Hyper, task: Task, number: int, place: Rng) -> tuple[Tensor, 
     """Final u and n, both [d], and the upload of a client."""
     message = fedmrn.broadcast(task.initial(), hyper, task)
     trainable, frozen = fedmrn.start(message, hyper, task, place)
-    local.train(fedmrn, trainable, frozen, task.shard(number), hyper, task, place)
+    client_side.train(fedmrn, trainable, frozen, task.shard(number), hyper, task, place)
     upload = fedmrn.finish(trainable, frozen, len(task.shard(number)[0]), hyper, task, place)
     return trainable["u"].detach(), frozen["n"], upload
 
@@ -277,7 +279,8 @@ def test_weights_by_batches_worked_by_hand(task: Task) -> None:
         hyper = hyper_of("signed", weighting=weighting)
         message = fedmrn.broadcast(task.initial(), hyper, task)
         uploads = [
-            local.client(fedmrn, message, (x[:count], y[:count]), hyper, task, Rng(count)) for count in (33, 32, 1)
+            client_side.client(fedmrn, message, (x[:count], y[:count]), hyper, task, Rng(count))
+            for count in (33, 32, 1)
         ]
         parts = [received(upload, hyper, task) for upload in uploads]
         state = task.initial()

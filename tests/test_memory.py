@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedlib import local, methods, record, rounds
-from fedlib.engines import Graphed, InProcess, Pool, Stacked, task_of
+from fedlib.core import client as client_side
+from fedlib.core.client import Reply, run_client
+from fedlib.core.plan import State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, Memories, task_of
+from fedlib.engines.pool import Pool
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import SpecError
-from fedlib.inprocess import Memories
-from fedlib.local import Reply, run_client
-from fedlib.methods import fedmrn
+from fedlib.methods import fedmrn, registry
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import State, Task
-from fedlib.uploads import Uploads
+from fedlib.runs import checkpoint, record, rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,16 +35,20 @@ COMPRESSED = {
 
 def trained(spec: Spec, message: bytes, round: int, client: int) -> tuple[Task, State, State]:
     """Task, trainable and frozen tensors after local training, taken step by step from the library's parts."""
-    task, method, hyper = task_of(spec.key(), CPU), methods.METHODS[spec.method], methods.hyper(spec.method, spec.hyper)
+    task, method, hyper = (
+        task_of(spec.key(), CPU),
+        registry.METHODS[spec.method],
+        registry.hyper(spec.method, spec.hyper),
+    )
     rng = Rng(spec.seed).child("client", round, client)
     trainable, frozen = method.start(message, hyper, task, rng)
-    local.train(method, trainable, frozen, task.shard(client), hyper, task, rng)
+    client_side.train(method, trainable, frozen, task.shard(client), hyper, task, rng)
     return task, trainable, frozen
 
 
 def broadcast(spec: Spec) -> bytes:
-    task, hyper = task_of(spec.key(), CPU), methods.hyper(spec.method, spec.hyper)
-    message: bytes = methods.METHODS[spec.method].broadcast(methods.initial(spec, task), hyper, task)
+    task, hyper = task_of(spec.key(), CPU), registry.hyper(spec.method, spec.hyper)
+    message: bytes = registry.METHODS[spec.method].broadcast(registry.initial(spec, task), hyper, task)
     return message
 
 
@@ -56,8 +64,8 @@ def test_what_is_sent_and_what_is_kept_add_up_to_what_was_learned(tiny: MakeSpec
         task, trainable, frozen = trained(spec, message, round, client=3)
         reply = run_client(spec, task, message, round, 3, memory)
         assert isinstance(reply, Reply)
-        hyper = methods.hyper(method, spec.hyper)
-        update = methods.METHODS[method].sent(reply.upload, frozen, hyper, task).double()
+        hyper = registry.hyper(method, spec.hyper)
+        update = registry.METHODS[method].sent(reply.upload, frozen, hyper, task).double()
         learned = trainable["u"].detach().double() + (learned if len(learned) else 0)
         sent = update + (sent if len(sent) else 0)
         memory = reply.memory
@@ -87,8 +95,8 @@ def test_topk_sends_in_the_second_round_what_it_dropped_in_the_first(tiny: MakeS
     assert isinstance(first, Reply)
     second = run_client(still, task_of(still.key(), CPU), message, 2, 0, first.memory)
     assert isinstance(second, Reply)
-    hyper = methods.hyper("topk", {})
-    a, b = (methods.METHODS["topk"].sent(reply.upload, frozen, hyper, task) for reply in (first, second))
+    hyper = registry.hyper("topk", {})
+    a, b = (registry.METHODS["topk"].sent(reply.upload, frozen, hyper, task) for reply in (first, second))
     k = int((a != 0).sum())
     order = trainable["u"].detach().abs().argsort(descending=True)
     assert set(order[:k].tolist()) == set(a.nonzero().flatten().tolist())
@@ -130,7 +138,7 @@ def test_memories_come_back_from_a_checkpoint(tiny: MakeSpec, tmp_path: Path) ->
     expected = finished(spec, InProcess(CPU), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         rounds.run(spec, Dropping(CPU), root=tmp_path, save_every=0)
-    loaded = record.Checkpoint(spec, tmp_path).load()
+    loaded = checkpoint.Checkpoint(spec, tmp_path).load()
     assert loaded and len(loaded[2]["rounds"]) == 2 and len(loaded[1]) >= 9
     assert json.dumps(finished(spec, InProcess(CPU), tmp_path)) == json.dumps(expected)
 
@@ -148,8 +156,8 @@ def test_feedback_is_refused_where_nothing_is_compressed(tiny: MakeSpec, method:
 
 def test_magnitude_falls_by_its_factor_and_travels_with_the_model(tiny: MakeSpec) -> None:
     spec, plain = (tiny(method="fedmrn", hyper={"magnitude": 0.5} | more) for more in ({"decay": 0.25}, {}))
-    task, hyper = task_of(spec.key(), CPU), methods.hyper("fedmrn", spec.hyper)
-    state = methods.initial(spec, task)
+    task, hyper = task_of(spec.key(), CPU), registry.hyper("fedmrn", spec.hyper)
+    state = registry.initial(spec, task)
     assert len(broadcast(spec)) == len(broadcast(plain)) + 4
     for magnitude in (0.5, 0.125, 0.03125):
         assert state["magnitude"].tolist() == [magnitude]
@@ -170,7 +178,7 @@ def test_magnitude_falls_by_its_factor_and_travels_with_the_model(tiny: MakeSpec
 def test_without_a_schedule_nothing_is_kept_or_sent(tiny: MakeSpec) -> None:
     spec = tiny(method="fedmrn", hyper={"decay": 1.0})
     task = task_of(spec.key(), CPU)
-    assert methods.initial(spec, task).keys() == task.initial().keys()
+    assert registry.initial(spec, task).keys() == task.initial().keys()
     assert len(broadcast(spec)) == len(broadcast(tiny(method="fedmrn")))
 
 

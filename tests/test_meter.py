@@ -5,14 +5,14 @@ x 24, w1 48, w2 80: 152 held. The first product h takes 32, the second 40, the s
 
 import pytest
 import torch
+from peak_memory import Meter
 from torch import Tensor, nn
 from toys import make_task
 
-from fedlib import local
-from fedlib.meter import Meter
-from fedlib.methods import fedpt
+from fedlib.core import client
+from fedlib.core.plan import Plan
+from fedlib.methods.fedpt import method as fedpt
 from fedlib.rng import Rng
-from fedlib.task import Plan
 
 HELD = 24 + 48 + 80
 
@@ -77,7 +77,7 @@ def test_an_optimizer_keeps_tensors_for_the_trained_part_alone(policy: str, trai
         message = fedpt.broadcast(fedpt.initial(hyper, task, Rng(0)), hyper, task)
         trainable, frozen = fedpt.start(message, hyper, task, Rng(0))
         with Meter([*trainable.values(), *frozen.values()]) as meter:
-            local.train(fedpt, trainable, frozen, shard, hyper, task, Rng(0))
+            client.train(fedpt, trainable, frozen, shard, hyper, task, Rng(0))
         peaks.append(meter.peak)
     expected = 8 * trained + 4 if plan.optimizer == "adam" else 4 * trained  # Adam also counts its steps
     assert peaks[1] - peaks[0] == expected

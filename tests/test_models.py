@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedlib import models
 from fedlib.errors import SpecError
+from fedlib.models.registry import build
 from fedlib.rng import Rng
 
 
@@ -28,7 +28,7 @@ def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     ],
 )
 def test_counts(name: str, channels: int, side: int, classes: int, d: int, batchnorm: int, layers: int) -> None:
-    network = models.build(name, channels, side, classes, Rng(0))
+    network = build(name, channels, side, classes, Rng(0))
     weights = [p for p in network.parameters() if p.ndim > 1]
     assert sum(p.numel() for p in weights) == d
     assert len(weights) == layers and all(p.numel() % 8 == 0 for p in weights)
@@ -38,7 +38,7 @@ def test_counts(name: str, channels: int, side: int, classes: int, d: int, batch
 
 
 def test_two_layer_cnn_counts() -> None:
-    network = models.build("cnn2", 3, 32, 10, Rng(0))
+    network = build("cnn2", 3, 32, 10, Rng(0))
     by_hand = (3 * 32 * 9 + 32) + (32 * 64 * 9 + 64) + (64 * 14 * 14 * 128 + 128) + (128 * 10 + 10)
     assert sum(p.numel() for p in network.parameters()) == by_hand == 1_626_442
     assert all(not p.any() for name, p in network.named_parameters() if name.endswith("bias"))
@@ -53,13 +53,13 @@ def test_two_layer_cnn_counts() -> None:
     ],
 )
 def test_counts_of_quantized_networks(name: str, channels: int, side: int, weights: list[int], biases: int) -> None:
-    network = models.build(name, channels, side, 10, Rng(0))
+    network = build(name, channels, side, 10, Rng(0))
     assert [p.numel() for p in network.parameters() if p.ndim > 1] == weights
     assert sum(p.numel() for p in network.parameters() if p.ndim == 1) == biases
     assert sum(weights) + biases == {"vanilla": 582_026, "cnn7": 9_074_218}[name]
     assert network(torch.zeros(2, channels, side, side)).shape == (2, 10)
     with pytest.raises(SpecError, match=f"{name} .* x"):
-        models.build(name, channels, {"vanilla": 15, "cnn7": 3}[name], 10, Rng(0))
+        build(name, channels, {"vanilla": 15, "cnn7": 3}[name], 10, Rng(0))
 
 
 # FedPM's networks: every parameter is masked, biases included. Specification of sparse networks, section 6.2.
@@ -77,7 +77,7 @@ def test_counts_of_quantized_networks(name: str, channels: int, side: int, weigh
 def test_counts_of_masked_networks(
     name: str, channels: int, side: int, classes: int, n: int, biases: int, layers: int
 ) -> None:
-    network = models.build(name, channels, side, classes, Rng(0))
+    network = build(name, channels, side, classes, Rng(0))
     assert sum(p.numel() for p in network.parameters()) == n
     assert sum(p.numel() for p in network.parameters() if p.ndim == 1) == biases
     assert sum(p.ndim > 1 for p in network.parameters()) == layers
@@ -87,7 +87,7 @@ def test_counts_of_masked_networks(
 
 def test_conv6_is_the_network_of_the_spec() -> None:
     """Twice convolution and ReLU, then a pool, three times; three linear layers: spelt out, on the same weights."""
-    network = models.build("conv6", 3, 32, 10, Rng(3)).requires_grad_(False)
+    network = build("conv6", 3, 32, 10, Rng(3)).requires_grad_(False)
     shapes = [tuple(p.shape) for p in network.parameters()]
     assert [math.prod(shape) for shape in shapes] == [
         *(1_728, 64, 36_864, 64, 73_728, 128, 147_456, 128, 294_912, 256, 589_824, 256),
@@ -111,7 +111,7 @@ def test_conv6_is_the_network_of_the_spec() -> None:
 @pytest.mark.parametrize(("name", "channels", "side"), [("conv6", 3, 32), ("conv4-narrow", 1, 28), ("mlp256", 1, 8)])
 def test_initial_values_of_masked_networks(name: str, channels: int, side: int) -> None:
     """He's, which keep the size of the activations through ReLU, for methods that train them; biases are 0."""
-    for p in models.build(name, channels, side, 10, Rng(1)).parameters():
+    for p in build(name, channels, side, 10, Rng(1)).parameters():
         if p.ndim == 1:
             assert not p.any()
             continue
@@ -123,12 +123,12 @@ def test_initial_values_of_masked_networks(name: str, channels: int, side: int) 
 @pytest.mark.parametrize(("name", "side"), [("conv4", 3), ("conv4-narrow", 3), ("conv6", 7), ("conv10", 31)])
 def test_images_too_small_for_the_pools_are_named(name: str, side: int) -> None:
     with pytest.raises(SpecError, match=rf"{side} x {side} is too small"):
-        models.build(name, 1, side, 10, Rng(0))
+        build(name, 1, side, 10, Rng(0))
 
 
 def test_cnn4_is_the_network_of_the_spec() -> None:
     """Four times convolution, BatchNorm, ReLU, pool, then the classifier: spelt out, run on the same weights."""
-    network = models.build("cnn4", 1, 28, 10, Rng(3)).eval().requires_grad_(False)
+    network = build("cnn4", 1, 28, 10, Rng(3)).eval().requires_grad_(False)
     for p in network.parameters():
         if p.ndim > 1:
             p.mul_(10)  # or the output would be so small that any two agree
@@ -145,7 +145,7 @@ def test_cnn4_is_the_network_of_the_spec() -> None:
 
 
 def test_cnn8_pools_after_every_second_convolution() -> None:
-    network = models.build("cnn8", 3, 32, 10, Rng(0))
+    network = build("cnn8", 3, 32, 10, Rng(0))
     kinds = "".join(
         {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P"}.get(type(m), "") for m in network
     )
@@ -155,7 +155,7 @@ def test_cnn8_pools_after_every_second_convolution() -> None:
 
 @pytest.mark.parametrize(("name", "side", "deviation"), [("cnn4", 28, 0.01), ("cnn2", 28, 0.03), ("mlp", 8, 0.1)])
 def test_initial_values(name: str, side: int, deviation: float) -> None:
-    network = models.build(name, 1, side, 10, Rng(1))
+    network = build(name, 1, side, 10, Rng(1))
     for p in network.parameters():
         if p.ndim > 1:
             n = p.numel()
@@ -173,13 +173,13 @@ def test_initial_values(name: str, side: int, deviation: float) -> None:
 def test_known_initial_weights(name: str, side: int, expected: str) -> None:
     """The same bytes on every machine; torch's global generator has no part in them."""
     torch.manual_seed(int.from_bytes(name.encode(), "little") % 1000)
-    network = models.build(name, 1, side, 10, Rng(20240806))
+    network = build(name, 1, side, 10, Rng(20240806))
     content = b"".join(p.detach().numpy().astype("<f4").tobytes() for p in network.parameters())
     assert hashlib.sha256(content).hexdigest()[:16] == expected
 
 
 def test_layers_and_seeds_get_weights_of_their_own() -> None:
-    one, other = (models.build("cnn8", 3, 32, 10, Rng(seed)) for seed in (0, 1))
+    one, other = (build("cnn8", 3, 32, 10, Rng(seed)) for seed in (0, 1))
     starts = [p.detach().flatten()[:100] for network in (one, other) for p in network.parameters() if p.ndim > 1]
     assert len({tuple(start.tolist()) for start in starts}) == 18
 
@@ -188,4 +188,4 @@ def test_unknown_name_is_refused() -> None:
     with pytest.raises(
         SpecError, match=r"model: 'cnn5' is unknown; allowed: cnn2, cnn4, cnn7, cnn8, conv10, .*, mlp, mlp256, .*"
     ):
-        models.build("cnn5", 1, 28, 10, Rng(0))
+        build("cnn5", 1, 28, 10, Rng(0))

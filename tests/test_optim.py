@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedlib import local, methods, optim, record, rounds
-from fedlib.engines import Graphed, InProcess, Pool, Stacked, task_of
+from fedlib.core import client as client_side
+from fedlib.core import optimizers
+from fedlib.core.client import Reply, run_client
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, Memories, task_of
+from fedlib.engines.pool import Pool
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError, SpecError
-from fedlib.inprocess import Memories
-from fedlib.local import Reply, run_client
+from fedlib.methods import registry
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
+from fedlib.runs import checkpoint, record, rounds
+from fedlib.runs.spec import Spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -61,10 +67,10 @@ def by_torch(optimizer: torch.optim.Optimizer, own: State, steps: list[list[Tens
 def test_adam_is_torch_s(lr: float) -> None:
     plan = Plan(epochs=1, batch=4, lr=lr, optimizer="adam")
     found, plain, steps = parameters(), parameters(), gradients(300)
-    state = optim.moments(plan, found)
+    state = optimizers.moments(plan, found)
     reference = by_torch(torch.optim.Adam(plain.values(), lr=lr), plain, steps)
     for number, (step, expected) in enumerate(zip(steps, reference, strict=True), 1):
-        optim.step(plan, found, step, state)
+        optimizers.step(plan, found, step, state)
         assert float(state["steps"]) == number
         for name in SHAPES:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=lr * number * 1e-6)
@@ -78,12 +84,12 @@ def test_adam_on_kernels_whose_gradients_lie_otherwise_in_memory() -> None:
     ours, theirs = {"kernel": start.clone()}, torch.nn.Parameter(start.clone())
     optimizer = torch.optim.Adam([theirs], lr=0.1)
     plan = Plan(1, 1, 0.1, "adam")
-    moments = optim.moments(plan, ours)
+    moments = optimizers.moments(plan, ours)
     for seed in range(3):
         gradient = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed))
         lying = gradient.contiguous(memory_format=torch.channels_last)
         assert lying.stride() != ours["kernel"].stride()
-        optim.step(plan, ours, [lying], moments)
+        optimizers.step(plan, ours, [lying], moments)
         theirs.grad = gradient
         optimizer.step()
     torch.testing.assert_close(ours["kernel"], theirs.detach(), rtol=1e-5, atol=1e-7)
@@ -93,19 +99,19 @@ def test_adam_worked_by_hand() -> None:
     """The first step is lr g / (|g| + 1e-8). With g = 2, then -1: m = 0.08, v = 0.004996, corrected by 0.19 and
     0.001999: the second step is lr 0.421053 / 1.580904 = 0.266337 lr."""
     w = {"w": torch.tensor([1.0, 1.0, 1.0])}
-    state = optim.moments(ADAM, w)
-    optim.step(ADAM, w, [torch.tensor([2.0, 1e-8, 0.0])], state)
+    state = optimizers.moments(ADAM, w)
+    optimizers.step(ADAM, w, [torch.tensor([2.0, 1e-8, 0.0])], state)
     assert w["w"].tolist() == pytest.approx([0.9, 0.95, 1.0], abs=1e-6)
-    optim.step(ADAM, w, [torch.tensor([-1.0, 0.0, 0.0])], state)
+    optimizers.step(ADAM, w, [torch.tensor([-1.0, 0.0, 0.0])], state)
     assert float(w["w"][0]) == pytest.approx(0.9 - 0.0266337, abs=1e-6)
 
 
 def test_sgd_is_torch_s_bit_for_bit() -> None:
     found, plain, steps = parameters(), parameters(), gradients(50)
-    state = optim.moments(SGD, found)
+    state = optimizers.moments(SGD, found)
     assert state == {}
     for step, expected in zip(steps, by_torch(torch.optim.SGD(plain.values(), lr=0.1), plain, steps), strict=True):
-        optim.step(SGD, found, step, state)
+        optimizers.step(SGD, found, step, state)
         assert all(torch.equal(found[name], expected[name]) for name in SHAPES)
 
 
@@ -113,7 +119,7 @@ def test_a_step_leaves_the_gradients_alone() -> None:
     for plan in (ADAM, SGD):
         own, (step,) = parameters(), gradients(1)
         before = [g.clone() for g in step]
-        optim.step(plan, own, step, optim.moments(plan, own))
+        optimizers.step(plan, own, step, optimizers.moments(plan, own))
         assert all(torch.equal(g, b) for g, b in zip(step, before, strict=True))
 
 
@@ -122,27 +128,27 @@ def test_a_step_leaves_the_gradients_alone() -> None:
 
 def test_moments_packed_and_recalled_go_on_as_if_nothing_had_been() -> None:
     found, steps = parameters(), gradients(40)
-    state = optim.moments(ADAM, found)
+    state = optimizers.moments(ADAM, found)
     for step in steps[:25]:
-        optim.step(ADAM, found, step, state)
-    kept = optim.packed(state)
+        optimizers.step(ADAM, found, step, state)
+    kept = optimizers.packed(state)
     assert len(kept) == 4 * (2 * (24 + 20 + 7 + 1) + 1)
     other = copied(found)
-    recalled = optim.moments(ADAM, other, kept)
+    recalled = optimizers.moments(ADAM, other, kept)
     assert recalled.keys() == state.keys()
     assert all(torch.equal(recalled[name], state[name]) and recalled[name].shape == state[name].shape for name in state)
     assert float(recalled["steps"]) == 25
     for step in steps[25:]:
-        optim.step(ADAM, found, step, state)
-        optim.step(ADAM, other, step, recalled)
+        optimizers.step(ADAM, found, step, state)
+        optimizers.step(ADAM, other, step, recalled)
     assert all(torch.equal(found[name], other[name]) for name in SHAPES)
-    assert optim.packed(recalled) == optim.packed(state) != kept, "the bytes were copied"
+    assert optimizers.packed(recalled) == optimizers.packed(state) != kept, "the bytes were copied"
 
 
 def test_without_earlier_moments_all_is_zero() -> None:
-    state = optim.moments(ADAM, parameters())
+    state = optimizers.moments(ADAM, parameters())
     assert all(not tensor.any() for tensor in state.values())
-    assert optim.packed(state) == bytes(4 * 105)
+    assert optimizers.packed(state) == bytes(4 * 105)
 
 
 # Stacked clients
@@ -152,9 +158,9 @@ def test_stacked_clients_with_steps_of_their_own_equal_separate_ones() -> None:
     """Three clients that have taken 0, 7 and 150 steps; then two steps together, and one of the last two alone."""
     clients, states = [parameters(seed) for seed in range(3)], []
     for client, before in zip(clients, (0, 7, 150), strict=True):
-        states.append(optim.moments(ADAM, client))
+        states.append(optimizers.moments(ADAM, client))
         for step in gradients(before, seed=before):
-            optim.step(ADAM, client, step, states[-1])
+            optimizers.step(ADAM, client, step, states[-1])
     stack = {name: torch.stack([client[name] for client in clients]) for name in SHAPES}
     moments = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     assert moments["steps"].tolist() == [0, 7, 150]
@@ -162,9 +168,9 @@ def test_stacked_clients_with_steps_of_their_own_equal_separate_ones() -> None:
     for number, rows in enumerate((slice(0, 3), slice(0, 3), slice(1, 3))):
         together = [torch.stack(gs) for gs in zip(*(own[number] for own in steps[rows]), strict=True)]
         own, held = ({name: tensor[rows] for name, tensor in s.items()} for s in (stack, moments))
-        optim.step(ADAM, own, together, held)
+        optimizers.step(ADAM, own, together, held)
         for k in range(3)[rows]:
-            optim.step(ADAM, clients[k], steps[k][number], states[k])
+            optimizers.step(ADAM, clients[k], steps[k][number], states[k])
     assert moments["steps"].tolist() == [2, 10, 153]
     for k in range(3):
         for name in SHAPES:
@@ -181,8 +187,8 @@ def spec_of(tiny: MakeSpec, method: str, **more: Any) -> Spec:
 
 
 def begin(spec: Spec) -> tuple[Task, bytes]:
-    task, hyper = task_of(spec.key(), CPU), methods.hyper(spec.method, spec.hyper)
-    return task, methods.METHODS[spec.method].broadcast(methods.initial(spec, task), hyper, task)
+    task, hyper = task_of(spec.key(), CPU), registry.hyper(spec.method, spec.hyper)
+    return task, registry.METHODS[spec.method].broadcast(registry.initial(spec, task), hyper, task)
 
 
 def replied(spec: Spec, round: int, memory: bytes) -> Reply:
@@ -242,9 +248,9 @@ def test_without_persistence_nothing_is_kept(tiny: MakeSpec, tmp_path: Path) -> 
     assert isinstance(upload, bytes)
     memory = replied(spec_of(tiny, "fedpm", persistent=True), 1, b"").memory
     fresh = {"s": torch.zeros(4736)}
-    assert not any(tensor.any() for tensor in local.recalled(task, fresh, memory).values())
+    assert not any(tensor.any() for tensor in client_side.recalled(task, fresh, memory).values())
     rounds.run(spec, InProcess(CPU), root=tmp_path, save_every=0)
-    loaded = record.Checkpoint(spec, tmp_path).load()
+    loaded = checkpoint.Checkpoint(spec, tmp_path).load()
     assert loaded and loaded[1] == {}
 
 
@@ -311,7 +317,7 @@ def test_moments_come_back_from_a_checkpoint(tiny: MakeSpec, tmp_path: Path, mor
     expected = finished(spec, InProcess(CPU), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         rounds.run(spec, Dropping(CPU), root=tmp_path, save_every=0)
-    loaded = record.Checkpoint(spec, tmp_path).load()
+    loaded = checkpoint.Checkpoint(spec, tmp_path).load()
     assert loaded and len(loaded[2]["rounds"]) == 2 and len(loaded[1]) >= 9
     assert {len(memory) for memory in loaded[1].values()} == {4 * (2 * 4736 + 1)}
     assert json.dumps(finished(spec, InProcess(CPU), tmp_path)) == json.dumps(expected)
@@ -330,7 +336,7 @@ def test_a_client_that_diverges_keeps_what_it_had(tiny: MakeSpec) -> None:
     assert memories == {3: memory}
 
 
-@pytest.mark.parametrize("method", sorted(methods.METHODS))
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
 def test_every_method_trains_with_adam(tiny: MakeSpec, method: str) -> None:
     # FedCompress has stages of its own, which test_stages.py and test_fedcompress.py train.
     hyper = {"variant": "none"} if method == "fedcompress" else {}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedlib import freezing, macs, models, rng
+from fedlib import rng
 from fedlib.errors import SpecError
-from fedlib.models import named, partial
+from fedlib.models import freezing, initializers, macs, partial
+from fedlib.models.registry import MODELS, build
 from fedlib.rng import Rng
 
 F = nn.functional
@@ -76,7 +77,7 @@ def shaken(network: nn.Sequential) -> nn.Sequential:
     ],
 )
 def test_counts(name: str, channels: int, side: int, classes: int, d: int, outputs: int) -> None:
-    network = models.build(name, channels, side, classes, Rng(0))
+    network = build(name, channels, side, classes, Rng(0))
     assert sum(p.numel() for p in network.parameters()) == d
     assert not list(network.buffers()), "nothing but parameters to send"
     assert {p.ndim for p in network.parameters()} <= {1, 2, 4}
@@ -113,7 +114,7 @@ SHORTCUTS = (8_192, 32_768, 131_072)
 
 
 def test_the_convolutional_network_spelt_out() -> None:
-    network = shaken(models.build("emnist-narrow", 1, 28, 10, Rng(3)))
+    network = shaken(build("emnist-narrow", 1, 28, 10, Rng(3)))
     x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     w = dict(network.named_parameters())
     hidden = F.max_pool2d(F.conv2d(x, w["conv1.weight"], w["conv1.bias"], padding=2).relu(), 2)
@@ -126,7 +127,7 @@ def test_the_convolutional_network_spelt_out() -> None:
 
 def test_the_resnet_spelt_out_with_the_padding_of_keras() -> None:
     """Keras pads 24 x 24 by (2, 3) before the stem and by (0, 1) before the pool: the same on turned images."""
-    small = named.initialise(partial.resnet(3, 7, widths=(32, 32, 64, 128)), "he", Rng(2))
+    small = initializers.initialise(partial.resnet(3, 7, widths=(32, 32, 64, 128)), "he", Rng(2))
     network = shaken(small).double()
     w = dict(network.named_parameters())
     turned = {name: p.flip(2, 3) if p.ndim == 4 else p for name, p in w.items()}
@@ -164,7 +165,7 @@ def test_the_resnet_spelt_out_with_the_padding_of_keras() -> None:
 
 def test_the_transformer_has_the_counts_of_the_spec() -> None:
     assert [size(shapes(spec_transformer(blocks))) for blocks in (1, 2, 3)] == [4_211_680, 7_364_064, 10_516_448]
-    network = models.build("transformer", 1, 20, 1_000, Rng(0))
+    network = build("transformer", 1, 20, 1_000, Rng(0))
     assert size(shapes(network)) == 32 * 1_000 + 37_664
     assert [n for n, p in network.named_parameters() if p.numel() == 32_000] == ["embedding.weight"], (
         "tied, counted once"
@@ -176,7 +177,7 @@ def test_the_transformer_spelt_out() -> None:
     """Blocks by PyTorch's own layer, positions by Python's sine."""
     vocabulary, e, width, heads, hidden = 11, 6, 8, 2, 12
     sizes = dict(embedding=e, width=width, heads=heads, hidden=hidden, blocks=2)
-    network = shaken(named.initialise(partial.language_model(vocabulary, **sizes), "glorot", Rng(4))).double()
+    network = shaken(initializers.initialise(partial.language_model(vocabulary, **sizes), "glorot", Rng(4))).double()
     w = dict(network.named_parameters())
     tokens = torch.tensor([[1, 5, 2, 10, 0], [3, 3, 7, 0, 0]])
     places = [
@@ -205,7 +206,7 @@ def test_the_transformer_spelt_out() -> None:
 
 
 def test_the_transformer_looks_at_no_later_token() -> None:
-    network = models.build("transformer", 1, 20, 50, Rng(1))
+    network = build("transformer", 1, 20, 50, Rng(1))
     tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(1))
     other = tokens.clone()
     other[:, 5] = (tokens[:, 5] + 1) % 50
@@ -219,12 +220,12 @@ def few(name: str) -> tuple[nn.Sequential, Callable[[int], Tensor]]:
     """A network and inputs for it: `n` of them."""
     generator = torch.Generator().manual_seed(2)
     if name == "transformer":
-        network = models.build(name, 1, 6, 12, Rng(0))
+        network = build(name, 1, 6, 12, Rng(0))
         return network, lambda n: torch.randint(0, 12, (n, 1, 6, 1), generator=generator).float()
     if name == "emnist":
-        network = models.build("emnist-narrow", 1, 8, 5, Rng(0))
+        network = build("emnist-narrow", 1, 8, 5, Rng(0))
         return network, lambda n: torch.randn(n, 1, 8, 8, generator=generator)
-    network = named.initialise(partial.resnet(3, 5, widths=(32, 32, 64, 64)), "he", Rng(0))
+    network = initializers.initialise(partial.resnet(3, 5, widths=(32, 32, 64, 64)), "he", Rng(0))
     return network, lambda n: torch.randn(n, 3, 8, 8, generator=generator)
 
 
@@ -258,7 +259,7 @@ def test_gradients_of_clients_side_by_side(name: str) -> None:
 )
 def test_data_that_do_not_fit_are_named(name: str, channels: int, side: int, classes: int, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        models.build(name, channels, side, classes, Rng(0))
+        build(name, channels, side, classes, Rng(0))
 
 
 def test_heads_must_divide_the_width() -> None:
@@ -273,21 +274,21 @@ def test_the_seed_of_a_tensor() -> None:
     """Spelt out: s = 258 is the bytes 2, 1 and six zeros; s has 64 bits."""
     digest = hashlib.sha256(b"\x02\x01\x00\x00\x00\x00\x00\x00conv1.weight").digest()
     expected = sum(byte << 8 * place for place, byte in enumerate(digest[:8]))
-    assert named.seed_of(258, "conv1.weight") == named.seed_of(258 + 2**64, "conv1.weight") == expected
-    assert len({named.seed_of(s, n) for s in (0, 1) for n in ("a.weight", "b.weight")}) == 4
+    assert initializers.seed_of(258, "conv1.weight") == initializers.seed_of(258 + 2**64, "conv1.weight") == expected
+    assert len({initializers.seed_of(s, n) for s in (0, 1) for n in ("a.weight", "b.weight")}) == 4
 
 
 def test_values_from_words() -> None:
     """Each law from the words of the stream by its formula, in Python's own numbers."""
     shape, count = (4, 3, 5, 5), 300
-    words = rng.words(named.seed_of(7, "conv1.weight"), 0, count).tolist()
+    words = rng.words(initializers.seed_of(7, "conv1.weight"), 0, count).tolist()
     even = np.array([(word >> 8) * 2**-23 - 1 for word in words])
-    glorot = named.values(7, "conv1.weight", shape, "glorot").flatten().numpy()
+    glorot = initializers.values(7, "conv1.weight", shape, "glorot").flatten().numpy()
     np.testing.assert_allclose(glorot, even * math.sqrt(6 / (3 * 25 + 4 * 25)), rtol=1e-6)
-    usual = named.values(7, "conv1.weight", shape, "torch").flatten().numpy()
+    usual = initializers.values(7, "conv1.weight", shape, "torch").flatten().numpy()
     np.testing.assert_allclose(usual, even / math.sqrt(75), rtol=1e-6)
     z = np.array([NormalDist().inv_cdf((word + 0.5) * 2.0**-32) for word in words])
-    he = named.values(7, "conv1.weight", shape, "he").flatten().numpy()
+    he = initializers.values(7, "conv1.weight", shape, "he").flatten().numpy()
     inside = np.abs(z) < 2
     assert 250 < inside.sum() < 300, "some are cut"
     np.testing.assert_allclose(he[inside], z[inside] * math.sqrt(2 / 75) / 0.8796256610342398, rtol=2e-6)
@@ -304,7 +305,7 @@ def test_values_from_words() -> None:
 )
 def test_known_values(law: str, start: list[float], expected: str) -> None:
     """The same bytes on every machine."""
-    content = named.values(20211006, "conv2.weight", (64, 32, 5, 5), law)
+    content = initializers.values(20211006, "conv2.weight", (64, 32, 5, 5), law)
     assert content.dtype == torch.float32 and content.shape == (64, 32, 5, 5)
     assert content.flatten()[:3].tolist() == start, "float32, exactly"
     assert hashlib.sha256(content.numpy().astype("<f4").tobytes()).hexdigest()[:16] == expected
@@ -315,7 +316,7 @@ def test_known_values(law: str, start: list[float], expected: str) -> None:
     [("emnist-narrow", 1, 28, "f670caf2517479b2"), ("transformer", 1, 20, "e0f7ab689ccf701a")],
 )
 def test_known_networks(name: str, channels: int, side: int, expected: str) -> None:
-    network = models.build(name, channels, side, 62, Rng(20211006))
+    network = build(name, channels, side, 62, Rng(20211006))
     content = b"".join(p.detach().numpy().astype("<f4").tobytes() for p in network.parameters())
     assert hashlib.sha256(content).hexdigest()[:16] == expected
 
@@ -326,7 +327,7 @@ def test_known_networks(name: str, channels: int, side: int, expected: str) -> N
     [("he", 2 / 288, 2 / 0.8796), ("glorot", 2 / (288 + 576), math.sqrt(3)), ("torch", 1 / (3 * 288), math.sqrt(3))],
 )
 def test_laws(law: str, variance: float, most: float) -> None:
-    entries = named.values(1, "conv.weight", (64, 32, 3, 3), law)
+    entries = initializers.values(1, "conv.weight", (64, 32, 3, 3), law)
     n, deviation = entries.numel(), math.sqrt(variance)
     assert abs(float(entries.mean())) < 5 * deviation / n**0.5
     assert abs(float(entries.std()) / deviation - 1) < 5 / (2 * n) ** 0.5
@@ -335,24 +336,30 @@ def test_laws(law: str, variance: float, most: float) -> None:
 
 def test_cut_normal_values_have_the_cut_law() -> None:
     """Shares below some bounds against the normal law between -2 and 2."""
-    z = named.values(3, "conv.weight", (100, 1_000), "he").flatten().numpy() * named.CUT / math.sqrt(2 / 1_000)
+    z = (
+        initializers.values(3, "conv.weight", (100, 1_000), "he").flatten().numpy()
+        * initializers.CUT
+        / math.sqrt(2 / 1_000)
+    )
     law = NormalDist()
     mass = law.cdf(2) - law.cdf(-2)
     for at in (-1.5, -0.5, 0.0, 1.0, 1.9):
         share = (law.cdf(at) - law.cdf(-2)) / mass
         assert abs(float((z < at).mean()) - share) < 5 * math.sqrt(share * (1 - share) / z.size)
     kept = math.sqrt(1 - 4 * law.pdf(2) / mass)
-    assert abs(named.CUT - kept) < 1e-12, "deviation of the cut law, by its formula"
+    assert abs(initializers.CUT - kept) < 1e-12, "deviation of the cut law, by its formula"
 
 
 @pytest.mark.parametrize("name", ["emnist-narrow", "resnet18-gn", "transformer"])
 def test_biases_norms_heads_and_embeddings(name: str) -> None:
     law = {"resnet18-gn": "he"}.get(name, "glorot")
     root = Rng(9)
-    network = models.build(name, 1, 28, 62, root)
+    network = build(name, 1, 28, 62, root)
     for label, p in network.named_parameters():
         entries = p.detach()
-        assert torch.equal(entries, named.values(named.number(root), label, p.shape, law)), "one tensor, made again"
+        assert torch.equal(entries, initializers.values(initializers.number(root), label, p.shape, law)), (
+            "one tensor, made again"
+        )
         if label.endswith("bias"):
             assert not entries.any()
         elif p.ndim == 1:
@@ -373,18 +380,18 @@ def test_a_tensor_depends_on_seed_and_name_alone() -> None:
     other = nn.Sequential()
     other.add_module("second", nn.Linear(4, 4))
     torch.manual_seed(0)
-    a = dict(named.initialise(one, "he", Rng(1)).named_parameters())
+    a = dict(initializers.initialise(one, "he", Rng(1)).named_parameters())
     torch.manual_seed(1)
-    b = dict(named.initialise(other, "he", Rng(1)).named_parameters())
+    b = dict(initializers.initialise(other, "he", Rng(1)).named_parameters())
     assert torch.equal(a["second.weight"], b["second.weight"])
-    c = dict(named.initialise(other, "he", Rng(2)).named_parameters())
+    c = dict(initializers.initialise(other, "he", Rng(2)).named_parameters())
     assert not torch.equal(a["second.weight"], c["second.weight"])
-    assert len({tuple(named.values(s, n, (3, 3), "he").flatten().tolist()) for s in (0, 1) for n in "ab"}) == 4
+    assert len({tuple(initializers.values(s, n, (3, 3), "he").flatten().tolist()) for s in (0, 1) for n in "ab"}) == 4
 
 
 def test_unknown_law_is_refused() -> None:
     with pytest.raises(SpecError, match="law: 'xavier' is unknown; allowed: glorot, he, torch"):
-        named.values(0, "conv1.weight", (3, 3), "xavier")
+        initializers.values(0, "conv1.weight", (3, 3), "xavier")
 
 
 # Policies. ---------------------------------------------------------------------------------------
@@ -453,7 +460,7 @@ def test_policies_fit_the_networks_that_are_built() -> None:
         *(("emnist", 1, "emnist/", 3), ("emnist-narrow", 1, "emnist/", 3)),
         *(("resnet18-gn-100head", 3, "cifar/", 4), ("transformer", 1, "so/", 3)),
     ):
-        own = shapes(on_paper(lambda name=name, channels=channels: models.MODELS[name](channels, 28, 62, Rng(0))))  # type: ignore[misc]
+        own = shapes(on_paper(lambda name=name, channels=channels: MODELS[name](channels, 28, 62, Rng(0))))  # type: ignore[misc]
         fitting = [policy for policy in freezing.POLICIES if policy.startswith(prefix)]
         assert len(fitting) == policies and all(freezing.frozen_names(policy, own) for policy in fitting)
 
@@ -589,7 +596,7 @@ def test_cost_is_what_pytorch_does(name: str, p: str | None) -> None:
 
 def test_cost_of_a_network_with_batchnorm() -> None:
     """Its statistics stay as they are."""
-    network = models.build("cnn4", 1, 28, 10, Rng(0))
+    network = build("cnn4", 1, 28, 10, Rng(0))
     before = {name: b.clone() for name, b in network.named_buffers()}
     forward = macs.total(macs.count(network, torch.zeros(1, 1, 28, 28))).forward
     assert forward == 784 * 32 * 9 + 196 * 64 * 288 + 49 * 128 * 576 + 9 * 256 * 1_152 + 256 * 10

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedlib import macs, models
-from fedlib.data import foreign
+from fedlib.data import synthetic
 from fedlib.errors import SpecError
+from fedlib.models import macs, registry
 from fedlib.rng import Rng
 
 F = nn.functional
@@ -28,7 +28,7 @@ SIZES = {  # name -> channels, height, width, classes, width of the embedding
 
 def build(name: str) -> nn.Sequential:
     channels, side, _, classes, _ = SIZES[name]
-    return models.build(name, channels, side, classes, Rng(3))
+    return registry.build(name, channels, side, classes, Rng(3))
 
 
 def some(name: str, n: int, seed: int = 0) -> Tensor:
@@ -109,7 +109,7 @@ def normed(x: Tensor, tensors: dict[str, Tensor], at: str, eps: float) -> Tensor
 
 @pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 28), (1, 7), (3, 4)])
 def test_the_resnet_spelt_out(channels: int, side: int) -> None:
-    network = shaken(models.build("resnet20", channels, side, 10, Rng(3))).double()
+    network = shaken(registry.build("resnet20", channels, side, 10, Rng(3))).double()
     t = dict(network.state_dict())
     x = torch.randn(2, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden = normed(F.conv2d(x, t["conv.weight"], padding=1), t, "norm", 1e-3).relu()
@@ -199,7 +199,7 @@ def test_known_initial_weights(name: str, expected: str) -> None:
 
 
 def test_the_quick_resnet_differs_in_its_statistics_alone() -> None:
-    one, other = (models.build(name, 1, 8, 10, Rng(3)) for name in ("resnet20", "resnet20-quick"))
+    one, other = (registry.build(name, 1, 8, 10, Rng(3)) for name in ("resnet20", "resnet20-quick"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert str(one).replace("momentum=0.01", "momentum=0.1") == str(other) != str(one)
 
@@ -250,7 +250,7 @@ def test_tensors_in_place_of_the_networks_own(name: str, layout: torch.memory_fo
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet-short", "pooled4"])
 def test_training_of_clients_side_by_side(name: str) -> None:
     """vmap over clients with tensors of their own gives each client's gradient and statistics, in training mode."""
-    network, clients = models.build(name, 1, 32, 5, Rng(0)).double(), 2
+    network, clients = registry.build(name, 1, 32, 5, Rng(0)).double(), 2
     for norm in norms(network):
         norm.num_batches_tracked = None  # as `Task` has it
     x = torch.randn(clients, 4, 1, 32, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -278,8 +278,8 @@ def test_training_of_clients_side_by_side(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet-short", "pooled4"])
 def test_a_few_steps_lower_the_loss(name: str) -> None:
-    network = models.build(name, 1, 40, 3, Rng(0))
-    x, y = foreign.images("leaves", 12, (1, 40, 33), seed=0), torch.arange(12) % 3
+    network = registry.build(name, 1, 40, 3, Rng(0))
+    x, y = synthetic.images("leaves", 12, (1, 40, 33), seed=0), torch.arange(12) % 3
     optimizer = torch.optim.Adam(network.parameters(), 0.005)
     losses = []
     for _ in range(10):
@@ -299,6 +299,6 @@ def test_images_too_small_are_named(name: str, least: int) -> None:
     with pytest.raises(
         SpecError, match=rf"{family} needs images of {least} x {least} .* have {least - 1} x {least - 1}"
     ):
-        models.build(name, 1, least - 1, 10, Rng(0))
-    smallest = models.build(name, 1, least, 10, Rng(0))
+        registry.build(name, 1, least - 1, 10, Rng(0))
+    smallest = registry.build(name, 1, least, 10, Rng(0))
     assert smallest(torch.ones(2, 1, least, least)).shape == (2, 10)

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedlib import privacy
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.participation import kappa, queue_weight
-from fedlib.privacy import INTEGERS, epsilon, ftrl_start, ftrl_step, tree_nodes, tree_noise
+from fedlib.methods.fedpt import accounting, mechanisms
+from fedlib.methods.fedpt.accounting import INTEGERS, epsilon
+from fedlib.methods.fedpt.mechanisms import ftrl_start, ftrl_step, tree_nodes, tree_noise
+from fedlib.methods.fedpt.tree_sensitivity import kappa, queue_weight
 from fedlib.rng import Rng
 
 SHAPES = {"kernel": torch.Size((3, 4)), "bias": torch.Size((5,)), "scale": torch.Size(())}
@@ -56,7 +57,7 @@ def assert_uncorrelated(one: Tensor, other: Tensor) -> None:
 @given(seed=st.integers(0, 2**32), exponent=st.integers(-12, 12), bound=st.floats(1e-6, 1e6))
 def test_a_clipped_update_has_at_most_the_bound_and_its_old_direction(seed: int, exponent: int, bound: float) -> None:
     plain = update(seed, 10.0**exponent)
-    clipped, before = privacy.clip(plain, bound)
+    clipped, before = mechanisms.clip(plain, bound)
     assert before == pytest.approx(norm(plain), rel=1e-9)
     assert norm(clipped) <= bound * (1 + 1e-6)
     factor = 1 if before <= bound else bound / before
@@ -64,16 +65,16 @@ def test_a_clipped_update_has_at_most_the_bound_and_its_old_direction(seed: int,
 
 
 def test_the_norm_is_joint_over_all_tensors() -> None:
-    clipped, before = privacy.clip({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}, 3.5)
+    clipped, before = mechanisms.clip({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}, 3.5)
     assert before == 5
     torch.testing.assert_close(clipped, {"a": torch.tensor([2.1, 0.0]), "b": torch.tensor([[2.8]])})
-    assert privacy.clip({"a": torch.zeros(3)}, 1.0)[1] == 0
+    assert mechanisms.clip({"a": torch.zeros(3)}, 1.0)[1] == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_update_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(PayloadError, match="norm"):
-        privacy.clip({"a": torch.ones(2), "b": torch.tensor([0.0, bad])}, 1.0)
+        mechanisms.clip({"a": torch.ones(2), "b": torch.tensor([0.0, bad])}, 1.0)
 
 
 @given(seeds=st.lists(st.integers(0, 2**32), min_size=3, max_size=6, unique=True), bound=st.floats(1e-3, 1e3))
@@ -81,7 +82,7 @@ def test_an_update_that_is_not_finite_is_refused(bad: float) -> None:
 def test_one_client_moves_the_sum_by_the_bound_and_a_replaced_one_by_twice_the_bound(
     seeds: list[int], bound: float
 ) -> None:
-    other, *cohort = [privacy.clip(update(seed, 1e3), bound)[0] for seed in seeds]
+    other, *cohort = [mechanisms.clip(update(seed, 1e3), bound)[0] for seed in seeds]
     total = {name: torch.stack([one[name].double() for one in cohort]).sum(0) for name in SHAPES}
     zeroed = minus(total, cohort[0])
     replaced = {name: zeroed[name] + other[name].double() for name in SHAPES}
@@ -94,32 +95,32 @@ def test_one_client_moves_the_sum_by_the_bound_and_a_replaced_one_by_twice_the_b
 
 def test_the_noise_of_the_mean_has_the_stated_deviation_and_is_new_each_round() -> None:
     total, numbers = torch.full((SIZE,), 7.0), dict(noise_multiplier=1.13, bound=0.3, cohort=100)
-    noises = [privacy.private_mean(total, Rng(3).child("noise", t), **numbers) - 0.07 for t in range(3)]
+    noises = [mechanisms.private_mean(total, Rng(3).child("noise", t), **numbers) - 0.07 for t in range(3)]
     for noise in noises:
         assert_variance(noise, (1.13 * 0.3 / 100) ** 2)
     for one, other in itertools.combinations(noises, 2):
         assert_uncorrelated(one, other)
-    again = privacy.private_mean(total, Rng(3).child("noise", 1), **numbers) - 0.07
+    again = mechanisms.private_mean(total, Rng(3).child("noise", 1), **numbers) - 0.07
     assert torch.equal(again, noises[1]), "the same name, the same noise"
 
 
 @pytest.mark.parametrize("size", [20_000, 83_902, 242_340])
 def test_the_noise_grows_with_the_root_of_the_trained_entries(size: int) -> None:
-    noise = privacy.gaussian(Rng(size), size, 0.25)
+    noise = mechanisms.gaussian(Rng(size), size, 0.25)
     assert noise.shape == (size,)
     assert float(noise.norm()) / 0.25 == pytest.approx(math.sqrt(size), rel=0.01)
-    assert privacy.expected_norm(size, 0.25) == pytest.approx(0.25 * math.sqrt(size), rel=1 / size)
+    assert mechanisms.expected_norm(size, 0.25) == pytest.approx(0.25 * math.sqrt(size), rel=1 / size)
 
 
 def test_the_expected_norm_at_known_dimensions() -> None:
-    assert privacy.expected_norm(1, 2.0) == pytest.approx(2 * math.sqrt(2 / math.pi))
-    assert privacy.expected_norm(2, 2.0) == pytest.approx(2 * math.sqrt(math.pi / 2))
-    assert privacy.expected_norm(3, 2.0) == pytest.approx(2 * math.sqrt(8 / math.pi))
-    assert privacy.expected_norm(11_227_812, 1.0) == pytest.approx(math.sqrt(11_227_812 - 0.5), rel=1e-7)
+    assert mechanisms.expected_norm(1, 2.0) == pytest.approx(2 * math.sqrt(2 / math.pi))
+    assert mechanisms.expected_norm(2, 2.0) == pytest.approx(2 * math.sqrt(math.pi / 2))
+    assert mechanisms.expected_norm(3, 2.0) == pytest.approx(2 * math.sqrt(8 / math.pi))
+    assert mechanisms.expected_norm(11_227_812, 1.0) == pytest.approx(math.sqrt(11_227_812 - 0.5), rel=1e-7)
 
 
 def test_flat_and_named_tensors_are_each_other_s_inverse() -> None:
-    torch.testing.assert_close(privacy.unflatten(privacy.flatten(update(5)), SHAPES), update(5), rtol=0, atol=0)
+    torch.testing.assert_close(mechanisms.unflatten(mechanisms.flatten(update(5)), SHAPES), update(5), rtol=0, atol=0)
 
 
 # Property 13: the noise of the tree
@@ -141,7 +142,7 @@ def test_the_variance_of_a_prefix_counts_the_ones_of_its_length(rounds: int) -> 
 
 def test_nested_prefixes_share_nodes_and_others_do_not() -> None:
     six, four, one = (tree_noise(Rng(1), rounds, SIZE, 1.0) for rounds in (6, 4, 1))
-    torch.testing.assert_close(six - four, privacy.gaussian(Rng(1).child(1, 2), SIZE, 1.0).double())
+    torch.testing.assert_close(six - four, mechanisms.gaussian(Rng(1).child(1, 2), SIZE, 1.0).double())
     assert_variance(six - four, 1)
     assert_uncorrelated(six - four, four)
     assert_uncorrelated(one, four)
@@ -224,8 +225,8 @@ def test_kappa_is_the_most_over_all_allowed_participations(rounds: int) -> None:
 
 def test_the_check_value_of_the_public_accounting_notebook() -> None:
     assert kappa(2000, 6, 313) == 79
-    assert round(rho := privacy.zcdp(79, 7), 3) == 0.806
-    assert round(privacy.sharper_epsilon(rho, 1e-10), 2) == 8.90
+    assert round(rho := accounting.zcdp(79, 7), 3) == 0.806
+    assert round(accounting.sharper_epsilon(rho, 1e-10), 2) == 8.90
     numbers: dict[str, Any] = dict(rounds=2000, delta=1e-10, participations=6, separation=313)
     assert round(epsilon("dp_ftrl", "spaced", noise_multiplier=7, **numbers), 2) == 8.90
 
@@ -233,20 +234,20 @@ def test_the_check_value_of_the_public_accounting_notebook() -> None:
 def test_the_table_of_tree_budgets() -> None:
     rows = [(1.13, 19.74, 18.71), (2.33, 8.50, 7.83), (4.03, 4.66, 4.19), (6.21, 2.95, 2.60), (8.83, 2.04, 1.77)]
     for nm, classic, sharper in rows:
-        rho = privacy.zcdp(11, nm)
-        assert round(privacy.classic_epsilon(rho, 1e-6), 2) == classic
-        assert round(privacy.sharper_epsilon(rho, 1e-6), 2) == sharper
+        rho = accounting.zcdp(11, nm)
+        assert round(accounting.classic_epsilon(rho, 1e-6), 2) == classic
+        assert round(accounting.sharper_epsilon(rho, 1e-6), 2) == sharper
         for rounds in (1024, 1600, 2047):
             library = epsilon("dp_ftrl", "spaced", noise_multiplier=nm, rounds=rounds, delta=1e-6, participations=1)
-            assert library == pytest.approx(privacy.sharper_epsilon(rho, 1e-6), rel=1e-9)
+            assert library == pytest.approx(accounting.sharper_epsilon(rho, 1e-6), rel=1e-9)
 
 
 def test_dp_fedavg_with_poisson_sampling_three_ways() -> None:
     for nm, stated in [(0.7, 16.2), (1.0, 7.1), (1.13, 5.6), (1.5, 3.5), (2.33, 1.9), (4.03, 1.0)]:
         library = epsilon("dp_fedavg", "poisson", noise_multiplier=nm, **FEDAVG)
         assert round(library, 1) == stated
-        divergences = [1500 * privacy.poisson_divergence(100 / 3400, nm, int(order)) for order in INTEGERS]
-        assert library == pytest.approx(privacy.convert(INTEGERS, np.array(divergences), DELTA), rel=1e-9)
+        divergences = [1500 * accounting.poisson_divergence(100 / 3400, nm, int(order)) for order in INTEGERS]
+        assert library == pytest.approx(accounting.convert(INTEGERS, np.array(divergences), DELTA), rel=1e-9)
         tighter = epsilon("dp_fedavg", "poisson", noise_multiplier=nm, accountant="pld", **FEDAVG)
         assert 0.8 * library < tighter < library
 
@@ -254,15 +255,15 @@ def test_dp_fedavg_with_poisson_sampling_three_ways() -> None:
 def test_a_cohort_of_fixed_size_is_accounted_for_a_replaced_client() -> None:
     # With everybody in each cohort it is the plain Gaussian mechanism of sensitivity 2 C.
     everybody = epsilon("dp_fedavg", "fixed", noise_multiplier=8, **FEDAVG | {"cohort": 3400, "rounds": 10})
-    rho = 10 * privacy.zcdp(4, 8)
-    assert everybody == pytest.approx(privacy.convert(INTEGERS, INTEGERS * rho, DELTA), rel=1e-9)
+    rho = 10 * accounting.zcdp(4, 8)
+    assert everybody == pytest.approx(accounting.convert(INTEGERS, INTEGERS * rho, DELTA), rel=1e-9)
     fixed, poisson = (epsilon("dp_fedavg", name, noise_multiplier=4.03, **FEDAVG) for name in ("fixed", "poisson"))
     assert fixed > 2 * poisson
 
 
 def test_more_noise_and_fewer_rounds_cost_less_and_no_noise_is_not_private() -> None:
     numbers = FEDAVG | {"participations": 47, "separation": 34}
-    for names in privacy.NEIGHBOURS:
+    for names in accounting.NEIGHBOURS:
         few, some, more = (epsilon(*names, noise_multiplier=nm, **numbers) for nm in (1, 2, 8))
         assert few > some > more > epsilon(*names, noise_multiplier=8, **numbers | {"rounds": 40}) > 0
         assert epsilon(*names, noise_multiplier=0, **numbers) == math.inf

@@ -17,16 +17,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedlib import methods, privacy, record, rounds
-from fedlib.engines import Graphed, InProcess, Stacked, task_of
+from fedlib.core.plan import State
+from fedlib.core.uploads import Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, task_of
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import RunError, SpecError
-from fedlib.methods import fedpt
-from fedlib.methods.fedpt import Hyper
-from fedlib.methods.parts import pack_tensors
+from fedlib.methods import registry
+from fedlib.methods.fedpt import accounting, mechanisms
+from fedlib.methods.fedpt import method as fedpt
+from fedlib.methods.fedpt.method import Hyper
+from fedlib.methods.messages import pack_tensors
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import State
-from fedlib.uploads import Uploads
+from fedlib.runs import checkpoint, record, rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 CPU = torch.device("cpu")
@@ -49,7 +53,7 @@ def begin(tiny: MakeSpec) -> Begin:
         base = {"method": "fedpt", "model": "emnist-narrow", "hyper": dataclasses.asdict(hyper)} | sampling
         spec = tiny(**base | fields)
         task = task_of(spec.key(), CPU)
-        return SimpleNamespace(spec=spec, task=task, hyper=hyper, state=methods.initial(spec, task))
+        return SimpleNamespace(spec=spec, task=task, hyper=hyper, state=registry.initial(spec, task))
 
     return begun
 
@@ -57,7 +61,7 @@ def begin(tiny: MakeSpec) -> Begin:
 def change(run: Any, norm: float, seed: int = 3) -> State:
     shapes, generator = fedpt.trained(run.hyper, run.task), torch.Generator().manual_seed(seed)
     flat = torch.randn(sum(s.numel() for s in shapes.values()), generator=generator, dtype=torch.float64)
-    return privacy.unflatten((flat * (norm / flat.norm())).float(), shapes)
+    return mechanisms.unflatten((flat * (norm / flat.norm())).float(), shapes)
 
 
 def upload(run: Any, update: State) -> bytes:
@@ -72,7 +76,7 @@ def served(run: Any, *updates: State) -> tuple[State, Uploads]:
 
 
 def point(run: Any, state: State) -> Tensor:
-    return privacy.flatten({name: state[name] for name in fedpt.trained(run.hyper, run.task)}).double()
+    return mechanisms.flatten({name: state[name] for name in fedpt.trained(run.hyper, run.task)}).double()
 
 
 def train(run: Any, number: int) -> list[Tensor]:
@@ -94,12 +98,12 @@ def test_09_a_client_sends_no_more_than_the_bound(begin: Begin, bound: float) ->
         mark = fedpt.frozen_part(fedpt.seed_of(each.state), each.hyper, each.task)[1]
         sent.append(fedpt.read_update(reply, mark, each.hyper, each.task))  # type: ignore[arg-type]
     (clipped, samples), (whole, others) = sent
-    norm = float(privacy.flatten(whole).double().norm())
+    norm = float(mechanisms.flatten(whole).double().norm())
     assert 0.05 < norm < 1e3 and samples == 1 < others, "how many samples a client has is not told"
     if bound > norm:
         assert all(torch.equal(clipped[name], whole[name]) for name in whole)
     else:
-        assert float(privacy.flatten(clipped).double().norm()) == pytest.approx(bound, rel=1e-6)
+        assert float(mechanisms.flatten(clipped).double().norm()) == pytest.approx(bound, rel=1e-6)
         for name, tensor in whole.items():
             torch.testing.assert_close(clipped[name], tensor * (bound / norm), rtol=1e-5, atol=0)
 
@@ -172,7 +176,7 @@ def test_13_the_tree_is_that_of_the_library(begin: Begin) -> None:
     rng = Rng(int.from_bytes(run.state["noise"].numpy().tobytes(), "little")).child("tree")
     for number in range(1, 6):
         run.state, _ = served(run)
-        expected = start - 0.7 * privacy.tree_noise(rng, number, TRAINED, 0.01)
+        expected = start - 0.7 * mechanisms.tree_noise(rng, number, TRAINED, 0.01)
         torch.testing.assert_close(point(run, run.state), expected, rtol=0, atol=1e-7)
 
 
@@ -232,7 +236,7 @@ def test_nor_do_two_policies(begin: Begin) -> None:
     steps = []
     for policy in ("emnist/dense1", "none"):
         run = begin(NOISY, policy)
-        step = privacy.unflatten(
+        step = mechanisms.unflatten(
             (point(run, served(run)[0]) - point(run, run.state)), fedpt.trained(run.hyper, run.task)
         )
         steps.append(step["conv2.weight"].flatten())
@@ -251,7 +255,7 @@ def test_a_record_says_what_was_spent(begin: Begin, tmp_path: Path, mechanism: s
     if mechanism == "dp_ftrl":  # rounds 1 and 4: two leaves, two pairs, and both in the first four
         turns = {"weight": 2 + 2 + 4}
     budget: Settings = {"noise_multiplier": 2.0, "rounds": 5, "delta": 0.01}
-    expected = privacy.epsilon(mechanism, SAMPLING[mechanism], **budget, **turns)
+    expected = accounting.epsilon(mechanism, SAMPLING[mechanism], **budget, **turns)
     assert said.pop("epsilon") == pytest.approx(expected, rel=1e-5) and 0.1 < expected < 20
     assert said.pop("neighbours") in ("ADD_OR_REMOVE_ONE", "REPLACE_SPECIAL")
     assert said == {"mechanism": mechanism, "sampling": SAMPLING[mechanism], "clip_norm": 0.3} | {
@@ -296,7 +300,7 @@ def test_a_run_goes_on_from_its_checkpoint(begin: Begin, tmp_path: Path, mechani
     run = begin(NOISY | {"mechanism": mechanism, "momentum": 0.9}, rounds=7)
     with pytest.raises(KeyboardInterrupt):
         rounds.run(run.spec, Dies(CPU), root=tmp_path, save_every=0)
-    assert record.Checkpoint(run.spec, tmp_path).load() is not None
+    assert checkpoint.Checkpoint(run.spec, tmp_path).load() is not None
     whole = rounds.run(run.spec, ENGINE, root=tmp_path / "whole")
     assert record.stable(rounds.run(run.spec, ENGINE, root=tmp_path)) == record.stable(whole)
 
@@ -309,7 +313,7 @@ def test_engines_agree(begin: Begin, kind: type[Any]) -> None:
     mark = fedpt.frozen_part(fedpt.seed_of(run.state), run.hyper, run.task)[1]
     for client in one:
         a, b = (
-            privacy.flatten(fedpt.read_update(reply[client], mark, run.hyper, run.task)[0]) for reply in (one, other)
+            mechanisms.flatten(fedpt.read_update(reply[client], mark, run.hyper, run.task)[0]) for reply in (one, other)
         )
         assert float((a - b).norm()) < 1e-3 * float(a.norm()) and (kind is Stacked or torch.equal(a, b))
 

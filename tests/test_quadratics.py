@@ -12,7 +12,8 @@ from torch import Tensor
 from fedlib import rng
 from fedlib.errors import SpecError
 from fedlib.methods import fedmrn
-from fedlib.quadratics import (
+from fedlib.rng import Rng
+from fedlib.theory.fedmrn import (
     STEEPEST,
     Problem,
     Setting,
@@ -26,7 +27,6 @@ from fedlib.quadratics import (
     walk,
     weights,
 )
-from fedlib.rng import Rng
 
 PLACE = Rng(7)
 # Client A: (w - 1)^2 / 2. Client B: 3 (w - 5)^2 / 2. Together the best w is (1 + 3 * 5) / 4 = 4.

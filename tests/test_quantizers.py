@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from fedlib.errors import PayloadError
-from fedlib.methods import feddq, quantizers
-from fedlib.methods.feddq import Hyper
+from fedlib.methods.feddq import method as feddq
+from fedlib.methods.feddq import quantizers
+from fedlib.methods.feddq.method import Hyper
 from fedlib.rng import Rng
 from fedlib.wire import levels
 from fedlib.wire.levels import Levels

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedlib import data, engines, methods, record, rounds
-from fedlib.engines import InProcess
-from fedlib.inprocess import Memories
+from fedlib.data import sets
+from fedlib.engines import in_process
+from fedlib.engines.in_process import InProcess, Memories
+from fedlib.methods import registry
+from fedlib.runs import record, rounds
 from fedlib.runs.digest import code_digest
-from fedlib.spec import Spec
+from fedlib.runs.spec import Spec
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -89,7 +91,7 @@ def test_every_reason_is_told(tiny: MakeSpec, kept: tuple[Spec, record.Record]) 
 
 
 def test_a_change_of_the_data_set_s_entry_is_another_data_set() -> None:
-    entry = data.sets.ENTRIES["digits"]
+    entry = sets.ENTRIES["digits"]
     changed: list[dict[str, Any]] = [
         {"mean": (0.4,)},
         {"std": (0.4,)},
@@ -98,7 +100,7 @@ def test_a_change_of_the_data_set_s_entry_is_another_data_set() -> None:
         {"shipped": "sha256:0"},
         {"files": (("a", "sha256:0"),)},
     ]
-    digests = {data.digest(data.sets.Entry(**(vars(entry) | change))) for change in [{}, *changed]}
+    digests = {sets.digest(sets.Entry(**(vars(entry) | change))) for change in [{}, *changed]}
     assert len(digests) == len(changed) + 1
 
 
@@ -124,8 +126,8 @@ def test_a_record_is_complete(tiny: MakeSpec, tmp_path: Path) -> None:
     spec = tiny(method="fedmrn", hyper={"mask": "signed"}, rounds=3, evaluate_every=2)
     found = run(spec, tmp_path)
     assert Spec.from_dict(found["spec"]) == spec
-    assert found["code"] == code_digest("fedmrn", "mlp", "digits") and found["data"] == data.digest("digits")
-    assert found["partition"] == engines.task_of(spec.key(), CPU).partition.hash
+    assert found["code"] == code_digest("fedmrn", "mlp", "digits") and found["data"] == sets.digest("digits")
+    assert found["partition"] == in_process.task_of(spec.key(), CPU).partition.hash
     assert found["parameters"] == {"weights": 64 * 64 + 64 * 10, "others": 0, "frozen": 0}
     assert [entry["round"] for entry in found["rounds"]] == [1, 2, 3]
     for entry in found["rounds"]:
@@ -213,7 +215,7 @@ def test_the_ledger_adds_up_what_was_passed(tiny: MakeSpec, tmp_path: Path, meth
     final, weights = found["final"], found["parameters"]["weights"]
     assert final["uplink_bytes"] == sum(scale.up.values()) == sum(final["uplink_parts"].values())
     assert final["downlink_bytes"] == sum(scale.down.values())
-    assert list(final["uplink_parts"]) == [*methods.METHODS[method].SECTIONS, "container"]
+    assert list(final["uplink_parts"]) == [*registry.METHODS[method].SECTIONS, "container"]
     total = weights + found["parameters"]["others"]
     part = {"fedavg": ("model", 4 * total), "fedmrn": ("mask", -(-weights // 8))}[method]
     assert final["uplink_parts"][part[0]] == 6 * part[1]
@@ -230,7 +232,7 @@ def test_memory_and_work_do_not_grow_with_the_population(tiny: MakeSpec, tmp_pat
 
     def cost(clients: int) -> tuple[int, int]:
         """Peak of Python's and numpy's memory in bytes, and how many Python functions were called in the rounds."""
-        engines.task_of.cache_clear()
+        in_process.task_of.cache_clear()
         calls = 0
 
         def count(frame: Any, event: str, argument: Any) -> None:
@@ -260,9 +262,10 @@ def test_a_process_with_a_hundred_thousand_clients_is_no_larger(tiny: MakeSpec, 
     program = """
 import json, resource, sys, torch
 from pathlib import Path
-from fedlib import engines, rounds
-from fedlib.spec import Spec
-rounds.run(Spec.from_dict(json.loads(sys.argv[1])), engines.InProcess(torch.device("cpu")), root=Path(sys.argv[2]))
+from fedlib.engines.in_process import InProcess
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
+rounds.run(Spec.from_dict(json.loads(sys.argv[1])), InProcess(torch.device("cpu")), root=Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     sizes = []

@@ -16,10 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedlib import record, rounds
-from fedlib.engines import InProcess
-from fedlib.inprocess import Memories
-from fedlib.spec import Spec
+from fedlib.engines.in_process import InProcess, Memories
+from fedlib.runs import record, rounds
+from fedlib.runs.checkpoint import Checkpoint
+from fedlib.runs.spec import Spec
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -32,8 +32,9 @@ import json, os, signal, sys, time
 from pathlib import Path
 import sklearn.datasets, torch, torch._dynamo
 torch.set_num_threads(1)
-from fedlib import engines, rounds
-from fedlib.spec import Spec
+from fedlib.engines import select
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 
 def kill_at(name, number, before):
     "SIGKILL to ourselves just before or just after the numbered call of os.<name>"
@@ -54,7 +55,7 @@ def child(job):
     rounds.run.__kwdefaults__["save_every"] = 0.0
     if job["moment"]:
         kill_at(*job["moment"])
-    with engines.open_engine(job["engine"], "cpu", 2) as engine:
+    with select.open_engine(job["engine"], "cpu", 2) as engine:
         rounds.load_or_run(Spec.from_dict(job["spec"]), engine, root=Path(job["root"]))
 
 def serve():
@@ -132,7 +133,7 @@ def undisturbed(spec: Spec, root: Path) -> str:
 
 def whole(spec: Spec, root: Path) -> tuple[int, bool]:
     """Rounds in the checkpoint (0: none) and whether there is a record; fails where one can be seen half-written."""
-    checkpoint = record.Checkpoint(spec, root)
+    checkpoint = Checkpoint(spec, root)
     loaded = checkpoint.load()
     assert (loaded is not None) == checkpoint.file.exists()
     found = record.load(spec, root)
@@ -169,7 +170,7 @@ def test_twenty_kills_at_random_times_change_nothing(spec: Spec, job: Job, tmp_p
         on_the_way += status == KILLED and not finished and done > 0
         assert job(spec, root)["status"] == 0
         assert recorded(spec, root) == expected, f"killed after {delay:.3f} s, in round {done + 1}"
-        assert not record.Checkpoint(spec, root).file.exists()
+        assert not Checkpoint(spec, root).file.exists()
     assert on_the_way, "no kill fell between the first checkpoint and the end"
 
 
@@ -214,7 +215,7 @@ def test_five_kills_of_a_pool_change_nothing(tiny: MakeSpec, job: Job, tmp_path:
         root = tmp_path / str(trial)
         # Workers start for seconds; counted is from the first checkpoint on.
         delay = random_.random() * 0.5
-        job(spec, root, engine="pool", delay=delay, after=record.Checkpoint(spec, root).file)
+        job(spec, root, engine="pool", delay=delay, after=Checkpoint(spec, root).file)
         on_the_way += not whole(spec, root)[1]
         assert job(spec, root, engine="process" if trial else "pool")["status"] == 0
         assert recorded(spec, root) == expected
@@ -230,7 +231,7 @@ def half_way(tiny: MakeSpec, tmp_path: Path) -> tuple[Spec, Path]:
     spec = tiny(rounds=4)
     with pytest.raises(InterruptedError):
         rounds.run(spec, Interrupted(CPU), root=tmp_path, save_every=0)
-    loaded = record.Checkpoint(spec, tmp_path).load()
+    loaded = Checkpoint(spec, tmp_path).load()
     assert loaded and len(loaded[2]["rounds"]) == 2
     return spec, tmp_path
 
@@ -284,15 +285,15 @@ def test_a_checkpoint_of_other_code_or_another_torch_is_ignored(
     half_way: tuple[Spec, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, root = half_way
-    checkpoint = record.Checkpoint(spec, root).file.read_bytes()
+    checkpoint = Checkpoint(spec, root).file.read_bytes()
     for owner, name, value in (
         (record, "code_digest", lambda method, model, downlink: "0" * 16),
         (torch, "__version__", "0.0.0"),
     ):
-        record.Checkpoint(spec, root).file.write_bytes(checkpoint)
+        Checkpoint(spec, root).file.write_bytes(checkpoint)
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
-            assert record.Checkpoint(spec, root).load() is None
+            assert Checkpoint(spec, root).load() is None
             engine = Counting()
             rounds.run(spec, engine, root=root)
         assert engine.asked == [1, 2, 3, 4]
@@ -301,7 +302,7 @@ def test_a_checkpoint_of_other_code_or_another_torch_is_ignored(
 @pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
 def test_a_damaged_checkpoint_is_ignored(half_way: tuple[Spec, Path], length: int) -> None:
     spec, root = half_way
-    file = record.Checkpoint(spec, root).file
+    file = Checkpoint(spec, root).file
     file.write_bytes(file.read_bytes()[:length])
     engine = Counting()
     found = rounds.load_or_run(spec, engine, root=root)
@@ -311,18 +312,18 @@ def test_a_damaged_checkpoint_is_ignored(half_way: tuple[Spec, Path], length: in
 
 def test_a_foreign_safetensors_file_in_its_place_is_ignored(half_way: tuple[Spec, Path]) -> None:
     spec, root = half_way
-    record.Checkpoint(spec, root).file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
-    assert record.Checkpoint(spec, root).load() is None
+    Checkpoint(spec, root).file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+    assert Checkpoint(spec, root).load() is None
 
 
 def test_a_temporary_file_left_by_a_kill_is_ignored(tiny: MakeSpec, tmp_path: Path) -> None:
     spec = tiny()
     expected = undisturbed(spec, tmp_path / "reference")
-    for target in (record.path(spec, tmp_path), record.Checkpoint(spec, tmp_path).file):
+    for target in (record.path(spec, tmp_path), Checkpoint(spec, tmp_path).file):
         target.parent.mkdir(parents=True)
         (target.parent / f".{target.name}.abcdefgh").write_bytes(b'{"half')
     assert record.load(spec, tmp_path) is None
-    assert record.Checkpoint(spec, tmp_path).load() is None
+    assert Checkpoint(spec, tmp_path).load() is None
     assert json.dumps(record.stable(rounds.load_or_run(spec, InProcess(CPU), root=tmp_path))) == expected
     assert recorded(spec, tmp_path) == expected
 

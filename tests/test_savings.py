@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedlib import measures, savings, score, timings
+from fedlib.claims import benchmarks, measures, score
+from fedlib.pages import fedpt
 
 Record = dict[str, Any]
 
@@ -76,21 +77,21 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bench")
 def test_time_and_memory_come_from_the_benchmark() -> None:
-    assert timings.step_time([], ["net"]) == {"net, x/some": [0.7, 0.7 + 0.1], "net, x/most": [0.4, 0.5]}
-    assert timings.peak_memory([], ["net", "other"]) == {
+    assert benchmarks.step_time([], ["net"]) == {"net, x/some": [0.7, 0.7 + 0.1], "net, x/most": [0.4, 0.5]}
+    assert benchmarks.peak_memory([], ["net", "other"]) == {
         "net, x/some": [0.5] * 3,
         "net, x/most": [0.1] * 3,
         "other, y/z": [0.5] * 3,
     }
-    shown = savings.relative("net")
+    shown = fedpt.relative("net")
     assert shown["bytes each way"].tolist() == [100, 50, 10] and shown["memory, Adam"].tolist() == [100, 50, 10]
-    figure = savings.savings_figure(["net", "other"], "figure")
+    figure = fedpt.savings_figure(["net", "other"], "figure")
     assert "x/most: 10, 40, 10; y/z: 50, 50, 50" in figure.body and "a chip" in figure.caption
     assert figure.frame["network"].tolist() == ["net", "net", "other"]
 
 
 def test_policies_in_a_table() -> None:
-    body = savings.policy_table(ALL, "table").body
+    body = fedpt.policy_table(ALL, "table").body
     for words in (
         "<td>50.00 %</td>",
         "<td>2.00</td>",
@@ -105,20 +106,18 @@ def test_policies_in_a_table() -> None:
 def test_accuracy_against_a_setting() -> None:
     """Mean, lowest and highest; cases and panels in the order of the records; names stand side by side."""
     records = [run("a", 0.5), run("a", 0.7, seed=1), run("a", 0.8, 50), run("b", 0.2, 50)]
-    found = savings.spread_figure(
-        records, savings.trained, "entries", "What.", "spread", panel=lambda r: r["spec"]["label"]
+    found = fedpt.spread_figure(
+        records, fedpt.trained, "entries", "What.", "spread", panel=lambda r: r["spec"]["label"]
     )
     assert "a a 100: 60.0; a a 50: 80.0; b b 50: 20.0" in found.body
     assert "seeds 0, 1" in found.caption and found.frame["accuracy"].tolist() == pytest.approx([50, 70, 80, 20])
-    each = savings.spread_figure(
-        records, lambda r: f"{savings.trained(r)} entries", "size", "What.", "each", scale="each"
-    )
+    each = fedpt.spread_figure(records, lambda r: f"{fedpt.trained(r)} entries", "size", "What.", "each", scale="each")
     assert "a 100 entries: 60.0" in each.body
 
 
 def test_what_private_runs_spent_in_a_table() -> None:
     records = [run("a", 0.5, noise=2, seed=s) for s in (0, 1)] + [run("a", 0.6, noise=0)]
-    body = savings.private_table(records, "Spent.", "private").body
+    body = fedpt.private_table(records, "Spent.", "private").body
     # The noise in the mean: 100 entries of deviation 2 * 0.5 / 2, whose length is 0.5 * 9.975 in the mean.
     assert "<td>3.00</td>" in body and "<td>none</td>" in body and "<td>50 %</td>" in body and "<td>4.99</td>" in body
 

@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib.data import load, partition, sets, sources, text
+from fedlib.data import partition, sets, sources, text
+from fedlib.data.sources import load
+from fedlib.data.text import NO_LABEL
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import DataError
-from fedlib.inprocess import InProcess
-from fedlib.rounds import run
-from fedlib.spec import Spec
-from fedlib.task import NO_LABEL
+from fedlib.runs.rounds import run
+from fedlib.runs.spec import Spec
 
 FILE = "shakespeare/tinyshakespeare.txt"
 # Every line with its newline is a window of 80 characters; two more characters make 20 windows with a label everywhere.

@@ -1,4 +1,4 @@
-"""SignSGD, and what all methods share that compress an update after local training (fedlib.methods.updates).
+"""SignSGD, and what all methods share that compress an update after local training (fedlib.methods.update_codec).
 
 The oracles are numbers worked by hand and FedAvg's local training written with a plain torch optimizer.
 """
@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import make_task
 
-from fedlib import local
+from fedlib.core import client as client_side
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, NoUpdate, Uploads
 from fedlib.errors import PayloadError
-from fedlib.methods import fedavg, signsgd, updates
+from fedlib.methods import fedavg, update_codec
+from fedlib.methods.baselines import signsgd
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import Buffer, NoUpdate, Uploads
+from fedlib.runs.spec import Spec
 from fedlib.wire import bits, container, floats
 
 CPU, HYPER = torch.device("cpu"), signsgd.Hyper()
@@ -65,7 +67,7 @@ def plain_training(network: nn.Module, shard: Shard, plan: Plan, rng: Rng) -> St
 
 
 def client(state: State, shard: Shard, task: Task, rng: Rng) -> bytes:
-    return local.client(signsgd, signsgd.broadcast(state, HYPER, task), shard, HYPER, task, rng)
+    return client_side.client(signsgd, signsgd.broadcast(state, HYPER, task), shard, HYPER, task, rng)
 
 
 def server(state: State, task: Task, *messages: Buffer) -> State:
@@ -162,7 +164,7 @@ def test_uploads_of_others_are_refused() -> None:
         container.pack("signsgd.up", fingerprint, 9, [signs, scales]),
         container.pack("signsgd.up", fingerprint, 0, [signs, scales, full]),
         container.pack("signsgd.up", bytes(8), 9, [signs, scales, full]),
-        local.client(fedavg, fedavg.broadcast(state, plain, task), images(9), plain, task, Rng(0)),
+        client_side.client(fedavg, fedavg.broadcast(state, plain, task), images(9), plain, task, Rng(0)),
         signsgd.broadcast(state, HYPER, task),
         *(good[:n] for n in (0, 4, len(good) // 2, len(good) - 1)),
         *(good[:n] + bytes([good[n] ^ 4]) + good[n + 1 :] for n in range(0, len(good), 11)),
@@ -230,7 +232,7 @@ def test_upload_on_digits_is_a_27th_of_fedavg_s(tiny: Callable[..., Spec]) -> No
     task, plain = Task.of(tiny(), CPU), fedavg.Hyper()
     upload = client(task.initial(), task.shard(0), task, Rng(0))
     assert container.section_sizes(upload) == (592, 8, 0)
-    full = local.client(fedavg, fedavg.broadcast(task.initial(), plain, task), task.shard(0), plain, task, Rng(0))
+    full = client_side.client(fedavg, fedavg.broadcast(task.initial(), plain, task), task.shard(0), plain, task, Rng(0))
     assert len(full) / len(upload) > 27
 
 
@@ -244,10 +246,10 @@ def test_local_training_of_u_is_fedavg_s_of_w(seed: int) -> None:
     trainable, frozen = signsgd.start(message, HYPER, task, Rng(seed))
     assert not trainable["u"].any() and len(trainable["u"]) == 72 + 192
     w = frozen["w"].clone()
-    local.train(signsgd, trainable, frozen, images(23), HYPER, task, Rng(seed))
+    client_side.train(signsgd, trainable, frozen, images(23), HYPER, task, Rng(seed))
     assert torch.equal(frozen["w"], w), "w is frozen"
     expected = plain_training(task.network, images(23), plan, Rng(seed))
-    found = updates.layers(w + trainable["u"].detach(), task)
+    found = update_codec.layers(w + trainable["u"].detach(), task)
     found |= {name: tensor.detach() for name, tensor in (trainable | frozen).items() if name not in ("u", "w")}
     assert found.keys() == expected.keys()
     for name in expected:
@@ -258,13 +260,13 @@ def test_local_training_of_u_is_fedavg_s_of_w(seed: int) -> None:
 def test_layers_are_views_in_the_network_s_order() -> None:
     task = layers_task((2, 3), (1, 2), (2, 1, 1, 2))
     flat = torch.arange(12.0)
-    parts = updates.layers(flat, task)
+    parts = update_codec.layers(flat, task)
     assert {name: part.shape for name, part in parts.items()} == task.weights
     assert [part.flatten().tolist() for part in parts.values()] == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11]]
     parts["1"][0, 1] = -1
     assert flat[7] == -1
     with pytest.raises(RuntimeError):
-        updates.layers(torch.zeros(11), task)
+        update_codec.layers(torch.zeros(11), task)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_mean_by_samples_and_by_batches(batch: int, by_batches: bool, weights: t
     state = {"0": torch.tensor([[10.0, 20.0]]), "1": torch.tensor([[30.0]]), "bias": torch.tensor([99.0])}
     before = copy.deepcopy(state)
     uploads = Uploads((k, bytes([k])) for k in range(3))
-    found = updates.add_mean(state, uploads, lambda upload: sent[upload[0]], task, by_batches)
+    found = update_codec.add_mean(state, uploads, lambda upload: sent[upload[0]], task, by_batches)
     a, b, c = (weight / sum(weights) for weight in weights)
     torch.testing.assert_close(found["0"], torch.tensor([[10 + a, 20 + b]]))
     torch.testing.assert_close(found["1"], torch.tensor([[30 + c]]))
@@ -302,11 +304,11 @@ def test_mean_leaves_refused_uploads_out() -> None:
 
     arrivals: list[tuple[int, Any]] = [(7, b"\1"), (8, b"\5"), (9, PayloadError("diverged")), (4, b"\2"), (5, b"\0")]
     uploads = Uploads(arrivals)
-    found = updates.add_mean({"0": torch.zeros(1, 1)}, uploads, read, task)
+    found = update_codec.add_mean({"0": torch.zeros(1, 1)}, uploads, read, task)
     assert found["0"].item() == 3.5 and uploads.accepted == [8, 4]
     assert [reason for _, reason in uploads.refused] == ["broken", "diverged", "upload stands for no training sample"]
     with pytest.raises(NoUpdate):
-        updates.add_mean({"0": torch.zeros(1, 1)}, Uploads(arrivals[:1]), read, task)
+        update_codec.add_mean({"0": torch.zeros(1, 1)}, Uploads(arrivals[:1]), read, task)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

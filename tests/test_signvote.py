@@ -12,15 +12,19 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from fedlib import local, methods, record, rounds
-from fedlib.engines import Graphed, InProcess
+from fedlib.core import client
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, NoUpdate, Uploads
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import signsgd, signvote
-from fedlib.methods.signvote import Hyper
+from fedlib.methods import registry
+from fedlib.methods.baselines import signsgd, signvote
+from fedlib.methods.baselines.signvote import Hyper
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import Buffer, NoUpdate, Uploads
+from fedlib.runs import record, rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 CPU = torch.device("cpu")
@@ -109,7 +113,7 @@ def test_round_worked_by_hand() -> None:
     shards = (torch.ones(1, 1), torch.tensor([0])), (torch.full((3, 1), 2.0), torch.tensor([1, 1, 1]))
     for hyper in (MAJORITY, MEAN):
         message = signvote.broadcast(zero, hyper, task)
-        uploads = [local.client(signvote, message, shard, hyper, task, Rng(k)) for k, shard in enumerate(shards)]
+        uploads = [client.client(signvote, message, shard, hyper, task, Rng(k)) for k, shard in enumerate(shards)]
         assert [bytes(upload[-5:-4]) for upload in uploads] == [b"\x01", b"\x02"]
         assert server(zero, hyper, task, *uploads)["weight"].flatten().tolist() == [0, 0, -0.5]
         assert server(zero, hyper, task, uploads[0])["weight"].flatten().tolist() == [0.5, -0.5, -0.5]
@@ -138,7 +142,7 @@ def test_upload_in_bytes(bias: bool, columns: int) -> None:
     task = make_task(nn.Sequential(nn.Linear(columns, 3, bias=bias), nn.Linear(3, 2, bias=bias)))
     message = signvote.broadcast(task.initial(), MAJORITY, task)
     shard = (torch.ones(2, columns), torch.tensor([0, 1]))
-    upload = local.client(signvote, message, shard, MAJORITY, task, Rng(0))
+    upload = client.client(signvote, message, shard, MAJORITY, task, Rng(0))
     expected = (math.ceil((3 * columns + 6) / 8), 20 if bias else 0)
     assert container.section_sizes(upload) == expected and len(signvote.SECTIONS) == 2
     assert 0 < len(upload) - sum(expected) <= 64
@@ -151,8 +155,8 @@ def test_signs_are_those_of_signsgd() -> None:
     shard = (torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3)
     plain = signsgd.Hyper()
     uploads = (
-        local.client(signvote, signvote.broadcast(task.initial(), MEAN, task), shard, MEAN, task, Rng(2)),
-        local.client(signsgd, signsgd.broadcast(task.initial(), plain, task), shard, plain, task, Rng(2)),
+        client.client(signvote, signvote.broadcast(task.initial(), MEAN, task), shard, MEAN, task, Rng(2)),
+        client.client(signsgd, signsgd.broadcast(task.initial(), plain, task), shard, plain, task, Rng(2)),
     )
     (signs, full), (other_signs, _, other_full) = (
         container.unpack(upload, kind, task.fingerprint(kind[:-3], hyper), [100] * count).sections
@@ -171,10 +175,10 @@ def test_every_weight_moves_by_the_step_at_most(tiny: Callable[..., Spec], tmp_p
     assert found["final"]["paper_bits"] == 6 * 5 * 4736
     assert record.stable(rounds.run(spec, Graphed(CPU), root=tmp_path)) == found
     task = Task.of(spec, CPU)
-    own = methods.hyper("signvote", spec.hyper)
+    own = registry.hyper("signvote", spec.hyper)
     state = task.initial()
     message = signvote.broadcast(state, own, task)
-    uploads = [local.client(signvote, message, task.shard(k), own, task, Rng(k)) for k in range(5)]
+    uploads = [client.client(signvote, message, task.shard(k), own, task, Rng(k)) for k in range(5)]
     after = server(state, own, task, *uploads)
     moves = torch.cat([(after[name] - state[name]).flatten() for name in state]).mul(100 * 5).round().unique()
     assert moves.tolist() == ([-5, 5] if hyper.vote == "majority" else [-5, -3, -1, 1, 3, 5])
@@ -185,7 +189,7 @@ def test_a_client_that_diverges_sends_nothing() -> None:
     message = signvote.broadcast({"weight": torch.zeros(3, 1)}, MAJORITY, task)
     with pytest.raises(PayloadError, match="diverged"):
         shard = (torch.full((1, 1), 1e30), torch.tensor([0]))
-        local.client(signvote, message, shard, MAJORITY, task, Rng(0))
+        client.client(signvote, message, shard, MAJORITY, task, Rng(0))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_a_client_that_diverges_sends_nothing() -> None:
 )
 def test_bad_settings_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"hyper.{next(iter(values))}: "):
-        methods.hyper("signvote", values)
+        registry.hyper("signvote", values)
 
 
 def test_there_is_no_error_feedback(tiny: Callable[..., Spec]) -> None:

@@ -19,7 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib.data import archive, load, partition, sets, sound, sources
+from fedlib.data import archive, partition, sets, sound, sources
+from fedlib.data.sources import load
 from fedlib.errors import DataError
 
 NAME = "free-spoken-digit-dataset.tar.gz"

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedlib import local, methods, rounds
+from fedlib.core.client import run_client, train
+from fedlib.core.loss import cross_entropy
+from fedlib.core.plan import Plan
 from fedlib.data import partition
+from fedlib.data.text import NO_LABEL
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, task_of
+from fedlib.engines.vmapped import Stacked
 from fedlib.errors import SpecError
-from fedlib.graphed import Graphed
-from fedlib.inprocess import InProcess, task_of
-from fedlib.methods import fedavg
-from fedlib.methods.parts import unpack_model
+from fedlib.methods import fedavg, registry
+from fedlib.methods.messages import unpack_model
 from fedlib.rng import Rng, permutation
-from fedlib.spec import Spec
-from fedlib.stacked import Stacked
-from fedlib.task import NO_LABEL, Plan, cross_entropy
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 
 MakeSpec = Callable[..., Spec]
 CPU = torch.device("cpu")
@@ -55,7 +58,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
         return upload + len(held[1]).to_bytes(4, "little")
 
     module.stages, module.enter, module.assess = stages, enter, assess  # type: ignore[attr-defined]
-    monkeypatch.setitem(methods.METHODS, "staged", module)
+    monkeypatch.setitem(registry.METHODS, "staged", module)
     yield module
 
 
@@ -63,16 +66,16 @@ def test_stages_by_hand(tiny: MakeSpec, staged: types.ModuleType) -> None:
     spec = tiny(method="staged", epochs=1, held_out=0.2)
     task = task_of(spec.key(), CPU)
     message = fedavg.broadcast(task.initial(), PLAIN, task)
-    upload = local.run_client(spec, task, message, 1, 0)
+    upload = run_client(spec, task, message, 1, 0)
     assert isinstance(upload, bytes)
     whole = len(task.partition.indices(0))
     assert int.from_bytes(upload[-4:], "little") == int(0.2 * whole) == whole - len(task.indices(0))
     rng = Rng(spec.seed).child("client", 1, 0)
     trainable, frozen = fedavg.start(message, PLAIN, task, rng)
-    local.train(fedavg, trainable, frozen, task.shard(0), PLAIN, task, rng)
+    train(fedavg, trainable, frozen, task.shard(0), PLAIN, task, rng)
     second = dataclasses.replace(task, plan=Plan(2, spec.batch, spec.lr / 10, "adam"))
     trainable = {name: (tensor.detach() * 0.5).requires_grad_() for name, tensor in trainable.items()}
-    local.train(fedavg, trainable, frozen, task.shard(0), PLAIN, second, rng.child("stage", 1))
+    train(fedavg, trainable, frozen, task.shard(0), PLAIN, second, rng.child("stage", 1))
     assert upload[:-4] == fedavg.finish(trainable, frozen, len(task.indices(0)), PLAIN, task, rng)
 
 
@@ -80,11 +83,11 @@ def test_a_copy_of_a_task_has_stages_of_its_own(tiny: MakeSpec, staged: types.Mo
     task = task_of(tiny().key(), CPU)
     other = dataclasses.replace(task, plan=dataclasses.replace(task.plan, lr=9.0))
     for _ in range(2):
-        assert methods.stages(fedavg, PLAIN, task) == (task,) and methods.stages(fedavg, PLAIN, task)[0] is task
-        assert methods.stages(fedavg, PLAIN, other)[0] is other
+        assert registry.stages(fedavg, PLAIN, task) == (task,) and registry.stages(fedavg, PLAIN, task)[0] is task
+        assert registry.stages(fedavg, PLAIN, other)[0] is other
     third = dataclasses.replace(other)
-    pair = methods.stages(staged, PLAIN, third)
-    assert [part.plan.lr for part in pair] == [9.0, 0.9] and methods.stages(staged, PLAIN, third)[1] is pair[1]
+    pair = registry.stages(staged, PLAIN, third)
+    assert [part.plan.lr for part in pair] == [9.0, 0.9] and registry.stages(staged, PLAIN, third)[1] is pair[1]
 
 
 @pytest.mark.parametrize("kind", [Graphed, Stacked])

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from fedlib import measures, spending, targets
-from fedlib.targets import Reached
+from fedlib.claims import measures, targets
+from fedlib.claims.targets import Reached
+from fedlib.pages import feddq
 
 Record = dict[str, Any]
 
@@ -95,20 +96,20 @@ def test_claims_on_ranges() -> None:
 
 
 def test_the_table_of_targets_tells_what_was_not_reached() -> None:
-    shown = spending.target_table(records(), "Caption.", "b")
+    shown = feddq.target_table(records(), "Caption.", "b")
     assert shown.frame[shown.frame["method"] == "a"]["rounds"].tolist() == [2, 2, 2]
     assert shown.body.count("not reached") == 3 and "0 of 3" in shown.body
     assert "50 ± 0" in shown.body and "-100 ± 0" in shown.body  # rounds and bits that a saves over b
 
 
 def test_the_table_of_messages_adds_up() -> None:
-    body = spending.wire_table(records(), "Caption.", "wire").body
+    body = feddq.wire_table(records(), "Caption.", "wire").body
     assert [f">{number}<" in body for number in ("40", "41", "5", "6", "1", "20", "100")] == [True] * 7
 
 
 def test_a_sweep_marks_its_guides() -> None:
     found = [run("a", [0.5, 0.6 + 0.1 * x], 10 * x, seed, hyper={"x": x}) for x in (1, 2, 3) for seed in (0, 1)]
-    shown = spending.sweep_figure(found, "hyper.x", {"here": 1.5}, "sweep")
+    shown = feddq.sweep_figure(found, "hyper.x", {"here": 1.5}, "sweep")
     assert shown.frame["bits in the mean"].tolist() == [1, 1, 2, 2, 3, 3]
     assert 'alt="Two line charts, accuracy and bits an entry against x. 1: 70.0 %, 1.00 bits; 2: 80.0 %' in shown.body
     assert "here 1.5" in shown.caption

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedlib import local
+from fedlib.core import client as client_side
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.core.uploads import NoUpdate, Uploads
 from fedlib.data.partition import Partition
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import terngrad, topk
+from fedlib.methods.baselines import terngrad, topk
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Plan, State, Task
-from fedlib.uploads import NoUpdate, Uploads
+from fedlib.runs.spec import Spec
 from fedlib.wire import container, entropy
 
 CPU = torch.device("cpu")
@@ -75,8 +76,8 @@ def trained(method: ModuleType, hyper: Any, task: Task, client: int) -> tuple[by
     """Upload of a client on digits, the trained tensors behind it, and the place of its randomness."""
     place, message = Rng(1).child("client", 1, client), method.broadcast(task.initial(), hyper, task)
     trainable, frozen = method.start(message, hyper, task, place)
-    local.train(method, trainable, frozen, task.shard(client), hyper, task, place)
-    return local.client(method, message, task.shard(client), hyper, task, place), trainable, place
+    client_side.train(method, trainable, frozen, task.shard(client), hyper, task, place)
+    return client_side.client(method, message, task.shard(client), hyper, task, place), trainable, place
 
 
 # TernGrad

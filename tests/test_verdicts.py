@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from fedlib import figures, record, score, verdicts
-from fedlib.score import Score
-from fedlib.spec import specs
+from fedlib.claims import score, scorecard
+from fedlib.claims.score import Score
+from fedlib.pages import figures
+from fedlib.pages.scorecard import card, overview
+from fedlib.runs import record
+from fedlib.runs.experiments import specs
 
 CLAIM: dict[str, Any] = {
     "id": "traffic",
@@ -32,7 +35,7 @@ def scored(verdict: str = score.HOLDS, **claim: Any) -> Score:
 
 
 def test_counts_name_every_verdict() -> None:
-    assert verdicts.counts([scored(), scored(), scored(score.UNTESTED)]) == {
+    assert scorecard.counts([scored(), scored(), scored(score.UNTESTED)]) == {
         "holds": 2,
         "holds in part": 0,
         "does not hold": 0,
@@ -41,13 +44,13 @@ def test_counts_name_every_verdict() -> None:
 
 
 def test_records_behind_a_claim() -> None:
-    assert verdicts.evidence(scored(), FRESH, "records/paper/lab") == [
+    assert scorecard.evidence(scored(), FRESH, "records/paper/lab") == [
         "records/paper/lab/main_new_iid_seed0.json",
         "records/paper/lab/main_fedavg_iid_seed0.json",
     ]
-    assert verdicts.evidence(scored(score.UNTESTED), FRESH, "records/paper/lab") == []
+    assert scorecard.evidence(scored(score.UNTESTED), FRESH, "records/paper/lab") == []
     timed = scored(measure="step_time", arguments={"networks": ["transformer"]})
-    assert verdicts.evidence(timed, FRESH, "records/paper/lab") == ["bench/results"]
+    assert scorecard.evidence(timed, FRESH, "records/paper/lab") == ["bench/results"]
 
 
 def test_the_target_of_a_saving_is_fedavgs() -> None:
@@ -55,24 +58,24 @@ def test_the_target_of_a_saving_is_fedavgs() -> None:
         "measure": "saving_to_target",
         "arguments": {"labels": ["new"], "groups": ["main"], "against": ["newer"]},
     }
-    names = [Path(name).stem for name in verdicts.evidence(scored(**claim), FRESH, "records")]
+    names = [Path(name).stem for name in scorecard.evidence(scored(**claim), FRESH, "records")]
     assert names == ["main_new_iid_seed0", "main_fedavg_iid_seed0", "main_newer_iid_seed0"]
 
 
 def test_profiles_are_those_with_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "load", lambda spec, root=None: None)
-    assert verdicts.profiles("fedmrn", otherwise="lab") == ["lab"]
+    assert scorecard.profiles("fedmrn", otherwise="lab") == ["lab"]
     one = specs("fedmrn", "smoke")[0]
     monkeypatch.setattr(record, "load", lambda spec, root=None: {"format": 0} if spec == one else None)
-    assert verdicts.profiles("fedmrn", otherwise="lab") == ["smoke"]
+    assert scorecard.profiles("fedmrn", otherwise="lab") == ["smoke"]
 
 
 @pytest.mark.parametrize("paper", score.scored())
 def test_a_card_has_a_row_a_claim_and_its_records_in_the_csv(paper: str) -> None:
     claims = score.read_published(paper)["claims"]
-    frame = verdicts.card(paper, "lab").frame
+    frame = card(paper, "lab").frame
     assert list(frame["id"]) == [claim["id"] for claim in claims]
-    assert list(verdicts.overview(paper, ["lab"]).frame["profile lab"]) == list(frame["verdict"].str.lower())
+    assert list(overview(paper, ["lab"]).frame["profile lab"]) == list(frame["verdict"].str.lower())
     shown = figures.score_table(score.scores(paper, "lab"), "caption").frame
     assert [*shown.columns, "id", "profile", "records"] == list(frame.columns)
     for measured, files in zip(frame["measured"], frame["records"], strict=True):

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedlib.core.plan import Plan
+from fedlib.core.task import Task
 from fedlib.data.partition import Partition
-from fedlib.task import Plan, Task
 
 
 def make_task(network: nn.Module, plan: Plan) -> Task:

@@ -11,11 +11,12 @@ import time
 import torch
 import work
 
-from fedlib import engines, rounds
+from fedlib.core.plan import State
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.spec import Spec
-from fedlib.task import State
+from fedlib.engines import in_process, select
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 
 
 def read(_: object) -> Arrays:
@@ -36,8 +37,8 @@ def main() -> None:
     labels = dict(paper="bench", profile="smoke", name="pfl", group="pfl", label="fedavg", split="iid")
     count = work.WARM_UP + chosen.rounds
     spec = Spec(**settings, **labels, rounds=count + 1, evaluate_every=count + 1)
-    with engines.open_engine("pool" if chosen.processes > 1 else "process", "cpu", chosen.processes) as engine:
-        task = engines.task_of(spec.key(), engine.device)
+    with select.open_engine("pool" if chosen.processes > 1 else "process", "cpu", chosen.processes) as engine:
+        task = in_process.task_of(spec.key(), engine.device)
         state: State = task.initial()
         data = [(task.train[0][i : i + 50], task.train[1][i : i + 50]) for i in range(0, 1000, 50)]
 

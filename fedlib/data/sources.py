@@ -245,3 +245,14 @@ def _place(staged: Path, target: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def load(name: str | sets.Entry, root: Path | None = None) -> sets.Dataset:
+    """Verify and read a data set below the project's root (`home()` by default).
+
+    Names: "fashion-mnist", "cifar10", "cifar10-jpeg" (a result on it is not a result on CIFAR-10), "digits", "emnist"
+    (by class), "shakespeare" (texts by speaking role, which own them), "spoken-digits" (recordings by speaker). Raises
+    SpecError for any other, DataError when a file is missing, altered or unreadable.
+    """
+    entry = sets.find(name)
+    return sets.read(entry, verify(entry, root))

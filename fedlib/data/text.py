@@ -15,6 +15,7 @@ from fedlib.errors import DataError
 LENGTH = 80  # characters of a window
 # All characters of the file; a character's place is its label.
 CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+NO_LABEL = -100  # of a place in a sequence that is padding
 NAMES = {"\n": "newline", " ": "space"}
 CLASSES = tuple(NAMES.get(character, character) for character in CHARACTERS)
 
@@ -64,9 +65,6 @@ def windows(text: str) -> tuple[np.ndarray, np.ndarray]:
     Text of m characters has m - 1 such places, so k = ceil((m - 1) / 80). What the last window lacks is 0 in x, which
     no place before it sees in a causal model, and NO_LABEL in y.
     """
-    # Imported late: the task itself imports the data.
-    from fedlib.task import NO_LABEL
-
     tokens = np.array([CHARACTERS.index(character) for character in text])
     places = len(tokens) - 1
     k = -(-places // LENGTH)

@@ -13,8 +13,8 @@ import nbformat
 
 from fedlib.data.sources import home
 from fedlib.errors import FedlibError
-from fedlib.pages import normalised
-from fedlib.record import write as write_file
+from fedlib.pages.execute import normalised
+from fedlib.runs.record import write as write_file
 
 Notebook = Any  # nbformat is untyped
 SOLUTION = "solution"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from fedlib.exhibits import MARKERS, Exhibit, canvas, drawn
 from fedlib.labs.runs import Result
+from fedlib.pages.exhibit import MARKERS, Exhibit, canvas, drawn
 
 
 def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib import engines, methods, rounds
+from fedlib.core.plan import count
+from fedlib.core.task import Task
+from fedlib.engines import in_process, select
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import updates
+from fedlib.methods import registry, update_codec
 from fedlib.rng import Rng
-from fedlib.spec import Spec
-from fedlib.task import Task, count
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 Encode = Callable[[np.ndarray, np.random.Generator], bytes]
@@ -85,9 +87,9 @@ def train(run: Spec) -> Result:
     threads, log = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
-        with engines.open_engine("process", "cpu") as engine:
-            task = engines.task_of(run.key(), engine.device)
-            state, memories = methods.initial(run, task), dict[int, bytes]()
+        with select.open_engine("process", "cpu") as engine:
+            task = in_process.task_of(run.key(), engine.device)
+            state, memories = registry.initial(run, task), dict[int, bytes]()
             for number in range(1, run.rounds + 1):
                 state, entry = rounds.one_round(run, task, engine, state, number, {}, memories)
                 log.append(entry)
@@ -104,10 +106,10 @@ def train(run: Spec) -> Result:
 
 def exchange(run: Spec, client: int = 0) -> tuple[bytes, bytes]:
     """The broadcast of a run's first round, and what this client answers. PayloadError: it has nothing to send."""
-    engine = engines.InProcess(torch.device("cpu"))
-    task = engines.task_of(run.key(), engine.device)
-    method, hyper = methods.METHODS[run.method], methods.hyper(run.method, run.hyper)
-    broadcast = bytes(method.broadcast(methods.initial(run, task), hyper, task))
+    engine = in_process.InProcess(torch.device("cpu"))
+    task = in_process.task_of(run.key(), engine.device)
+    method, hyper = registry.METHODS[run.method], registry.hyper(run.method, run.hyper)
+    broadcast = bytes(method.broadcast(registry.initial(run, task), hyper, task))
     upload = engine.client(run, broadcast, 1, client)
     if not isinstance(upload, bytes):
         raise PayloadError(f"client {client} sends no plain upload: {upload}")
@@ -133,13 +135,13 @@ def trying(encode: Encode, decode: Decode, name: str = "codec") -> Iterator[str]
 
     encode: update float32 [d], generator of random numbers -> bytes; decode: those bytes, d -> update [d].
     """
-    if name in methods.METHODS:
+    if name in registry.METHODS:
         raise SpecError(f"name: {name!r} is a method already; give the codec another one")
-    methods.METHODS[name] = method_of(encode, decode, name)
+    registry.METHODS[name] = method_of(encode, decode, name)
     try:
         yield name
     finally:
-        del methods.METHODS[name]
+        del registry.METHODS[name]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Hyper:
 def method_of(encode: Encode, decode: Decode, name: str) -> ModuleType:
     """A method that trains as FedAvg does and sends its update by this codec."""
 
-    def encoded(u: Tensor, hyper: Hyper, task: Task, rng: Rng) -> list[updates.Section]:
+    def encoded(u: Tensor, hyper: Hyper, task: Task, rng: Rng) -> list[update_codec.Section]:
         data = encode(u.cpu().numpy().copy(), np.random.default_rng(rng.child("codec").seed()))
         if not isinstance(data, bytes):
             raise PayloadError(f"encode gave {type(data).__name__}, expected bytes")
@@ -163,9 +165,9 @@ def method_of(encode: Encode, decode: Decode, name: str) -> ModuleType:
             raise PayloadError(f"decode gave shape {found.shape}, expected {d} finite numbers")
         return torch.from_numpy(found)
 
-    made = ModuleType(f"fedlib.labs.{name}", "A codec under trial.")
+    made = ModuleType(f"fedlib.labs.checks.{name}", "A codec under trial.")
     hooks = ("broadcast", "start", "draws", "objective", "finish", "server", "sent")
-    vars(made).update(zip(hooks, updates.method(name, 1, encoded, decoded), strict=True))
+    vars(made).update(zip(hooks, update_codec.method(name, 1, encoded, decoded), strict=True))
     vars(made).update(
         Hyper=Hyper,
         SECTIONS=("codec", "full precision"),

@@ -1,7 +1,7 @@
 """Federated averaging: McMahan, Moore, Ramage, Hampson, Aguera y Arcas,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 
-    Algorithm 1, ClientUpdate -> `start`, `objective` (with fedlib.local.train), `finish`
+    Algorithm 1, ClientUpdate -> `start`, `objective` (with fedlib.core.client.train), `finish`
     Algorithm 1, server       -> `broadcast`, `server`
 
 Every tensor of the model travels both ways as float32. BatchNorm statistics are averaged like the rest.
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlib.methods.parts import RunningMean, pack_model, unpack_model
+from fedlib.core.averaging import RunningMean
+from fedlib.core.plan import State, count
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, Uploads
+from fedlib.methods.messages import pack_model, unpack_model
 from fedlib.rng import Rng
-from fedlib.task import State, Task, count
-from fedlib.uploads import Buffer, Uploads
 
 SECTIONS = ("model",)
 

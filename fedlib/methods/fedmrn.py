@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlib.core.plan import State, count
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, Uploads
 from fedlib.errors import PayloadError, require_name, require_number
-from fedlib.methods import updates
-from fedlib.methods.parts import pack_model, positive
+from fedlib.methods import update_codec
+from fedlib.methods.messages import pack_model, positive
 from fedlib.rng import Rng, normal, signs, uniform
-from fedlib.task import State, Task, count
-from fedlib.uploads import Buffer, Uploads
 from fedlib.wire import bits, entropy
 from fedlib.wire.contexts import BUCKETS, buckets
 
@@ -109,7 +110,7 @@ def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
 
 
 def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    trainable, frozen = updates.start(message, "fedmrn", hyper, task, scale(hyper))
+    trainable, frozen = update_codec.start(message, "fedmrn", hyper, task, scale(hyper))
     n = noise(rng.child("noise").seed(), present(hyper, frozen), task.weights)
     return trainable, frozen | {"n": n.to(task.device)}
 
@@ -124,14 +125,14 @@ def objective(
 ) -> Tensor:
     u, effective = trainable["u"], frozen["w"]
     if hyper.masking == "after":
-        return updates.loss_at(effective + u, trainable, frozen, batch, task)
+        return update_codec.loss_at(effective + u, trainable, frozen, batch, task)
     effective = effective + masked_update(u.detach(), frozen["n"], *drawn, hyper)
     effective = effective + (u - u.detach())  # adds zero: straight-through, u gets the gradient of the effective weight
-    return updates.loss_at(effective, trainable, frozen, batch, task)
+    return update_codec.loss_at(effective, trainable, frozen, batch, task)
 
 
 def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    u, n = updates.finite(trainable["u"]), frozen["n"]
+    u, n = update_codec.finite(trainable["u"]), frozen["n"]
     generator = rng.child("upload").torch(task.device)
     mask = masks(u, n, torch.rand(len(u), generator=generator, device=task.device), hyper).cpu().numpy()
     coded = (
@@ -140,11 +141,11 @@ def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Ta
         else entropy.encode(mask, 2, contexts(n.cpu(), present(hyper, frozen), task))
     )
     seed = rng.child("noise").seed().to_bytes(8, "little")
-    return updates.pack_update("fedmrn", [seed, coded], trainable, frozen, samples, hyper, task)
+    return update_codec.pack_update("fedmrn", [seed, coded], trainable, frozen, samples, hyper, task)
 
 
 def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    new = updates.add_mean(
+    new = update_codec.add_mean(
         state, uploads, lambda upload: read(upload, state, hyper, task), task, by_batches=hyper.weighting == "batches"
     )
     return new | {name: state[name] * hyper.decay for name in scale(hyper)}
@@ -153,7 +154,9 @@ def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
 def read(upload: Buffer, state: State, hyper: Hyper, task: Task) -> tuple[State, int]:
     """What an upload says, and its sample count; `state` has the magnitude of the round."""
     now = present(hyper, state)
-    return updates.read_update(upload, "fedmrn", 2, lambda sections, _, task: decode(sections, now, task), hyper, task)
+    return update_codec.read_update(
+        upload, "fedmrn", 2, lambda sections, _, task: decode(sections, now, task), hyper, task
+    )
 
 
 def sent(upload: Buffer, frozen: State, hyper: Hyper, task: Task) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedlib.errors import SpecError
-from fedlib.models.initial import normal_weights
+from fedlib.models.initializers import normal_weights
 from fedlib.rng import Rng
 
 

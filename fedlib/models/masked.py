@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from fedlib.errors import SpecError
-from fedlib.models.initial import normal_weights
+from fedlib.models.initializers import normal_weights
 from fedlib.rng import Rng
 
 

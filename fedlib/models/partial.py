@@ -1,7 +1,8 @@
 """The networks of partial training (FedPT), as the code of `google-research/federated` (a5af8c4) has them.
 
-Names of parameters tell layers apart, for the patterns of `fedlib.freezing`. None has BatchNorm, whose statistics would
-be neither trained nor frozen, and none dropout. `named` makes the initial weights, by the laws of that code.
+Names of parameters tell layers apart, for the patterns of `fedlib.models.freezing`. None has BatchNorm, whose
+statistics would be neither trained nor frozen, and none dropout. `initializers` makes the initial weights, by the laws
+of that code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.errors import SpecError
-from fedlib.models.named import initialise
+from fedlib.models.initializers import initialise
 from fedlib.rng import Rng
 
 HEAD = 100  # outputs of the public script for CIFAR-10, which has ten classes

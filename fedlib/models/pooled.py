@@ -4,7 +4,7 @@ ResNet-20 and the MobileNet layout of YAMNet as the code of FedCompress (`Federa
 narrower ones, and four convolutions for digits. Convolutions have no biases; a BatchNorm follows each.
 
 Initial weights follow that code as well: kernels of the ResNet (and of the network for digits) have He's law of
-`named`, those of the MobileNet and every head Glorot's, which is Keras' default; biases are 0.
+`initializers`, those of the MobileNet and every head Glorot's, which is Keras' default; biases are 0.
 
 Momentum is the weight of a batch in the moving statistics, the complement of what Keras calls so. With 0.01 they lag
 hundreds of steps behind, which networks for runs of few steps avoid by 0.1.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.errors import SpecError
-from fedlib.models.named import initialise, number, values
+from fedlib.models.initializers import initialise, number, values
 from fedlib.rng import Rng
 
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)  # of the stem and of block 1 to 13
@@ -163,7 +163,7 @@ def _require(name: str, side: int, least: int) -> None:
 def _headed(layers: OrderedDict[str, nn.Module], width: int, classes: int, root: Rng, law: str = "he") -> nn.Sequential:
     """The layers, the mean over places and a head, with initial weights: kernels by `law`, the head by Glorot's.
 
-    `named` has a law of its own for whatever is called "head", so that the head's weights are drawn as "output".
+    `initializers` has a law of its own for whatever is called "head", so that the head's weights are drawn as "output".
     """
     head = nn.Linear(width, classes)
     layers.update(mean=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=head)

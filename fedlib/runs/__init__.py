@@ -1,1 +1,3 @@
-"""One run, from its description to its record: what it is, its rounds, and when its record still counts."""
+"""From an experiment file to a record: what describes, repeats, checks or stores a run may come in, but nothing that
+reads off results.
+"""

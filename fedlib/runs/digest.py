@@ -13,32 +13,35 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedlib import methods, models
 from fedlib.data import sets
+from fedlib.methods import registry
+from fedlib.models.registry import MODELS
+from fedlib.runs.spec import Spec
 from fedlib.runs.statements import Place, Statement, found
-from fedlib.spec import Spec
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 # What a run reaches and the digest leaves out: a module, or one name of it, and why it cannot move a number.
 INERT = {
     "fedlib.errors": "raises, or does nothing",
-    "fedlib.record": "carries numbers that others make",
-    "fedlib.progress": "shows numbers that others make",
-    "fedlib.spec": "a record holds its spec, which is compared",
+    "fedlib.runs.record": "carries numbers that others make",
+    "fedlib.runs.checkpoint": "carries numbers that others make",
+    "fedlib.runs.machine": "says where and when",
+    "fedlib.runs.progress": "shows numbers that others make",
+    "fedlib.runs.spec": "a record holds its spec, which is compared",
     "fedlib.runs.digest": "makes no number of a run",
     "fedlib.data.sources": "hands out files whose hash is the expected one",
-    "fedlib.data.digest": "is compared for itself",
+    "fedlib.data.sets.digest": "is compared for itself",
     "fedlib.data.sets.Entry": "its values are in the data's own digest",
     # Tables: what a run takes from them is hashed, and so is what is chosen by mistake.
-    "fedlib.methods.METHODS": "a table",
-    "fedlib.models.MODELS": "a table",
+    "fedlib.methods.registry.METHODS": "a table",
+    "fedlib.models.registry.MODELS": "a table",
     "fedlib.data.sets.ENTRIES": "a table",
 }
 # Where a run begins, whatever it is.
 ROOTS = (
-    ("fedlib.rounds", "run"),
-    ("fedlib.inprocess", "InProcess"),
+    ("fedlib.runs.rounds", "run"),
+    ("fedlib.engines.in_process", "InProcess"),
 )
 
 
@@ -85,8 +88,8 @@ def _inert(place: Place) -> bool:
 
 def _chosen(method: str, model: str, data: str, downlink: str) -> list[Any]:
     """What the tables hold for these names."""
-    used = [methods.METHODS[name] for name in (method, downlink) if name]
-    return [*used, models.MODELS[model], sets.ENTRIES[data].read]
+    used = [registry.METHODS[name] for name in (method, downlink) if name]
+    return [*used, MODELS[model], sets.ENTRIES[data].read]
 
 
 def _place(chosen: Any) -> Place:

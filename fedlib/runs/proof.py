@@ -23,12 +23,13 @@ from typing import IO, Any
 import torch
 from tqdm import tqdm
 
-from fedlib import methods, record, rounds
 from fedlib.data.sources import home
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import RunError
-from fedlib.inprocess import InProcess
+from fedlib.methods import registry
+from fedlib.runs import machine, record, rounds
 from fedlib.runs.digest import PACKAGE, code_of
-from fedlib.spec import Spec
+from fedlib.runs.spec import Spec
 
 CHEAP = 4.0  # seconds up to which all rounds are run
 FIRST = 2  # rounds of other runs
@@ -61,8 +62,8 @@ def _reason(file: Path) -> str:
 
 def kind(spec: Spec) -> str:
     """All that chooses code: names and switches; of numbers whether they are 0, 1 or the default."""
-    settings = dataclasses.asdict(methods.hyper(spec.method, spec.hyper))
-    defaults = dataclasses.asdict(methods.METHODS[spec.method].Hyper())
+    settings = dataclasses.asdict(registry.hyper(spec.method, spec.hyper))
+    defaults = dataclasses.asdict(registry.METHODS[spec.method].Hyper())
     options = {
         name: value if isinstance(value, str | bool) else [value == 0, value == 1, value == defaults[name]]
         for name, value in settings.items()
@@ -133,7 +134,7 @@ def _proved(old: str, before: Replay, now: Replay) -> Path | None:
     log = {
         "old": old,
         "time": when,
-        "machine": record.processor(),
+        "machine": machine.processor(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "records": len(stamped),
         "equal": ran,

@@ -1,4 +1,3 @@
-"""What travels between server and clients as bytes: message container, float32 tensors, bit masks, coded symbols.
-
-Every reader here takes bytes that it does not trust: a defect raises `fedlib.errors.PayloadError` and nothing else.
+"""Numbers to bytes and back: a codec may come in that trusts no byte which it reads, and knows no network, task or
+method.
 """

@@ -1,0 +1,42 @@
+"""What a model and its local training are described by: named tensors and their shapes, and the training plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+State = dict[str, Tensor]
+Shapes = Mapping[str, torch.Size]
+
+
+def count(shapes: Mapping[str, torch.Size]) -> int:
+    """Entries of all tensors together."""
+    return sum(shape.numel() for shape in shapes.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Local training of one client in one round: SGD, with momentum or without, or Adam; no weight decay."""
+
+    epochs: int
+    batch: int  # samples a step; the last, smaller batch is kept
+    lr: float
+    optimizer: str = "sgd"
+    persistent: bool = False  # what the optimizer keeps outlives the round, at the client
+    momentum: float = 0.0  # of SGD: m <- momentum m + gradient, and the step is lr m
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the optimizer keeps anything from step to step."""
+        return self.optimizer == "adam" or self.momentum > 0
+
+    def steps(self, samples: int) -> int:
+        """S = E * ceil(D / B)."""
+        return self.epochs * -(-samples // self.batch)

@@ -1,0 +1,3 @@
+"""Where clients run: an engine may come in if it gives the same uploads as the reference in
+`fedlib.engines.select.in_process`.
+"""

@@ -1,0 +1,185 @@
+"""Clients in worker processes of one thread each: the fastest engine on a CPU (POSIX systems)."""
+
+from __future__ import annotations
+
+import collections
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+import torch
+
+from fedlib.core.plan import State
+from fedlib.engines.in_process import Base, InProcess, Memories, Upload, chunks, mean, recalled
+from fedlib.engines.shared_memory import Laid, Shelf
+from fedlib.errors import PayloadError, RunError
+from fedlib.runs.spec import Spec
+
+AHEAD = 2  # jobs a worker holds: the second spares it waiting while the server reads its last upload
+
+
+class Pool(Base):
+    """Worker processes, started afresh (not forked: threads do not survive a fork) and fed one job at a time.
+
+    A worker whose parent is gone, killed included, reads the end of its pipe and ends too.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.workers: list[Connection] = []
+        self.shelves: dict[Connection, Shelf] = {}
+        self.processes = []
+        self.busy: dict[Connection, collections.deque[int]] = {}  # which jobs a worker has, the first at work
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self.workers.append(ours)
+            self.shelves[ours] = Shelf(ours, AHEAD)
+            self.processes.append(process)
+
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
+        jobs = [("client", round, client, recalled(memories, client)) for client in cohort]
+        return zip(cohort, self._map(("shared", spec.key(), len(message)), message, jobs), strict=True)
+
+    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
+        jobs = [("chunk", index) for index in chunks(spec, self.device)]
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        return mean(self._map(("shared", spec.key(), arrays), b"", jobs))
+
+    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """function(engine, *arguments) in the workers, results in order; `function` is a module's own."""
+        return self._map(None, b"", [("call", function, *each) for each in arguments])
+
+    def _map(self, shared: tuple[Any, ...] | None, message: bytes, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results in the order of the jobs. Each worker gets what is shared once, then one job after the other."""
+        if not self.workers:
+            raise RunError("this pool is closed, or a worker of it died: open another one")
+        try:
+            for worker, left in self.busy.items():  # a round that was left half-way: its answers are not for this one
+                for _ in left:
+                    self._receive(worker)
+            busy: dict[Connection, collections.deque[int]] = {
+                worker: collections.deque() for worker in self.workers[: len(jobs)]
+            }
+            self.busy = busy
+            waiting, results = iter(enumerate(jobs)), {}
+
+            def feed(worker: Connection) -> None:
+                for index, job in waiting:
+                    worker.send(job)
+                    busy[worker].append(index)
+                    return
+
+            for worker in busy:
+                if shared:
+                    worker.send(shared)
+                    _write(worker, message)
+            for _ in range(
+                AHEAD if shared else 1
+            ):  # a whole run waits for no server, and should not wait behind another
+                for worker in busy:
+                    feed(worker)
+            for index in range(len(jobs)):
+                while index not in results:
+                    if self.busy is not busy:
+                        raise RunError("the pool has begun another round; results of this one are gone")
+                    for ready in wait([worker for worker, at in busy.items() if at]):
+                        worker = cast(Connection, ready)
+                        done = busy[worker].popleft()
+                        results[done] = self._receive(worker)
+                        feed(worker)
+                result = results.pop(index)
+                if isinstance(result, Exception) and (shared is None or not isinstance(result, PayloadError)):
+                    raise result
+                yield result
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self.close()
+            raise RunError("a worker process died (out of memory?); try --engine process") from error
+
+    def _receive(self, worker: Connection) -> Any:
+        result = worker.recv()
+        return self.shelves[worker].take(result) if isinstance(result, Laid) else result
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()  # workers hold nothing
+            process.join()
+        for worker in self.workers:
+            worker.close()
+        self.workers, self.shelves, self.processes, self.busy = [], {}, [], {}
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(connection: Connection) -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
+    engine, shelf = InProcess(torch.device("cpu")), Shelf(connection, AHEAD)
+    spec: Any = None
+    shared: Any = None
+    while True:
+        try:
+            kind, *arguments = connection.recv()
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        result: Any
+        try:
+            if kind == "shared":
+                spec, shared = Spec.from_dict(json.loads(arguments[0])), arguments[1]
+                if isinstance(shared, int):
+                    shared = _read(connection, shared)
+                else:
+                    shared = {name: torch.from_numpy(array) for name, array in shared.items()}
+                continue
+            if kind == "client":
+                result = engine.client(spec, shared, *arguments)
+            elif kind == "chunk":
+                result = engine.chunk(spec, shared, *arguments)
+            else:
+                result = arguments[0](engine, *arguments[1:])
+        except Exception as error:  # sent to the parent, which raises it
+            result = error
+        try:
+            if isinstance(result, bytes):
+                shelf.put(result)
+            else:
+                connection.send(result)
+        except (BrokenPipeError, OSError):
+            return
+
+
+# A broadcast goes by system calls: Connection's own methods copy megabytes three times.
+
+
+def _write(connection: Connection, message: bytes) -> None:
+    rest = memoryview(message)
+    while rest:
+        rest = rest[os.write(connection.fileno(), rest) :]
+
+
+def _read(connection: Connection, size: int) -> bytes:
+    message = bytearray(size)
+    rest = memoryview(message)
+    while rest:
+        count = os.readv(connection.fileno(), [rest])
+        if count == 0:
+            raise EOFError
+        rest = rest[count:]
+    return bytes(message)

@@ -1,0 +1,87 @@
+"""Where clients run. A client is a function from bytes to bytes, so no method knows; all engines give the same record.
+
+    InProcess  one client after the other in this process: the reference (fedlib.engines.in_process)
+    Pool       worker processes of one thread each: fastest on a CPU (fedlib.engines.pool)
+    Graphed    for a GPU: one client after the other, a whole local step in one launch (fedlib.engines.cuda_graph)
+    Stacked    for a GPU: the clients of a round side by side (fedlib.engines.vmapped)
+    Auto       on a CPU: starts in process, measures the first round, and takes the pool when it pays
+    Fastest    on a GPU: tries in process, graphed and stacked in the first rounds, and keeps the fastest
+
+On a CPU every client trains with one thread, in whichever engine, so that sums are formed in the same order. Only
+Stacked sums in another order, and agrees within rounding, as all engines do on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from fedlib.core.plan import State
+from fedlib.engines.automatic import Auto, Fastest
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess, Memories, Upload
+from fedlib.engines.pool import Pool
+from fedlib.engines.vmapped import Stacked
+from fedlib.errors import RunError
+from fedlib.runs.spec import Spec
+
+ENGINES = ("auto", "process", "pool", "stacked", "graphed")  # as the command line names them
+
+
+class Engine(Protocol):
+    device: torch.device
+
+    @property
+    def name(self) -> str: ...
+
+    def train(
+        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
+        """Uploads of the cohort, in its order; each with the client's new memory where `memories` are given."""
+
+    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
+        """Accuracy (share of the test set) and mean cross-entropy."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *failure: Any) -> None: ...
+
+
+def device(name: str = "auto") -> torch.device:
+    """`auto` is the GPU where there is one. RunError at once when CUDA is asked for and absent."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RunError(f"device: {name!r} is unknown; allowed: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("device: cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_engine(name: str = "auto", on: str = "auto", processes: int | None = None) -> Engine:
+    """One of ENGINES; use it as a context manager. `stacked` and `graphed` work on a CPU too, and gain little there."""
+    where = device(on)
+    if name not in ENGINES:
+        raise RunError(f"engine: {name!r} is unknown; allowed: {', '.join(ENGINES)}")
+    if processes is not None and processes < 1:
+        raise RunError(f"processes: {processes} must be at least 1")
+    if name == "pool" and where.type == "cuda":
+        raise RunError("engine: pool runs on the CPU only; use --engine process or --device cpu")
+    if name == "pool":
+        return Pool(processes or cores())
+    if name == "stacked":
+        return Stacked(where)
+    if name == "graphed":
+        return Graphed(where)
+    if name == "auto" and where.type == "cuda":
+        return Fastest([InProcess(where), Graphed(where), Stacked(where)])
+    if name == "auto" and cores() > 1:
+        return Auto(processes or cores())
+    return InProcess(where)

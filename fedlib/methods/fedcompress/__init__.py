@@ -1,0 +1,1 @@
+"""FedCompress, which clusters weights and distils: what clusters, codes, augments or distils for it may come in."""

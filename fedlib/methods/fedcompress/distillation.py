@@ -1,0 +1,150 @@
+"""Self-compression: the server clusters the average model by distillation, on images that no client has.
+
+The average is the teacher. Its copy with clustered kernels is the student, which learns to predict the same of images
+made on the spot (`fedlib.data.synthetic`); no labels and no client's data are needed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedlib.core import optimizers
+from fedlib.core.plan import Plan, State
+from fedlib.core.task import Task
+from fedlib.data import synthetic
+from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
+from fedlib.methods.fedcompress import clustering
+from fedlib.rng import Rng
+
+CLIENTS = "clients"  # in place of foreign images the training images themselves: what no server has, for comparison
+NORMS = ("train", "frozen", "recalibrate")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the distillation, with the defaults of FedCompress's code but for the images, of which it has others."""
+
+    images: int = 50_000
+    foreign: str = "leaves"  # a kind of `fedlib.data.synthetic`, or "clients"
+    distil_epochs: int = 10
+    distil_lr: float = 1e-4
+    distil_batch: int = 256  # the last, smaller batch is dropped
+    temperature: float = 2.0
+    norms: str = "train"  # BatchNorm: statistics of the batches; "frozen": of the teacher; "recalibrate": frozen, and
+    # at the end those of the images
+
+    def __post_init__(self) -> None:
+        require_name("hyper.foreign", self.foreign, (*synthetic.KINDS, CLIENTS))
+        require_name("hyper.norms", self.norms, NORMS)
+        require_number("hyper.distil_lr", self.distil_lr, 1e-12, 1e12)
+        require_number("hyper.temperature", self.temperature, 1e-3, 1e3)
+        for field in ("images", "distil_epochs", "distil_batch"):
+            require_number(f"hyper.{field}", getattr(self, field), 1, 10**9, integer=True)
+        if self.images < self.distil_batch:
+            raise SpecError(f"hyper.images: {self.images} make no batch of hyper.distil_batch: {self.distil_batch}")
+
+
+def distil(
+    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int = 0
+) -> tuple[State, list[float]]:
+    """The model with so many clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
+
+    rng: of the centroids' beginning, the images and, with the turn, their order. RunError where it diverges; SpecError:
+    fewer images than a batch.
+    """
+    try:
+        return _distilled(model, names, number, settings, task, rng, turn)
+    except PayloadError as error:
+        raise RunError("self-compression diverged: lower hyper.distil_lr") from error
+
+
+def _distilled(
+    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int
+) -> tuple[State, list[float]]:
+    images = foreign_images(task, settings, rng)
+    teacher = {name: model[name].to(task.device) for name in task.tensors}
+    targets = torch.cat([_predicted(task, teacher, x, settings) for x in images.split(settings.distil_batch)])
+    student = {name: tensor.clone() for name, tensor in teacher.items()}
+    trainable = {name: student[name].requires_grad_() for name in task.weights | task.vectors}
+    trainable |= clustering.first_centroids(trainable, names, number, rng)
+    plan = Plan(settings.distil_epochs, settings.distil_batch, settings.distil_lr, "adam")
+    moments, losses = optimizers.moments(plan, trainable), []
+    order = rng.child("order", turn).torch()
+    task.network.train(settings.norms == "train")
+    for _ in range(plan.epochs):
+        total = torch.zeros((), device=task.device)
+        batches = list(_batches(len(images), settings.distil_batch, order))
+        for index in batches:
+            index = index.to(task.device)
+            whole = student | {
+                name: clustering.straight_through(student[name], mu)
+                for name, mu in clustering.centroids(trainable).items()
+            }
+            loss = divergence(targets[index], task.logits(whole, images[index]), settings.temperature)
+            optimizers.step(plan, trainable, torch.autograd.grad(loss, list(trainable.values())), moments)
+            total += loss.detach()
+        losses.append(float(total) / len(batches))
+    found = {name: tensor.detach() for name, tensor in student.items()}
+    found |= {name: clustering.clustered(student[name], mu) for name, mu in clustering.centroids(trainable).items()}
+    if settings.norms == "recalibrate":
+        recalibrate(found, images, settings.distil_batch, task)
+    return {name: tensor.detach().cpu() for name, tensor in found.items()}, losses
+
+
+def foreign_images(task: Task, settings: Settings, rng: Rng) -> Tensor:
+    """[images, channels, side, side] on the task's device, as bright and as varied as its own; the same for one rng.
+
+    Of the task's images the mean and deviation of the first thousand are used: public constants, as a rule. "clients":
+    these images themselves, held out or not.
+    """
+    own = task.train[0]
+    if settings.foreign == CLIENTS:
+        if len(own) < settings.distil_batch:
+            raise SpecError(f"hyper.distil_batch: {settings.distil_batch} exceeds the {len(own)} training images")
+        return own[: settings.images]
+    _, c, h, w = own.shape
+    made = _made(settings.foreign, settings.images, (c, h, w), rng.child("foreign images").seed()).to(task.device)
+    return made * own[:1000].std() + own[:1000].mean()
+
+
+@functools.lru_cache(maxsize=2)
+def _made(kind: str, number: int, shape: tuple[int, int, int], seed: int) -> Tensor:
+    return synthetic.images(kind, number, shape, seed).contiguous(memory_format=torch.channels_last)
+
+
+def _batches(number: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    order = torch.randperm(number, generator=generator)
+    yield from (index for index in order.split(batch) if len(index) == batch)
+
+
+@torch.no_grad()
+def _predicted(task: Task, model: State, x: Tensor, settings: Settings) -> Tensor:
+    task.network.eval()
+    return (task.logits(model, x) / settings.temperature).softmax(1)
+
+
+def divergence(p: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of KL(p || softmax(logits / temperature)), no factor temperature^2; chances of 1e-7 and more."""
+    p, q = (chances.clamp(1e-7, 1) for chances in (p, (logits / temperature).softmax(1)))
+    return (p * (p.log() - q.log())).sum(1).mean()
+
+
+@torch.no_grad()
+def recalibrate(model: State, images: Tensor, batch: int, task: Task) -> None:
+    """BatchNorm's statistics, in place, to their means over the batches of the images."""
+    layers = [module for module in task.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [layer.momentum for layer in layers]
+    task.network.train()
+    try:
+        for k, x in enumerate((x for x in images.split(batch) if len(x) == batch), 1):
+            for layer in layers:
+                layer.momentum = 1 / k
+            task.logits(model, x)
+    finally:
+        for layer, momentum in zip(layers, usual, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,47 @@
+"""Many runs at once, each whole in a process of its own: the fastest way through a grid on a CPU.
+
+A record does not depend on where its run took place, so these are the records of runs one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlib.engines.in_process import InProcess
+from fedlib.engines.pool import Pool
+from fedlib.engines.select import Engine
+from fedlib.errors import RunError
+from fedlib.runs import rounds
+from fedlib.runs.record import Record
+from fedlib.runs.spec import Spec
+
+
+def run_all(
+    specs: Sequence[Spec], processes: int, *, root: Path | None = None, again: bool = False
+) -> Iterator[Record | RunError]:
+    """Records in the order of the specs, or why there is none; what has no fresh one (or is asked for again) is
+    trained, and saved.
+
+    Put long runs first. One that fails (most of all: diverges) does not stop the others. Raises what else a run raises;
+    records and checkpoints that were saved stay.
+    """
+    if not specs:
+        return
+    with Pool(min(processes, len(specs))) as pool:
+        for found in pool.call(_run, [(spec.as_dict(), root, again) for spec in specs]):
+            yield RunError(found) if isinstance(found, str) else found
+
+
+def attempt(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record | RunError:
+    """The record of one run, trained where there is no fresh one; or why there is none."""
+    try:
+        return rounds.load_or_run(spec, engine, root=root, again=again)
+    except RunError as error:
+        return error
+
+
+def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | str:
+    found = attempt(Spec.from_dict(values), engine, root=root, again=again)
+    return str(found) if isinstance(found, RunError) else found

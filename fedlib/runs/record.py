@@ -1,0 +1,101 @@
+"""What was measured: one JSON file a run, kept in Git, and the rule that says when it still counts.
+
+A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedlib.data import sets
+from fedlib.data.sources import home
+from fedlib.errors import DataError
+from fedlib.runs.digest import code_of
+from fedlib.runs.spec import Spec
+
+Record = dict[str, Any]
+FORMAT = 1
+
+
+def path(spec: Spec, root: Path | None = None) -> Path:
+    return (root or home()) / "records" / spec.paper / spec.profile / f"{spec.name}.json"
+
+
+def write(target: Path, content: bytes) -> None:
+    """All or nothing: whatever happens, `target` holds its old bytes or all of the new ones."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+
+
+def save(record: Record, root: Path | None = None) -> Path:
+    target = path(Spec.from_dict(record["spec"]), root)
+    write(target, text(record).encode())
+    return target
+
+
+def text(record: Record) -> str:
+    """JSON with one line a round, so that a change reads well in Git."""
+    rounds = ",\n".join("  " + json.dumps(entry) for entry in record["rounds"])
+    rest = json.dumps({k: v for k, v in record.items() if k != "rounds"}, indent=1)
+    return rest[: rest.rindex("\n}")] + ',\n "rounds": [\n' + rounds + "\n ]\n}\n"
+
+
+def stable(record: Record) -> Record:
+    """The part that two runs of one spec on a CPU share byte for byte: all but times and the machine."""
+    rounds = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["rounds"]]
+    return {k: v for k, v in record.items() if k != "made"} | {"rounds": rounds}
+
+
+def load(spec: Spec, root: Path | None = None) -> Record | None:
+    """The record of a run, stale or fresh; None where there is none."""
+    target = path(spec, root)
+    if not target.exists():
+        return None
+    try:
+        found = json.loads(target.read_text(encoding="utf-8"))
+        return dict(found)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"record {target} cannot be read ({error}); restore it from Git, or remove it") from error
+
+
+def stale(record: Record, spec: Spec) -> str:
+    """Why a record no longer counts for this spec: empty when it is fresh."""
+    reasons = []
+    if record.get("format") != FORMAT:
+        reasons.append(f"format {record.get('format')} instead of {FORMAT}")
+    # A record older than a field of Spec was made with that field's default.
+    then = {f.name: f.default for f in dataclasses.fields(Spec) if f.default is not dataclasses.MISSING}
+    then |= record.get("spec", {})
+    if then != spec.as_dict():
+        changed = [k for k, v in spec.as_dict().items() if then.get(k) != v]
+        reasons.append(f"spec differs in {', '.join(changed) or 'fields since removed'}")
+    if record.get("data") != sets.digest(spec.data):
+        reasons.append("data set differs")
+    if record.get("code") != code_of(spec):
+        reasons.append("code has changed")
+    return "; ".join(reasons)
+
+
+def fresh(specs: list[Spec], root: Path | None = None) -> Iterator[tuple[Spec, Record | None, str]]:
+    """For each run: its record if any, and why it does not count (empty when it does)."""
+    for spec in specs:
+        record = load(spec, root)
+        yield spec, record, stale(record, spec) if record else "not run"

@@ -1,0 +1,196 @@
+"""The federated loop. Read this first: everything else is a part that it calls.
+
+message -> clients -> uploads -> server -> new state -> (evaluate) -> one line of the record
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlib.core.client import Reply
+from fedlib.core.plan import State, count
+from fedlib.core.task import Task
+from fedlib.core.uploads import Buffer, NoUpdate, Uploads
+from fedlib.data import sets
+from fedlib.engines.in_process import Upload, task_of
+from fedlib.engines.select import Engine
+from fedlib.errors import PayloadError, RunError
+from fedlib.methods import registry
+from fedlib.rng import Rng, binomial, permutation, sample
+from fedlib.runs import machine, record
+from fedlib.runs.checkpoint import Checkpoint
+from fedlib.runs.digest import code_of
+from fedlib.runs.progress import Bar
+from fedlib.runs.record import Record
+from fedlib.runs.spec import Spec
+from fedlib.wire import container
+
+ATTEMPTS = 3  # a round without a single usable update is repeated with another cohort so many times
+
+
+def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: float = 5.0) -> Record:
+    """Run a spec from its last checkpoint, or from the start, to its end.
+
+    save_every: seconds between checkpoints (0: after every round); it never changes a number.
+    Raises RunError when a round yields no usable update in three attempts.
+    """
+    task = task_of(spec.key(), engine.device)
+    checkpoint = Checkpoint(spec, root)
+    empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if engine.device.type == "cpu" else threads)  # how many there are changes the last bits
+    try:
+        state, memories, log = checkpoint.load() or (registry.initial(spec, task), {}, empty)
+        with Bar(spec, log["rounds"]) as progress:
+            begin = saved = time.perf_counter()
+            for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
+                state, entry = one_round(spec, task, engine, state, number, log["uplink_parts"], memories)
+                now = time.perf_counter()
+                log["seconds"] += now - begin
+                entry["seconds"], begin = round(now - begin, 3), now
+                log["rounds"].append(entry)
+                if now - saved >= save_every and number < spec.rounds:
+                    checkpoint.save(state, memories, log)
+                    saved = now
+                progress.show(entry)
+    finally:
+        torch.set_num_threads(threads)
+    return finished(spec, task, engine, log)
+
+
+def one_round(
+    spec: Spec,
+    task: Task,
+    engine: Engine,
+    state: State,
+    number: int,
+    parts: dict[str, int],
+    memories: dict[int, bytes] | None = None,
+) -> tuple[State, dict[str, Any]]:
+    """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record.
+
+    memories: what clients keep between their rounds, where the spec says that they do; changed in place.
+    """
+    method, hyper = registry.METHODS[spec.method], registry.hyper(spec.method, spec.hyper)
+    uplink, downlink, paper_bits = 0, 0, 0.0
+    other_bits: dict[str, float] = {}
+    memories = {} if memories is None else memories
+    refused: list[tuple[int, str]] = []
+
+    def measure(upload: Buffer) -> None:
+        nonlocal paper_bits
+        paper_bits += method.paper_bits(upload, hyper, task)
+        for name, value in registry.other_bits(spec, task, upload).items():
+            other_bits[name] = other_bits.get(name, 0.0) + value
+        sizes = container.section_sizes(upload)
+        for part, size in zip((*method.SECTIONS, "container"), (*sizes, len(upload) - sum(sizes)), strict=True):
+            parts[part] = parts.get(part, 0) + size
+
+    for attempt in range(ATTEMPTS):
+        cohort = draw_cohort(spec, task, number, attempt)
+        message = method.broadcast(state, hyper, task)
+        downlink += len(message) * len(cohort)
+        replies = engine.train(spec, message, number, cohort, memories if spec.feedback or spec.persistent else None)
+        uploads = Uploads(remembered(replies, memories), measure)
+        try:
+            state = method.server(state, uploads, hyper, task)
+            break
+        except NoUpdate:
+            continue
+        finally:
+            uplink, refused = uplink + uploads.bytes, refused + uploads.refused
+            if uploads.wasted:
+                parts["refused"] = parts.get("refused", 0) + uploads.wasted
+    else:
+        raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
+    due = number % spec.evaluate_every == 0 or number == spec.rounds
+    accuracy, loss = evaluate(spec, task, engine, state, number) if due else (None, None)
+    return state, {
+        "round": number,
+        "accuracy": accuracy,
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "uplink_bytes": uplink,
+        "downlink_bytes": downlink,
+        "paper_bits": paper_bits,
+        "clients": uploads.accepted,
+        "refused": refused,
+        **({"other_bits": other_bits} if other_bits else {}),
+        **registry.notes(spec, task, state),
+    }
+
+
+def evaluate(spec: Spec, task: Task, engine: Engine, state: State, number: int) -> tuple[float, float]:
+    """Accuracy and loss on the test set, in the mean over the models that a state stands for (mostly itself alone)."""
+    found = [engine.evaluate(spec, model) for model in registry.models(spec, task, state, number)]
+    accuracies, losses = zip(*found, strict=True)
+    return sum(accuracies) / len(found), sum(losses) / len(found)
+
+
+def remembered(
+    replies: Iterable[tuple[int, Upload]], memories: dict[int, bytes]
+) -> Iterator[tuple[int, Buffer | PayloadError]]:
+    """The uploads alone: a client's memory stays with the client."""
+    for client, reply in replies:
+        if isinstance(reply, Reply):
+            reply, memories[client] = reply
+        yield client, reply
+
+
+def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[int]:
+    """Clients of a round by the spec's sampling. Empty ones are skipped. Largest first: it keeps a pool busy."""
+    rng, count = Rng(spec.seed).child("cohort", number, attempt), spec.cohort
+    if spec.sampling == "spaced":  # a place in the queue for each client, whatever the round
+        order, turn = permutation(Rng(spec.seed).child("queue"), spec.clients), (number - 1) * count
+        drawn = [order[(turn + place) % spec.clients] for place in range(count)]
+    else:
+        if spec.sampling == "poisson":
+            count = binomial(rng.child("size"), spec.clients, spec.cohort / spec.clients)
+        drawn = sample(rng, spec.clients, count)
+    sizes = {client: len(task.indices(client)) for client in drawn}
+    return sorted((client for client in drawn if sizes[client]), key=lambda client: (-sizes[client], client))
+
+
+def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Record:
+    last, rounds = log["rounds"][-1], log["rounds"]
+    return {
+        "format": record.FORMAT,
+        "spec": spec.as_dict(),
+        "code": code_of(spec),
+        "data": sets.digest(spec.data),
+        "partition": task.partition.hash,
+        "parameters": {
+            "weights": count(task.weights),
+            "others": count(task.vectors | task.statistics),
+            "frozen": count(task.frozen),
+        },
+        "final": {
+            "accuracy": last["accuracy"],
+            "loss": last["loss"],
+            "uploads": sum(len(entry["clients"]) for entry in rounds),
+            "refused": sum(len(entry["refused"]) for entry in rounds),
+            "uplink_bytes": sum(entry["uplink_bytes"] for entry in rounds),
+            "downlink_bytes": sum(entry["downlink_bytes"] for entry in rounds),
+            "paper_bits": sum(entry["paper_bits"] for entry in rounds),
+            "uplink_parts": log["uplink_parts"],
+            **registry.summary(spec),
+        },
+        "made": machine.made(engine.device, engine.name, log["seconds"]),
+        "rounds": rounds,
+    }
+
+
+def load_or_run(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record:
+    """The record of a spec if it is fresh (and not asked for again); otherwise train, and save the new record."""
+    found = record.load(spec, root)
+    if found and not again and not record.stale(found, spec):
+        return found
+    result = run(spec, engine, root=root)
+    record.save(result, root)
+    Checkpoint(spec, root).remove()
+    return result
