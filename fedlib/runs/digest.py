@@ -65,7 +65,7 @@ _digest_here = functools.cache(code_digest)  # the package does not change while
 def reached(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> set[Statement]:
     """The statements of fedlib that such a run can reach, those of INERT left out."""
     waiting = [Place(*root) for root in ROOTS]
-    waiting += [_place(chosen) for chosen in _chosen(method, model, data, downlink)]
+    waiting += [place for chosen in _chosen(method, model, data, downlink) for place in _places(chosen)]
     statements: set[Statement] = set()
     met: set[Place] = set()
     while waiting:
@@ -92,10 +92,12 @@ def _chosen(method: str, model: str, data: str, downlink: str) -> list[Any]:
     return [*used, MODELS[model], sets.ENTRIES[data].read]
 
 
-def _place(chosen: Any) -> Place:
+def _places(chosen: Any) -> list[Place]:
     if isinstance(chosen, ModuleType):
-        return Place(chosen.__name__)
-    return Place(chosen.__module__, chosen.__qualname__.partition(".")[0])
+        return [
+            Place(chosen.__name__, name) for name, value in vars(chosen).items() if not isinstance(value, ModuleType)
+        ]
+    return [Place(chosen.__module__, chosen.__qualname__.partition(".")[0])]
 
 
 def _enclosed(chosen: Any) -> dict[str, Any]:

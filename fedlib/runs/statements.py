@@ -40,9 +40,8 @@ def found(place: Place, package: Path) -> Iterator[Statement]:
     if not source.exists():
         return
     statements, imports = parsed(place.module, source.read_text(encoding="utf-8"), modules_of(package))
-    for name, target in imports.items():
-        if name == place.name or (not place.name and target.name):  # of a module also what it only hands on
-            yield from found(target, package)
+    if place.name in imports:
+        yield from found(imports[place.name], package)
     for statement in statements:
         if not place.name or place.name in statement.binds or not statement.binds:
             yield statement
@@ -124,7 +123,7 @@ class _Reader:
 
     def text(self, node: ast.AST) -> str:
         if isinstance(node, ast.Name):
-            return self.name(node.id)
+            return self.name(node.id) if isinstance(node.ctx, ast.Load) else f"Name({node.id})"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             target = self.target(node.value.id)
             if target and not target.name:  # of a module: the module's own name does not count
