@@ -30,7 +30,7 @@ INERT = {
     "fedlib.runs.progress": "shows numbers that others make",
     "fedlib.runs.spec": "a record holds its spec, which is compared",
     "fedlib.runs.digest": "makes no number of a run",
-    "fedlib.data.sources": "hands out files whose hash is the expected one",
+    "fedlib.data.sources.verify": "hands out files whose hash is the expected one",
     "fedlib.data.sets.digest": "is compared for itself",
     "fedlib.data.sets.Entry": "its values are in the data's own digest",
     # Tables: what a run takes from them is hashed, and so is what is chosen by mistake.
