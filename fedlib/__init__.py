@@ -1,3 +1,1 @@
-"""Five ways to save bytes in federated learning, small enough to read: start at `fedlib.runs.rounds`, the federated
-loop.
-"""
+"""Five ways to save bytes in federated learning, small enough to read. Start at `fedlib.runs.rounds`."""

@@ -204,7 +204,7 @@ def test_killed_half_way(tmp_path: Path, serve: Serve) -> None:
         import sys
         from dataclasses import replace
         from pathlib import Path
-        from fedlib.data.sets import sources
+        from fedlib.data import sources
         from tests.test_data import mirrored
         sources.get(mirrored(sys.argv[1]), Path(sys.argv[2]))
     """

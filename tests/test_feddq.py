@@ -500,7 +500,8 @@ def test_a_client_whose_update_is_not_finite_is_refused(
 @pytest.mark.parametrize("method", [feddq, fedavg])
 def test_momentum_is_that_of_torch_s_sgd(make: MakeSpec, method: Any) -> None:
     """Two epochs of a client, which restart from nothing in each round."""
-    spec = make(method=method.__name__.rpartition(".")[2], momentum=0.9, epochs=2, lr=0.05)
+    (name,) = (name for name, module in registry.METHODS.items() if module is method)
+    spec = make(method=name, momentum=0.9, epochs=2, lr=0.05)
     task, hyper = task_of(spec.key(), CPU), registry.hyper(spec.method, spec.hyper)
     message = method.broadcast(registry.initial(spec, task), hyper, task)
     x, y = task.shard(3)

@@ -160,7 +160,8 @@ def test_02_fixed_part_depends_on_seed_law_and_name_alone(begin: Begin) -> None:
     assert torch.equal(half["dense1.weight"] * 2, tensors["dense1.weight"]) and not half["dense1.bias"].any()
     assert len(marks) == 6 and len({begin(seed=seed).seed for seed in range(4)}) == 4, "runs differ"
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    code = f"from fedlib.methods.registry import fedpt; print(fedpt.fixed({run.seed}, 'he', 1.0, {shapes!r})[1].hex())"
+    code = "from fedlib.methods.fedpt import method as fedpt\n"
+    code += f"print(fedpt.fixed({run.seed}, 'he', 1.0, {shapes!r})[1].hex())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert fresh.stdout.strip() == mark.hex()
 

@@ -398,7 +398,7 @@ def code(notebook: Any) -> list[Cell]:
 def test_there_are_seven_labs_and_each_question_is_asked_once() -> None:
     assert [name[0] for name in NAMES] == list("1234567")
     text = "".join(page.read_text() for page in PAGES)
-    assert re.findall(r'labs\.check\("([^"]+)"', text) == list(questions.QUESTIONS)
+    assert re.findall(r'checks\.check\("([^"]+)"', text) == list(questions.QUESTIONS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

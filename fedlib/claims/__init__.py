@@ -1,3 +1,1 @@
-"""Results read off the records: measures, benchmarks and the scores of claims may come in, but neither training nor
-drawing.
-"""
+"""What the records say: a measure, a benchmark or a score of claims comes in, but nothing that trains or draws."""

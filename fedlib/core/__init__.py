@@ -1,3 +1,1 @@
-"""What the server and every client agree on, whatever the method: it may come in if two methods or an engine need
-it.
-"""
+"""What the server and every client agree on: a thing comes in that knows no single method, engine or run."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from fedlib.data.text import NO_LABEL
-
-if TYPE_CHECKING:
-    pass
 
 
 def cross_entropy(logits: Tensor, y: Tensor, reduction: str) -> Tensor:

@@ -1,3 +1,1 @@
-"""Data sets, their checksums and their partitions: what fetches, reads or divides samples may come in, and nothing
-that trains.
-"""
+"""Data sets, checksums and partitions: what fetches, reads or divides samples comes in, and nothing that trains."""

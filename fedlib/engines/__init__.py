@@ -1,3 +1,1 @@
-"""Where clients run: an engine may come in if it gives the same uploads as the reference in
-`fedlib.engines.select.in_process`.
-"""
+"""Where clients run: an engine comes in that gives the same uploads as `in_process`, the reference."""

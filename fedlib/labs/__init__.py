@@ -1,3 +1,1 @@
-"""The labs of the book: self-checks, small runs and the notebooks to hand out may come in, and nothing outside
-imports them.
-"""
+"""The labs of the book: self-checks, small runs and notebooks to hand out come in, and no other room uses them."""

@@ -165,7 +165,7 @@ def method_of(encode: Encode, decode: Decode, name: str) -> ModuleType:
             raise PayloadError(f"decode gave shape {found.shape}, expected {d} finite numbers")
         return torch.from_numpy(found)
 
-    made = ModuleType(f"fedlib.labs.checks.{name}", "A codec under trial.")
+    made = ModuleType(f"fedlib.labs.{name}", "A codec under trial.")
     hooks = ("broadcast", "start", "draws", "objective", "finish", "server", "sent")
     vars(made).update(zip(hooks, update_codec.method(name, 1, encoded, decoded), strict=True))
     vars(made).update(

@@ -1,3 +1,1 @@
-"""What travels between server and clients: a method may come in that knows tasks and messages, but no engine and no
-run.
-"""
+"""What is trained and sent: a method comes in that knows tasks and messages, but no engine and no run."""

@@ -1,3 +1,1 @@
-"""Networks, their initial values, freezing, and the products they cost: what describes a network may come in, not
-how it is trained.
-"""
+"""Networks and their initial values: what describes, freezes or costs a network comes in, not what trains it."""

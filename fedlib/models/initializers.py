@@ -10,6 +10,8 @@ fan_out the weights that an output and an input channel have:
 
 Whatever the law, the weights of a layer `head` are normal with deviation 0.01 and those of a layer `embedding` uniform
 in [-0.05, 0.05), biases are 0 and scales of norms 1, as in the code of `google-research/federated`.
+
+Only `normal_weights`, for networks that are trained whole, draws by the tensors' order.
 """
 
 from __future__ import annotations

@@ -1,3 +1,1 @@
-"""What the book's pages show and how they are made: figures, tables and the execution of notebooks may come in, one
-file a paper.
-"""
+"""What the pages of the book show, and how they are made: figures, tables and what executes notebooks come in."""

@@ -1,3 +1,1 @@
-"""From an experiment file to a record: what describes, repeats, checks or stores a run may come in, but nothing that
-reads off results.
-"""
+"""From an experiment file to a record: what describes, repeats or stores a run comes in, not what reads results."""

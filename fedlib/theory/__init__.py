@@ -1,1 +1,1 @@
-"""The numbers behind the theory chapters, one file a paper: what computes a chapter's tables and curves may come in."""
+"""The numbers behind the chapters of theory, one file a paper: what computes them comes in, not what draws them."""

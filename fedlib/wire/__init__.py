@@ -1,3 +1,1 @@
-"""Numbers to bytes and back: a codec may come in that trusts no byte which it reads, and knows no network, task or
-method.
-"""
+"""Numbers to bytes and back: a codec comes in that knows no network, and answers any defect with `PayloadError`."""

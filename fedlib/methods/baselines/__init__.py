@@ -1,1 +1,1 @@
-"""Methods of others to compare with: one may come in that is a single file and that no paper of this book is about."""
+"""Methods of others to compare with: one comes in that fits into a file and that no page of this book is about."""

@@ -1,1 +1,1 @@
-"""FedCompress, which clusters weights and distils: what clusters, codes, augments or distils for it may come in."""
+"""FedCompress, which sends weights in clusters: what serves it, or another method with clusters, comes in."""

@@ -1,3 +1,1 @@
-"""FedDQ, which quantizes updates with fewer bits as training goes on: its quantizers and its schedules of bits may
-come in.
-"""
+"""FedDQ, which quantizes updates with fewer bits as training goes on: what serves this method alone comes in."""

@@ -1,3 +1,1 @@
-"""FedPT, which trains a part of the network and can add privacy: what trains a part, adds noise or counts epsilon
-may come in.
-"""
+"""FedPT, which trains a part of a network, in private if asked: what serves this method alone comes in."""

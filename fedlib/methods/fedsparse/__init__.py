@@ -1,3 +1,1 @@
-"""FedSparse and FedPM, where a mask over fixed random weights is trained: what only their messages and training need
-may come in.
-"""
+"""FedSparse and FedPM, which train a mask over fixed random weights: what serves this method alone comes in."""
