@@ -7,6 +7,7 @@ AXE := 4.14.1
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.stamp
+PYTEST := python -m pytest -n 2 --dist loadfile
 HTML := book/_build/html
 export PATH := $(BIN):$(PATH)
 
@@ -22,10 +23,10 @@ book: env data ## run the pipeline and build the book
 
 test: env chromium axe ## run all tests; where no book is built yet, the browser tests get one of profile smoke
 	@test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || test -f .smoke/$(HTML)/index.html || $(MAKE) smoke
-	test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || export FEDLIB_BOOK=.smoke/$(HTML); python -m pytest
+	test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || export FEDLIB_BOOK=.smoke/$(HTML); $(PYTEST)
 
 check: lint ## format, lint, types and the fast tests
-	python -m pytest -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 lint: env ## format, lint and types
 	ruff format --check

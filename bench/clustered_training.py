@@ -10,7 +10,7 @@ the report on samples held out.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from time import process_time
 from typing import Any
@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from report import save
 
-from fedlib.core.client import run_client
-from fedlib.core.task import Task
+from fedlib.core.method import AnyMethod
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.methods import registry
+from fedlib.engines.in_process import InProcess
 from fedlib.methods.fedcompress import clustering
-from fedlib.methods.fedcompress import method as fedcompress
 from fedlib.rng import Rng
+from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
 
 CLUSTERS, TURNS, TARGET = 16, 7, 1.25  # turns after one that does not count
@@ -37,7 +36,7 @@ CLIENTS = (  # network, data set whose shape the samples have, that shape, sampl
 )
 
 
-def turns(calls: dict[str, Callable[[], object]], number: int) -> dict[str, list[float]]:
+def turns(calls: Mapping[str, Callable[[], object]], number: int) -> dict[str, list[float]]:
     """CPU seconds of each call in each turn, the first turn left out; who comes first changes from turn to turn."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(number + 1):
@@ -71,13 +70,13 @@ def client(network: str, data: str, shape: tuple[int, ...], samples: int, batch:
     calls, parts, steps = {}, {}, 0
     for variant, epochs in (("code", 1), ("none", 2)):
         run = spec(network, shape, samples, batch, variant, epochs)
-        task, hyper = Task.of(run, torch.device("cpu")), registry.hyper(run.method, run.hyper)
-        message = fedcompress.broadcast(registry.initial(run, task), hyper, task)
-        if not isinstance(run_client(run, task, message, 1, 0), bytes):
+        job = build.job(run, torch.device("cpu"))
+        message = job.method.broadcast(rounds.initial(job))
+        calls[variant] = functools.partial(InProcess(torch.device("cpu")).client, job, message, 1, 0)
+        if not isinstance(calls[variant](), bytes):
             raise SystemExit(f"{network}: {variant} sends nothing")
-        calls[variant] = functools.partial(run_client, run, task, message, 1, 0)
         if variant == "code":
-            parts, steps = pieces(task, hyper, message), task.plan.steps(len(task.indices(0)))
+            parts, steps = pieces(job.method, message), job.task.plan.steps(len(job.task.indices(0)))
     seconds = turns(calls, TURNS)
     ratios = [c / n for c, n in zip(seconds["code"], seconds["none"], strict=True)]
     whole = 1000 * median(seconds["none"])
@@ -87,10 +86,13 @@ def client(network: str, data: str, shape: tuple[int, ...], samples: int, batch:
     return row | {"percent": {name: round(100_000 * s / whole, 1) for name, s in shares.items()}}
 
 
-def pieces(task: Task, hyper: fedcompress.Hyper, message: bytes) -> dict[str, float]:
+def pieces(method: AnyMethod, message: bytes) -> dict[str, float]:
     """CPU seconds: first centroids; straight through all kernels once, there and back; the upload with its report."""
-    trainable, frozen = fedcompress.start(message, hyper, task, Rng(0))
-    fedcompress.enter(1, trainable, frozen, hyper, task, Rng(0))
+    local = method.begin(message, method.task.shard(0), Rng(0))
+    for phase in method.phases():
+        if phase.prepare:
+            phase.prepare(local, Rng(0))
+    trainable = local.trainable
     centroids = clustering.centroids(trainable)
     inputs = [t for name, mu in centroids.items() for t in (trainable[name], mu)]
 
@@ -98,12 +100,12 @@ def pieces(task: Task, hyper: fedcompress.Hyper, message: bytes) -> dict[str, fl
         shown = [clustering.straight_through(trainable[name], mu) for name, mu in centroids.items()]
         torch.autograd.grad(shown, inputs, [s.detach() for s in shown])
 
-    def sending() -> None:
-        upload = fedcompress.finish(trainable, frozen, 1, hyper, task, Rng(0))
-        fedcompress.assess(upload, task.held(0), hyper, task)
-
-    calls = {"seeds": lambda: clustering.first_centroids(trainable, centroids, CLUSTERS, Rng(9)), "through": through}
-    return {name: median(s) for name, s in turns(calls | {"sending": sending}, 15).items()}
+    calls = {
+        "seeds": lambda: clustering.first_centroids(trainable, centroids, CLUSTERS, Rng(9)),
+        "through": through,
+        "sending": lambda: method.upload(local, method.task.held(0), Rng(0)),
+    }
+    return {name: median(s) for name, s in turns(calls, 15).items()}
 
 
 def main() -> None:

@@ -21,10 +21,9 @@ import torch
 from peak_memory import Meter
 from report import save
 
-from fedlib.core.client import Reply, run_client
-from fedlib.engines import in_process
-from fedlib.methods import registry
-from fedlib.runs import experiments, spec
+from fedlib.core.client import Reply
+from fedlib.engines.in_process import InProcess
+from fedlib.runs import build, experiments, rounds, spec
 
 TURNS = 9  # after one that does not count
 CLIENT = 0
@@ -32,13 +31,13 @@ CLIENT = 0
 
 def client(run: spec.Spec) -> tuple[Callable[[], Any], int]:
     """A client's round as a call, and its training samples."""
-    task = in_process.task_of(run.key(), torch.device("cpu"))
-    hyper = registry.hyper(run.method, run.hyper)
-    message = registry.METHODS[run.method].broadcast(registry.initial(run, task), hyper, task)
-    call = functools.partial(run_client, run, task, message, 1, CLIENT, b"" if run.feedback else None)
+    engine = InProcess(torch.device("cpu"))
+    job = build.job(run, engine.device)
+    message = job.method.broadcast(rounds.initial(job))
+    call = functools.partial(engine.client, job, message, 1, CLIENT, b"" if run.feedback else None)
     if not isinstance(call(), bytes | Reply):
         raise SystemExit(f"{run.label}: sends nothing: {call()}")
-    return call, len(task.indices(CLIENT))
+    return call, len(job.task.indices(CLIENT))
 
 
 def peak(call: Callable[[], Any]) -> int:

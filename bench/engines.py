@@ -19,8 +19,8 @@ from report import save
 
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.engines import in_process, select
-from fedlib.runs import rounds
+from fedlib.engines import select
+from fedlib.runs import build, rounds
 from fedlib.runs.machine import processor
 from fedlib.runs.spec import Spec
 
@@ -67,12 +67,12 @@ def spec(method: str, model: str, split: str, kind: str) -> Spec:
 def measure(run: Spec, opened: dict[str, select.Engine]) -> dict[str, float]:
     """Median seconds of a round, by engine. Every engine trains the same rounds from the same states."""
     seconds: dict[str, list[float]] = {name: [] for name in opened}
-    task = in_process.task_of(run.key(), next(iter(opened.values())).device)
-    states = {name: task.initial() for name in opened}
+    job = build.job(run, next(iter(opened.values())).device)
+    states = {name: rounds.initial(job) for name in opened}
     for number in range(1, WARM_UP + REPEATS + 1):
         for name, engine in opened.items():
             begin = time.perf_counter()
-            states[name], _ = rounds.one_round(run, task, engine, states[name], number, {})
+            states[name], _ = rounds.one_round(run, job, engine, states[name], number, {})
             seconds[name].append(time.perf_counter() - begin)
     return {name: round(statistics.median(measured[WARM_UP:]), 4) for name, measured in seconds.items()}
 

@@ -17,12 +17,12 @@ from torch import nn
 from fedlib.core import client
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.engines import in_process
-from fedlib.methods import registry
 from fedlib.rng import Rng
+from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
 
 REPEATS = 12
+FEDAVG: tuple[str, str, dict] = ("fedavg", "fedavg", {})
 
 
 def read(_: object) -> Arrays:
@@ -72,16 +72,10 @@ def main() -> None:
         ("conv4", masks),
         ("mlp256", masks),
     ):
-        prepared = {}
-        for name, method, hyper in [("fedavg", "fedavg", {}), *others]:
-            run = spec(method, hyper, model)
-            task, module, settings = (
-                in_process.task_of(run.key(), cpu),
-                registry.METHODS[method],
-                registry.hyper(method, hyper),
-            )
-            prepared[name] = module, settings, task, module.broadcast(registry.initial(run, task), settings, task)
-        seconds: dict[str, list[float]] = {"bare loop": []} | {name: [] for name in prepared}
+        jobs = {name: build.job(spec(method, hyper, model), cpu) for name, method, hyper in [FEDAVG, *others]}
+        messages = {name: job.method.broadcast(rounds.initial(job)) for name, job in jobs.items()}
+        seconds: dict[str, list[float]] = {"bare loop": []} | {name: [] for name in jobs}
+        task = jobs["fedavg"].task
         x, y = task.shard(0)
         for turn in range(REPEATS + 1):
             for name in list(seconds)[:: 1 if turn % 2 else -1]:  # who comes first has the colder cache
@@ -89,10 +83,12 @@ def main() -> None:
                     begin = time.process_time()
                     bare(task.network, x, y, 64, 0.01)
                 else:
-                    module, settings, own, message = prepared[name]
-                    trainable, frozen = module.start(message, settings, own, Rng(0))
+                    method = jobs[name].method
+                    local, (phase,) = method.begin(messages[name], (x, y), Rng(0)), method.phases()
+                    member = client.Member(0, Rng(0), (x, y), local, memory=None)
                     begin = time.process_time()
-                    client.train(module, trainable, frozen, (x, y), settings, own, Rng(0))
+                    client.enter(member, 0, phase)
+                    client.train(method, phase, [member])
                 seconds[name].append(time.process_time() - begin)
         steps = -(-len(x) // 64)
         for name, measured in seconds.items():

@@ -7,7 +7,7 @@ entry and at most 64 more; under every policy less time and less memory than ful
 counted work, where that differs by more than 5 % of full training. Random samples; one row a network and policy:
 
     trained, parameters    entries of the tensors that are trained, and of all
-    bytes_down, bytes_up   lengths of the messages of `fedpt.broadcast` and `fedpt.finish`
+    bytes_down, bytes_up   lengths of the messages of `FedPT.broadcast` and `FedPT.upload`
     macs, macs_ratio       multiply-accumulates of training on one example (`fedlib.models.macs`), and over those of
                            "none"
     step_ms, step_ratio    time of a step of `fedlib.core.client.train` with plain SGD, median over turns; and over that
@@ -37,11 +37,13 @@ from report import save
 from torch import Tensor
 
 from fedlib.core import client as client_side
-from fedlib.core.plan import Plan, State, count
+from fedlib.core.client import Member
+from fedlib.core.method import Phase
+from fedlib.core.plan import Plan, count
 from fedlib.core.task import Task
 from fedlib.data.partition import Partition
 from fedlib.engines import select
-from fedlib.methods.fedpt import method as fedpt
+from fedlib.methods.fedpt.method import FedPT
 from fedlib.models import macs
 from fedlib.models.freezing import frozen_names
 from fedlib.models.registry import build
@@ -103,33 +105,34 @@ class Client:
     """Local training under a policy, with the library's own functions."""
 
     def __init__(self, task: Task, policy: str, shard: tuple[Tensor, Tensor]) -> None:
-        self.task, self.hyper, self.shard = task, fedpt.Hyper(policy=policy), shard
-        self.state = fedpt.initial(self.hyper, task, Rng(0))
-        self.message = fedpt.broadcast(self.state, self.hyper, task)
+        self.method, self.shard = FedPT(policy=policy).bind(task), shard
+        self.state = self.method.initial(Rng(0))
+        self.message = self.method.broadcast(self.state)
 
-    def start(self) -> tuple[State, State]:
-        return fedpt.start(self.message, self.hyper, self.task, Rng(0))
+    def begin(self) -> Member:
+        rng = Rng(0)
+        return Member(0, rng, self.shard, self.method.begin(self.message, self.shard, rng), None)
 
-    def train(self, trainable: State, frozen: State, **plan: Any) -> None:
-        task = dataclasses.replace(self.task, plan=dataclasses.replace(self.task.plan, **plan))
-        client_side.train(fedpt, trainable, frozen, self.shard, self.hyper, task, Rng(0))
+    def train(self, member: Member, **plan: Any) -> None:
+        phase = Phase(dataclasses.replace(self.method.task.plan, **plan))
+        client_side.enter(member, 0, phase)
+        client_side.train(self.method, phase, [member])
 
-    def held(self, trainable: State, frozen: State) -> list[Tensor]:
-        made = fedpt.frozen_part(fedpt.seed_of(self.state), self.hyper, self.task)[0]
-        states = (trainable, frozen, made)
-        return [*self.task.network.parameters(), *(tensor for state in states for tensor in state.values())]
+    def held(self, member: Member) -> list[Tensor]:
+        made, _ = self.method.frozen_part(self.state.own.seed)
+        parts = (member.local.trainable, member.local.frozen, made)
+        return [*self.method.task.network.parameters(), *(tensor for part in parts for tensor in part.values())]
 
 
 def sizes(client: Client) -> dict[str, Any]:
     """The counted part of a row."""
-    trainable, frozen = client.start()
-    shapes = client.task.parameters
-    trained, parameters = count(fedpt.trained(client.hyper, client.task)), count(shapes)
-    upload = fedpt.finish(trainable, frozen, len(client.shard[0]), client.hyper, client.task, Rng(0))
+    method, shapes = client.method, client.method.task.parameters
+    trained, parameters = count(method.trained), count(shapes)
+    upload = method.upload(client.begin().local, client.shard, Rng(0))
     messages = {"bytes_down": len(client.message), "bytes_up": len(upload)}
     if not all(0 <= size - 4 * trained <= CONTAINER for size in messages.values()):
-        raise SystemExit(f"{client.hyper.policy}: {messages} for {trained} trained entries")
-    products = macs.count(client.task.network, client.shard[0], frozen_names(client.hyper.policy, shapes))
+        raise SystemExit(f"{method.policy}: {messages} for {trained} trained entries")
+    products = macs.count(method.task.network, client.shard[0], frozen_names(method.policy, shapes))
     state = {name: 4 * (parameters + trained * (1 + k)) for k, name in enumerate(OPTIMIZERS)}
     counted = {"trained": trained, "parameters": parameters, "macs": macs.total(products).total, "state_bytes": state}
     return messages | counted
@@ -137,25 +140,25 @@ def sizes(client: Client) -> dict[str, Any]:
 
 def memory(client: Client) -> dict[str, Any]:
     """The measured bytes of a row."""
-    trainable, frozen = client.start()
-    x, y = (part[: client.task.plan.batch] for part in client.shard)
-    with Meter(client.held(trainable, frozen)) as meter:
+    member = client.begin()
+    x, y = (part[: client.method.task.plan.batch] for part in client.shard)
+    with Meter(client.held(member)) as meter:
         held = meter.now
-        loss = fedpt.objective(trainable, frozen, (x, y), None, client.hyper, client.task)
+        loss = client.method.loss(member.local.trainable, member.local.frozen, (x, y), None)
         activations = meter.now - held
-    del loss, meter, trainable, frozen
+    del loss, meter, member
     peaks = {name: peak(client, plan) for name, plan in OPTIMIZERS.items()}
     return {"held_bytes": held, "activation_bytes": activations, "peak_bytes": peaks}
 
 
 def peak(client: Client, plan: dict[str, Any]) -> int:
-    trainable, frozen = client.start()
-    if client.task.device.type == "cuda":
+    member = client.begin()
+    if client.method.task.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        client.train(trainable, frozen, **plan)
+        client.train(member, **plan)
         return torch.cuda.max_memory_allocated()
-    with Meter(client.held(trainable, frozen)) as meter:
-        client.train(trainable, frozen, **plan)
+    with Meter(client.held(member)) as meter:
+        client.train(member, **plan)
     return meter.peak
 
 
@@ -164,9 +167,9 @@ def times(clients: list[Client], clock: Callable[[], float]) -> list[dict[str, f
     seconds: list[list[float]] = [[] for _ in clients]
     for turn in range(TURNS + 1):
         for client, measured in list(zip(clients, seconds, strict=True))[:: 1 if turn % 2 else -1]:
-            trainable, frozen = client.start()
+            member = client.begin()
             begin = clock()
-            client.train(trainable, frozen)
+            client.train(member)
             measured.append(clock() - begin)
     rows = []
     for measured in seconds:
@@ -210,7 +213,7 @@ def main() -> None:
         counted = [sizes(client) for client in clients]
         own = []
         for client, row, timed in zip(clients, counted, times(clients, clock), strict=True):
-            labels = {"network": network, "policy": client.hyper.policy, "batch": case.batch}
+            labels = {"network": network, "policy": client.method.policy, "batch": case.batch}
             ratio = {"macs_ratio": round(row["macs"] / counted[0]["macs"], 4)}
             own.append(labels | row | ratio | timed | memory(client))
             print(own[-1], flush=True)

@@ -12,22 +12,21 @@ from report import save
 
 from fedlib.core.plan import count
 from fedlib.core.uploads import Uploads
-from fedlib.engines import in_process
-from fedlib.methods import registry
 from fedlib.rng import Rng
+from fedlib.runs import build, rounds
 from fedlib.wire import container
 
 
 def main() -> None:
     table = {}
     for label, method, hyper in (("fedavg", "fedavg", {}), ("fedmrn", "fedmrn", {"mask": "binary"})):
-        task = in_process.task_of(spec(method, hyper, "cnn4").key(), torch.device("cpu"))
-        module, settings = registry.METHODS[method], registry.hyper(method, hyper)
-        message = module.broadcast(task.initial(), settings, task)
-        upload = module.finish(*module.start(message, settings, task, Rng(0)), 600, settings, task, Rng(0))
-        module.server(task.initial(), Uploads([(0, upload)]), settings, task)  # reads it back, or raises
+        job = build.job(spec(method, hyper, "cnn4"), torch.device("cpu"))
+        own, task, state = job.method, job.task, rounds.initial(job)
+        message = own.broadcast(state)
+        upload = own.upload(own.begin(message, task.shard(0), Rng(0)), task.held(0), Rng(0))
+        own.aggregate(state, Uploads([(0, upload)]))  # reads it back, or raises
         sizes = container.section_sizes(upload)
-        table[label] = dict(zip(module.SECTIONS, sizes, strict=True))
+        table[label] = dict(zip(own.sections, sizes, strict=True))
         table[label] |= {"container": len(upload) - sum(sizes), "whole": len(upload), "downlink": len(message)}
         print(label, ", ".join(f"{part} {size:,}" for part, size in table[label].items()), "bytes")
     d = count(task.weights)

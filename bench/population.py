@@ -17,8 +17,8 @@ REPEATS, ROUNDS, SIZES = 3, 12, (100, 100_000)
 
 
 def one(clients: int) -> dict[str, float]:
-    from fedlib.engines import in_process, select
-    from fedlib.runs import rounds
+    from fedlib.engines import select
+    from fedlib.runs import build, rounds
     from fedlib.runs.spec import Spec
 
     labels = dict(
@@ -31,11 +31,11 @@ def one(clients: int) -> dict[str, float]:
     )  # fmt: skip
     seconds = []
     with select.open_engine("process", "cpu") as engine:
-        task = in_process.task_of(spec.key(), engine.device)
-        state = task.initial()
+        job = build.job(spec, engine.device)
+        state = rounds.initial(job)
         for number in range(1, ROUNDS + 1):
             begin = time.process_time()
-            state, _ = rounds.one_round(spec, task, engine, state, number, {})
+            state, _ = rounds.one_round(spec, job, engine, state, number, {})
             seconds.append(time.process_time() - begin)
     return {
         "ms_per_round": 1000 * statistics.median(seconds[1:-1]),

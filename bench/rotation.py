@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from statistics import median
 from time import process_time
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,10 +19,12 @@ from local_training import spec
 from report import save
 from torch import Tensor
 
+from fedlib.core.method import Local
 from fedlib.core.task import Task
-from fedlib.engines import in_process
-from fedlib.methods.baselines import drive, eden
+from fedlib.methods.baselines.drive import Drive
+from fedlib.methods.baselines.eden import Eden
 from fedlib.rng import Rng
+from fedlib.runs import build
 from fedlib.wire import rotation
 
 SIZES = (2**20, 389_920)  # the second is CNN4's, with a padded length of 524,288
@@ -54,19 +55,19 @@ def butterflies(x: Tensor) -> Tensor:
     return x
 
 
-def message(method: ModuleType, d: int, task: Task) -> dict[str, Any]:
-    task = dataclasses.replace(task, weights={"w": torch.Size([d])})
-    u, hyper = torch.randn(d, generator=torch.Generator().manual_seed(0)), method.Hyper()
-    parts = [memoryview(bytes(part)) for part in method.encode(u, hyper, task, Rng(0))]
-    error = method.decode(parts, hyper, task) - u
-    row = {
-        "method": method.__name__.rpartition(".")[2],
+def message(kind: type[Drive] | type[Eden], d: int, task: Task) -> dict[str, Any]:
+    method = kind().bind(dataclasses.replace(task, weights={"w": torch.Size([d])}))
+    u, local = torch.randn(d, generator=torch.Generator().manual_seed(0)), Local({}, {}, 1)
+    parts = [memoryview(bytes(part)) for part in method.encode(u, local, Rng(0))]
+    error = method.decode(parts, None) - u
+    row: dict[str, Any] = {
+        "method": method.name,
         "weights": d,
         "padded": rotation.padded(d),
         "bytes": sum(len(part) for part in parts),
         "relative_squared_error": round(float(error.square().sum() / u.square().sum()), 4),
-        "encode_million_per_s": round(d / milliseconds(lambda: method.encode(u, hyper, task, Rng(0))) / 1e3, 1),
-        "decode_million_per_s": round(d / milliseconds(lambda: method.decode(parts, hyper, task)) / 1e3, 1),
+        "encode_million_per_s": round(d / milliseconds(lambda: method.encode(u, local, Rng(0))) / 1e3, 1),
+        "decode_million_per_s": round(d / milliseconds(lambda: method.decode(parts, None)) / 1e3, 1),
     }
     row["target_met"] = row["encode_million_per_s"] >= TARGET and row["decode_million_per_s"] >= TARGET
     return row
@@ -89,10 +90,10 @@ def transforms(n: int) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    task = in_process.task_of(spec("fedavg", {}, "mlp").key(), torch.device("cpu"))
+    task = build.task(spec("fedavg", {}, "mlp"), torch.device("cpu"))
     messages, rows = [], []
     print("method   weights   padded    bytes   error | encode  decode   (million weights/s)")
-    for method in (drive, eden):
+    for method in (Drive, Eden):
         for d in SIZES:
             row = message(method, d, task)
             messages.append(row)

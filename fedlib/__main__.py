@@ -1,4 +1,4 @@
-"""The command line: python -m fedlib data | run | page | score | status | prove | labs, each with --help."""
+"""The command line: python -m fedlib data | run | page | score | status | prove | schema | labs, each with --help."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tqdm import tqdm
 from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.engines.select import open_engine
-from fedlib.errors import FedlibError, RunError
-from fedlib.runs import grid, record
-from fedlib.runs.experiments import papers, read_experiments, specs
+from fedlib.errors import FedlibError, RunError, SpecError
+from fedlib.runs import grid, record, validation
+from fedlib.runs.experiments import Experiment, papers, read_experiments, specs
 from fedlib.runs.spec import PROFILES
 
 
@@ -24,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     options = parser().parse_args(arguments)
     try:
+        if options.call not in (data, replay) and not papers():
+            raise SpecError(
+                f"{sources.home()}: no project, it has no experiments; go to a checkout, or set FEDLIB_HOME"
+            )
         options.call(options)
     except FedlibError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -73,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("replay", help="for prove: read specs, a line each, and write their records")
     one.set_defaults(call=replay)
+
+    one = commands.add_parser("schema", help="write what editors need to complete and check experiments and claims")
+    one.set_defaults(call=schema)
 
     one = commands.add_parser("labs", help="write the labs as notebooks, for students and for teachers")
     one.add_argument("--folder", type=Path, help="where to (default: labs, in the project)")
@@ -131,6 +138,8 @@ def run(options: argparse.Namespace) -> None:
 def page(options: argparse.Namespace) -> None:
     from fedlib.pages import execute
 
+    if any(name == "profile" for name, _ in options.parameter):
+        raise SpecError("parameter: 'profile' is given by --profile, so that the page shows the runs that it needs")
     execute.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
     options.only, options.again = "*", False
     on = open_engine(options.engine, options.device, options.processes)
@@ -160,7 +169,7 @@ def status(options: argparse.Namespace) -> None:
         for profile in [options.profile] if options.profile else read_experiments(paper)["profiles"]:
             for spec, found, reason in record.fresh(specs(paper, profile)):
                 state = "fresh" if not reason else "STALE" if found else "-"
-                made = found["made"] if found else {}
+                made = found.get("made") if found else None
                 when = f"{made['time'][:10]} {made['seconds']:8.1f} s  {made['device']}" if made else ""
                 print(f"{state:5}  {paper}/{profile}/{spec.name:45} {when}  {reason}".rstrip())
 
@@ -176,6 +185,15 @@ def replay(options: argparse.Namespace) -> None:
     from fedlib.runs import proof
 
     proof.replay(sys.stdin, sys.stdout)
+
+
+def schema(options: argparse.Namespace) -> None:
+    from fedlib.claims.score import Published
+
+    for folder, model in (("experiments", Experiment), ("published", Published)):
+        target = sources.home() / folder / "schema.json"
+        record.write(target, (json.dumps(validation.schema(model), indent=1) + "\n").encode())
+        print(target)
 
 
 def labs(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ def require_number(field: str, value: object, low: float, high: float, *, intege
     """SpecError unless `value` is a number (not a bool, not text) from `low` to `high`."""
     right = isinstance(value, int) if integer else isinstance(value, int | float)
     if not right or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
-        hint = "; YAML takes 1e-2 for text, write 0.01 or 1.0e-2" if isinstance(value, str) else ""
+        hint = "; it is text: write a number without quotes" if isinstance(value, str) else ""
         kind = "an integer" if integer else "a number"
         raise SpecError(f"{field}: {value!r} must be {kind} from {low:g} to {high:g}{hint}")
 

@@ -11,11 +11,10 @@ import time
 import torch
 import work
 
-from fedlib.core.plan import State
 from fedlib.data import sets
 from fedlib.data.images import Arrays
-from fedlib.engines import in_process, select
-from fedlib.runs import rounds
+from fedlib.engines import select
+from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
 
 
@@ -38,16 +37,16 @@ def main() -> None:
     count = work.WARM_UP + chosen.rounds
     spec = Spec(**settings, **labels, rounds=count + 1, evaluate_every=count + 1)
     with select.open_engine("pool" if chosen.processes > 1 else "process", "cpu", chosen.processes) as engine:
-        task = in_process.task_of(spec.key(), engine.device)
-        state: State = task.initial()
+        job = build.job(spec, engine.device)
+        state, task = rounds.initial(job), job.task
         data = [(task.train[0][i : i + 50], task.train[1][i : i + 50]) for i in range(0, 1000, 50)]
 
         def loss() -> float:
-            return work.loss_of(lambda x: task.logits(state, x), data)
+            return work.loss_of(lambda x: task.logits(state.model, x), data)
 
         losses, ends = [loss()], [time.perf_counter()]
         for number in range(1, count + 1):
-            state, _ = rounds.one_round(spec, task, engine, state, number, {})
+            state, _ = rounds.one_round(spec, job, engine, state, number, {})
             ends.append(time.perf_counter())
         work.report("fedlib", chosen, ends, [*losses, loss()], {})
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import Shapes, State
+from fedlib.core.plan import Shapes, Tensors
 
 BLOCK = 2**15  # entries; 256 KiB in float64
 
@@ -27,5 +27,5 @@ class RunningMean:
                 part.add_(self.scratch[: len(part)].copy_(more), alpha=weight)
         self.total += weight
 
-    def value(self) -> State:
+    def value(self) -> Tensors:
         return {name: (total / self.total).float() for name, total in self.sums.items()}

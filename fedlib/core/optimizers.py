@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fedlib.core.plan import Plan, State
+from fedlib.core.plan import Plan, Tensors
 
 OPTIMIZERS = ("sgd", "adam")
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam: Kingma, Ba, ICLR 2015, the values of its Algorithm 1
 
 
-def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> State:
+def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> Tensors:
     """What the optimizer keeps between steps: nothing for plain SGD; with momentum one tensor a tensor; for Adam two,
     and the count of steps.
 
-    kept: the bytes of earlier moments, to go on from; without them all is zero. ValueError where a tensor's entries do
-    not lie in memory in their order: torch's kernel for Adam would mix them up without a word.
+    kept: the bytes of earlier moments, to go on from; without them all is zero.
     """
-    if not plan.keeps:
-        return {}
+    return _moments(plan, trainable, kept) if plan.keeps else {}
+
+
+def _moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes) -> Tensors:
+    """ValueError where a tensor's entries do not lie in memory in their order: torch's kernel for Adam would mix them
+    up without a word."""
     strided = [name for name, t in trainable.items() if not t.is_contiguous()]
     if strided:
         raise ValueError(f"{strided[0]}: strides {trainable[strided[0]].stride()}; call contiguous() on it first")
@@ -39,35 +41,36 @@ def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> S
     return {name: part.view(shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def packed(state: State) -> bytes:
+def packed(state: Tensors) -> bytes:
     """Moments as bytes."""
     return torch.cat([tensor.flatten() for tensor in state.values()]).cpu().numpy().tobytes()
 
 
 @torch.no_grad()
-def step(plan: Plan, trainable: Mapping[str, Tensor], gradients: Sequence[Tensor], state: State) -> None:
+def step(plan: Plan, trainable: Mapping[str, Tensor], gradients: Sequence[Tensor], state: Tensors) -> None:
     """One step, in place. Stacked clients: every tensor, the count of steps included, has them as first dimension."""
-    if plan.optimizer == "sgd":  # what torch.optim.SGD does, without its bookkeeping
-        if plan.momentum:
-            firsts = [state[f"first {name}"] for name in trainable]
-            torch._foreach_mul_(firsts, plan.momentum)
-            torch._foreach_add_(firsts, list(gradients))
-            gradients = firsts
-        torch._foreach_add_(list(trainable.values()), list(gradients), alpha=-plan.lr)
+    if plan.optimizer == "adam":
+        _adam(plan, trainable, gradients, state)
         return
+    if plan.momentum:
+        firsts = [state[f"first {name}"] for name in trainable]
+        torch._foreach_mul_(firsts, plan.momentum)
+        torch._foreach_add_(firsts, list(gradients))
+        gradients = firsts
+    # What torch.optim.SGD does, without its bookkeeping.
+    torch._foreach_add_(list(trainable.values()), list(gradients), alpha=-plan.lr)
+
+
+def _adam(plan: Plan, trainable: Mapping[str, Tensor], gradients: Sequence[Tensor], state: Tensors) -> None:
     steps = state["steps"]
     if not steps.ndim:  # torch's own kernel, in one pass over memory: all must lie in it alike, as kernels' may not
         gradients = [gradient.contiguous() for gradient in gradients]
         firsts, seconds = ([state[f"{which} {name}"] for name in trainable] for which in ("first", "second"))
+        options: dict[str, Any] = dict(lr=plan.lr, beta1=BETA1, beta2=BETA2, eps=EPSILON, weight_decay=0.0)
+        options |= dict(amsgrad=False, maximize=False)
         torch._fused_adam_(
             *(list(trainable.values()), list(gradients), firsts, seconds, [], [steps.add_(1)] * len(trainable)),
-            lr=plan.lr,
-            beta1=BETA1,
-            beta2=BETA2,
-            weight_decay=0.0,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
+            **options,
         )
         return
     steps.add_(1)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]  # by name
+Samples = tuple[Tensor, Tensor]  # x [n, ...], y [n, ...]
 Shapes = Mapping[str, torch.Size]
 
 

@@ -6,26 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlib.data import partition, sets, sources
-from fedlib.models.freezing import frozen_names
-from fedlib.models.registry import build
-from fedlib.rng import Rng
-
-if TYPE_CHECKING:
-    from fedlib.methods.model_codec import Downlink
-    from fedlib.runs.spec import Spec
-
 from fedlib.core.loss import cross_entropy
-from fedlib.core.plan import Plan, State
+from fedlib.core.plan import Plan, Samples, Tensors
+from fedlib.data import partition
+from fedlib.rng import Rng
 
 
 @dataclass(frozen=True)
@@ -39,44 +32,31 @@ class Task:
     vectors: dict[str, torch.Size]
     statistics: dict[str, torch.Size]
     plan: Plan
-    train: tuple[Tensor, Tensor]  # x float32 [n, channels, side, side], y int64 [n]
-    test: tuple[Tensor, Tensor]
+    train: Samples  # x float32 [n, channels, side, side], y int64 [n]
+    test: Samples
     partition: partition.Partition
     device: torch.device
     held_out: float = 0.0
     cohort: int = 1  # clients that a round asks for, or expects
     frozen: dict[str, torch.Size] = dataclasses.field(default_factory=dict)
-    downlink: Downlink | None = None  # another method's way to write the broadcast model
-    stages: dict[Any, tuple[Task, ...]] = dataclasses.field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
-    def of(cls, spec: Spec, device: torch.device) -> Task:
-        dataset = _load(spec.data, device)
-        (_, channels, side, _), classes = dataset.train_x.shape, len(dataset.classes)
-        network = build(spec.model, channels, side, classes, Rng(spec.seed)).to(device)
+    def of(cls, network: nn.Module, frozen: Collection[str] = (), **agreed: Any) -> Task:
+        """The task of a network, some of whose parameters are frozen; `agreed`: the fields that are not its shapes."""
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # a counter that nothing here reads
         parameters = {name: p.shape for name, p in network.named_parameters()}
-        frozen = frozen_names(spec.frozen, parameters, "frozen")
         for name in frozen:
             network.get_parameter(name).requires_grad_(False)
         trained = {name: shape for name, shape in parameters.items() if name not in frozen}
         return cls(
             network=network,
-            frozen={name: parameters[name] for name in parameters if name in frozen},
+            frozen={name: shape for name, shape in parameters.items() if name in frozen},
             weights={name: shape for name, shape in trained.items() if len(shape) > 1},
             vectors={name: shape for name, shape in trained.items() if len(shape) == 1},
             statistics={name: b.shape for name, b in network.named_buffers()},
-            plan=Plan(spec.epochs, spec.batch, spec.lr, spec.optimizer, spec.persistent, spec.momentum),
-            train=(dataset.train_x, dataset.train_y),
-            test=(dataset.test_x, dataset.test_y),
-            partition=partition.make(
-                dataset.train_y.cpu().numpy(), spec.clients, owners=dataset.owners, **spec.partition
-            ),
-            device=device,
-            cohort=spec.cohort,
-            held_out=spec.held_out,
+            **agreed,
         )
 
     @functools.cached_property
@@ -89,16 +69,16 @@ class Task:
         """All tensors of the model that may change: weights, vectors, statistics."""
         return self.weights | self.vectors | self.statistics
 
-    def initial(self) -> State:
+    def initial(self) -> Tensors:
         """The model before the first round, on the CPU (where the server works)."""
         own = self.network.state_dict()
         return {name: own[name].detach().cpu().clone() for name in self.tensors}
 
-    def shard(self, client: int) -> tuple[Tensor, Tensor]:
+    def shard(self, client: int) -> Samples:
         """Client's training samples, on the device: x [n, channels, side, side], y [n]."""
         return self._samples(self.indices(client))
 
-    def held(self, client: int) -> tuple[Tensor, Tensor]:
+    def held(self, client: int) -> Samples:
         """The samples that it does not train on."""
         return self._samples(self._split(client)[1])
 
@@ -116,7 +96,7 @@ class Task:
         kept = len(indices) - int(self.held_out * len(indices))
         return indices[:kept], indices[kept:]
 
-    def _samples(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _samples(self, indices: np.ndarray) -> Samples:
         index = torch.from_numpy(indices).to(self.device)
         return self.train[0][index], self.train[1][index]
 
@@ -124,15 +104,15 @@ class Task:
         """The network's output [n, classes] with the given tensors in place of its own; frozen ones are its own."""
         return functional_call(self.network, dict(tensors), (x,))
 
-    def loss(self, tensors: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, tensors: Mapping[str, Tensor], batch: Samples) -> Tensor:
         """Mean cross-entropy of a batch in training mode; BatchNorm updates the given statistics in place."""
         return cross_entropy(self.logits(tensors, batch[0]), batch[1], "mean")
 
-    def fingerprint(self, method: str, hyper: Any) -> bytes:
+    def fingerprint(self, method: str, settings: dict[str, Any]) -> bytes:
         """8 bytes that differ whenever a message could not be read right: other model, frozen values, method or
-        hyper-parameters."""
+        settings."""
         layout = [(name, list(shape)) for name, shape in self.tensors.items()]
-        text = json.dumps([method, dataclasses.asdict(hyper), layout, self.frozen_digest])
+        text = json.dumps([method, settings, layout, self.frozen_digest])
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
     @functools.cached_property
@@ -142,11 +122,3 @@ class Task:
         for name in self.frozen:
             digest.update(name.encode() + self.network.get_parameter(name).detach().cpu().numpy().tobytes())
         return digest.hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
-def _load(name: str, device: torch.device) -> sets.Dataset:
-    d = sources.load(name)
-    # Fastest for convolutions on a CPU; the last bits of a result depend on the layout, so it is always this one.
-    images = {k: getattr(d, k).to(device, memory_format=torch.channels_last) for k in ("train_x", "test_x")}
-    return dataclasses.replace(d, **images, train_y=d.train_y.to(device), test_y=d.test_y.to(device))

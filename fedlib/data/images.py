@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import struct
 import zipfile
@@ -101,10 +102,8 @@ def read_cifar10_jpeg(folder: Path) -> Arrays:
 
         def images(part: str) -> np.ndarray:
             jpeg, ends = file[f"{part}_jpeg"].tobytes(), file[f"{part}_offsets"].tolist()
-            decoded = np.empty((len(ends) - 1, 32, 32, 3), np.uint8)
-            for i in range(len(decoded)):
-                decoded[i] = np.asarray(Image.open(io.BytesIO(jpeg[ends[i] : ends[i + 1]])))
-            return decoded.transpose(0, 3, 1, 2)
+            decoded = [np.asarray(Image.open(io.BytesIO(jpeg[a:b]))) for a, b in itertools.pairwise(ends)]
+            return np.stack(decoded).transpose(0, 3, 1, 2)
 
         return images("train"), file["train_labels"], images("test"), file["test_labels"]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 
-from fedlib.errors import SpecError, require_mapping, require_name, require_number
+from fedlib.errors import SpecError
 from fedlib.rng import Rng
 
 
@@ -137,28 +136,25 @@ KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
 }
 
 
-PARAMETERS = {
-    "iid": (),
-    "natural": (),
-    "dirichlet": ("beta",),
-    "quota": ("beta",),
-    "labels": ("count",),
-    "resampled": ("size",),
+# Of each kind: the parameters, with type, smallest and largest value.
+PARAMETERS: dict[str, dict[str, tuple[type, float, float]]] = {
+    "iid": {},
+    "natural": {},
+    "dirichlet": {"beta": (float, 1e-3, 1e6)},
+    "quota": {"beta": (float, 1e-3, 1e6)},
+    "labels": {"count": (int, 1, 10**6)},
+    "resampled": {"size": (int, 1, 10**6)},
 }
 
 
-def check(description: object) -> None:
-    """SpecError unless it is a mapping with kind, seed and that kind's own parameters, each a number in range."""
-    require_mapping("partition", description, {"kind", "seed", "beta", "count", "size"})
-    given = dict(cast(dict[str, Any], description))
-    kind, seed = given.pop("kind", None), given.pop("seed", None)
-    require_name("partition.kind", kind, PARAMETERS)
-    require_number("partition.seed", seed, 0, 2**32 - 1, integer=True)
-    if set(given) != set(PARAMETERS[kind]):
-        wanted = ", ".join(PARAMETERS[kind]) or "no parameters"
-        raise SpecError(f"partition: {kind} takes {wanted}, given {', '.join(given) or 'none'}")
-    for name, value in given.items():
-        require_number(f"partition.{name}", value, 1e-3 if name == "beta" else 1, 1e6, integer=name != "beta")
+def require_samples(kind: str, clients: int, data: str, samples: int) -> None:
+    """SpecError where a partition of so many training samples must leave a client without any; 0 samples: not known."""
+    least = {"dirichlet": 10, "resampled": 0}.get(kind, 1)
+    if samples and clients * least > samples:
+        raise SpecError(
+            f"clients: {clients} are too many for the {samples} training samples of {data}, of which partition {kind} "
+            f"gives at least {least} to each; allowed: 1 to {samples // least}"
+        )
 
 
 def make(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,8 @@ class Entry:
     name: str
     read: Callable[[Path], images.Arrays | text.Owned]  # gets the folder that `files` starts from
     classes: tuple[str, ...]
-    mean: tuple[float, ...]  # a channel each, of pixels scaled to 0..1
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = (0.0,)  # a channel each, of pixels scaled to 0..1
+    std: tuple[float, ...] = (1.0,)
     scale: float = 255.0  # the largest pixel value
     version: int = 1  # of the reading rule: raise it when `read` gives other numbers from the same files
     folder: str = "data-extra"  # below the project's root
@@ -49,30 +50,51 @@ class Entry:
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
     mirrors: Callable[[], list[list[str]]] = list  # per mirror: all its addresses; "a/b#c" if our name is c, not b
     package: str = ""  # Debian's package with the same files
+    samples: int = 0  # training samples, which a run's clients are held against; 0: not known beforehand
 
 
-def _emnist_mirrors() -> list[list[str]]:
-    from torchvision.datasets import EMNIST
+def _torchvision() -> Any:
+    from torchvision import datasets  # takes seconds, and only a download needs its addresses
 
-    return [[EMNIST.url]]
+    return datasets
 
 
 def _fashion_mnist_mirrors() -> list[list[str]]:
-    # Imported late: torchvision takes seconds, and only a download needs its addresses.
-    from torchvision.datasets import FashionMNIST
-
-    return [[mirror + name for name, _ in FashionMNIST.resources] for mirror in FashionMNIST.mirrors]
+    theirs = _torchvision().FashionMNIST
+    return [[mirror + name for name, _ in theirs.resources] for mirror in theirs.mirrors]
 
 
-def _cifar10_mirrors() -> list[list[str]]:
-    from torchvision.datasets import CIFAR10
+# Hash of each file as of `sources._hash`; an MD5 is torchvision's, where no SHA-256 is published.
+FILES = """
+sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888 FashionMNIST/raw/train-images-idx3-ubyte
+sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9 FashionMNIST/raw/train-labels-idx1-ubyte
+sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b FashionMNIST/raw/t10k-images-idx3-ubyte
+sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34 FashionMNIST/raw/t10k-labels-idx1-ubyte
+md5:c99cafc152244af753f735de768cd75f cifar-10-batches-py/data_batch_1
+md5:d4bba439e000b95fd0a9bffe97cbabec cifar-10-batches-py/data_batch_2
+md5:54ebc095f3ab1f0389bbae665268c751 cifar-10-batches-py/data_batch_3
+md5:634d18415352ddfa80567beed471001a cifar-10-batches-py/data_batch_4
+md5:482c414d41f54cd18b22e5b47cb7c3cb cifar-10-batches-py/data_batch_5
+md5:40351d587109b95175f43aff81a1287e cifar-10-batches-py/test_batch
+md5:5ff9c542aee3614f3951f8cda6e48888 cifar-10-batches-py/batches.meta
+sha256:b99175c1947f03f3b61ee04b3e630c260ae52244fd6eec091d702257af8a19a6 cifar10-jpeg/cifar10-jpeg.npz
+md5:58c8d27c78d21e728a6bc7b3cc06412e EMNIST/raw/gzip.zip
+sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed shakespeare/tinyshakespeare.txt
+wav:1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959 spoken-digits/free-spoken-digit-dataset.tar.gz
+"""
 
-    return [[CIFAR10.url]]
+
+def _files(folder: str) -> tuple[tuple[str, str], ...]:
+    """Path and hash of each of FILES below a folder."""
+    pairs = (line.split() for line in FILES.splitlines() if f" {folder}/" in line)
+    return tuple((path, hash) for hash, path in pairs)
 
 
 CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 SPOKEN_DIGITS = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive"
-CIFAR10_MEAN, CIFAR10_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10: dict[str, Any] = dict(
+    classes=images.CIFAR10_CLASSES, samples=50_000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
 
 ENTRIES = {
     entry.name: entry
@@ -84,70 +106,41 @@ ENTRIES = {
                 *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
                 *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
             ),
+            samples=60_000,
             mean=(0.2860,),
             std=(0.3530,),
             folder="data",
-            files=tuple(
-                (f"FashionMNIST/raw/{name}", f"sha256:{digest}")
-                for name, digest in (
-                    ("train-images-idx3-ubyte", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
-                    ("train-labels-idx1-ubyte", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-                    ("t10k-images-idx3-ubyte", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
-                    ("t10k-labels-idx1-ubyte", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
-                )
-            ),
+            files=_files("FashionMNIST"),
             mirrors=_fashion_mnist_mirrors,
             package="dataset-fashion-mnist",
         ),
         Entry(
             name="cifar10",
             read=images.read_cifar10,
-            classes=images.CIFAR10_CLASSES,
-            mean=CIFAR10_MEAN,
-            std=CIFAR10_STD,
-            # The MD5s that torchvision publishes; of these files no SHA-256 is published.
-            files=tuple(
-                (f"cifar-10-batches-py/{name}", f"md5:{digest}")
-                for name, digest in (
-                    ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
-                    ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
-                    ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
-                    ("data_batch_4", "634d18415352ddfa80567beed471001a"),
-                    ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
-                    ("test_batch", "40351d587109b95175f43aff81a1287e"),
-                    ("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),
-                )
-            ),
+            **CIFAR10,
+            files=_files("cifar-10-batches-py"),
             archive="cifar-10-python.tar.gz",
-            mirrors=_cifar10_mirrors,
+            mirrors=lambda: [[_torchvision().CIFAR10.url]],
         ),
         Entry(
             name="cifar10-jpeg",
             read=images.read_cifar10_jpeg,
-            classes=images.CIFAR10_CLASSES,
-            mean=CIFAR10_MEAN,
-            std=CIFAR10_STD,
-            files=(
-                (
-                    "cifar10-jpeg/cifar10-jpeg.npz",
-                    "sha256:b99175c1947f03f3b61ee04b3e630c260ae52244fd6eec091d702257af8a19a6",
-                ),
-            ),
+            **CIFAR10,
+            files=_files("cifar10-jpeg"),
         ),
         Entry(
             name="emnist",
             read=images.read_emnist,
             classes=tuple(images.CHARACTERS),
-            mean=(0.0,),
-            std=(1.0,),
-            # The MD5 that torchvision publishes; of these files no SHA-256 is published.
-            files=((images.EMNIST, "md5:58c8d27c78d21e728a6bc7b3cc06412e"),),
-            mirrors=_emnist_mirrors,
+            samples=697_932,
+            files=_files("EMNIST"),
+            mirrors=lambda: [[_torchvision().EMNIST.url]],
         ),
         Entry(
             name="digits",
             read=images.read_digits,
             classes=tuple("0123456789"),
+            samples=1_437,
             mean=(0.5,),  # with scale 16: x/8 - 1, so from -1 to 1
             std=(0.5,),
             scale=16.0,
@@ -157,25 +150,20 @@ ENTRIES = {
             name="shakespeare",
             read=text.read_shakespeare,
             classes=text.CLASSES,
-            mean=(0.0,),  # the model reads the characters' own numbers
-            std=(1.0,),
-            scale=1.0,
-            files=(
-                (
-                    "shakespeare/tinyshakespeare.txt",
-                    "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-                ),
-            ),
+            samples=11_799,
+            scale=1.0,  # the model reads the characters' own numbers
+            files=_files("shakespeare"),
             mirrors=lambda: [[f"{CHAR_RNN}/input.txt#tinyshakespeare.txt"]],
         ),
         Entry(
             name="spoken-digits",
             read=sound.read_spoken_digits,
             classes=tuple("0123456789"),
+            samples=2_700,
             mean=(-8.3862,),  # of the training set; silence is -13.8
             std=(6.1572,),
             scale=1.0,
-            files=((sound.ARCHIVE, "wav:1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959"),),
+            files=_files("spoken-digits"),
             mirrors=lambda: [
                 [f"{SPOKEN_DIGITS}/26eb9aaf76e81b692f806f9140c2d2777410d7a1.tar.gz#free-spoken-digit-dataset.tar.gz"]
             ],

@@ -37,10 +37,7 @@ def images(kind: str, count: int, shape: Shape, seed: int) -> Tensor:
     SpecError: unknown kind; no image, no channel, or a side of fewer than 4 or more than 512 pixels.
     """
     pixels = levels(kind, count, shape, seed)
-    often = np.zeros(LEVELS, np.int64)
-    for image in pixels:
-        often += np.bincount(image.reshape(-1), minlength=LEVELS)
-    level = np.arange(LEVELS)
+    often, level = torch.from_numpy(pixels).flatten().bincount(minlength=LEVELS), torch.arange(LEVELS)
     total, squares = int((often * level).sum()), int((often * level**2).sum())  # exact
     mean = total / pixels.size
     deviation = math.sqrt(squares * pixels.size - total**2) / pixels.size

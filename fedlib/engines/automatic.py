@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
+from typing_extensions import override
 
-from fedlib.core.plan import State
-from fedlib.engines.in_process import Base, InProcess, Memories, Upload, recalled, task_of
+from fedlib.core.client import Job, Memories, Upload
+from fedlib.core.plan import Tensors
+from fedlib.engines.in_process import Engine, InProcess, recalled
 from fedlib.engines.pool import Pool
-from fedlib.runs.spec import Spec
 
 log = logging.getLogger("fedlib")
 
 
-class Auto(Base):
+class Auto(Engine):
     """In process until a measured round says that the rest of the run is worth the start of a pool."""
 
     device = torch.device("cpu")
@@ -28,35 +29,38 @@ class Auto(Base):
         self.pool: Pool | None = None
         self.count = processes
 
+    @override
     def train(
-        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+        self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
         if self.pool is not None:
-            yield from self.pool.train(spec, message, round, cohort, memories)
+            yield from self.pool.train(job, message, round, cohort, memories)
             return
         busy = 0.0
         for client in cohort:
             begin = time.perf_counter()
-            upload = self.local.client(spec, message, round, client, recalled(memories, client))
+            upload = self.local.client(job, message, round, client, recalled(memories, client))
             busy += time.perf_counter() - begin
             yield client, upload
-        if busy * (spec.rounds - round) * (1 - 1 / self.count) > 2 * self.START:
+        if busy * (job.rounds - round) * (1 - 1 / self.count) > 2 * self.START:
             self.pool = Pool(self.count)
 
-    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
-        return (self.pool or self.local).evaluate(spec, state)
+    @override
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+        return (self.pool or self.local).evaluate(job, model)
 
+    @override
     def close(self) -> None:
         if self.pool is not None:
             self.pool.close()
             self.pool = None
 
 
-class Fastest(Base):
+class Fastest(Engine):
     """Gives rounds to its rivals in turn, two to each, and then all to the one that took least time for a sample.
 
     A rival's first round counts for nothing: libraries are loaded and graphs captured in it. What was found holds for
-    all runs of one kind: method, model, data set, batch and cohort.
+    all runs of one kind: method, network, number of samples, plan and cohort.
     """
 
     ROUNDS = 2
@@ -64,27 +68,30 @@ class Fastest(Base):
     def __init__(self, rivals: Sequence[InProcess]) -> None:
         self.rivals, self.device = rivals, rivals[0].device
         self.last = rivals[0]
-        self.paces: dict[tuple[str | int, ...], list[list[float]]] = {}  # kind -> rival -> seconds a sample, by round
+        self.paces: dict[tuple[Hashable, ...], list[list[float]]] = {}  # kind -> rival -> seconds a sample, by round
 
     @property
+    @override
     def name(self) -> str:
         """For the record: who trained the last round, so most of them."""
         return f"Fastest: {type(self.last).__name__}"
 
+    @override
     def train(
-        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+        self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        kind = (spec.method, spec.model, spec.data, spec.batch, spec.cohort)
+        task = job.task
+        kind = (job.method.name, task.plan, task.cohort, len(task.train[1]), tuple(task.tensors.items()))
         paces = self.paces.setdefault(kind, [[] for _ in self.rivals])
         turn = min(range(len(self.rivals)), key=lambda rival: len(paces[rival]))
         if len(paces[turn]) >= self.ROUNDS:
             turn = min(range(len(self.rivals)), key=lambda rival: paces[rival][self.ROUNDS - 1])
         self.last = self.rivals[turn]
-        samples = sum(len(task_of(spec.key(), self.device).partition.indices(client)) for client in cohort)
+        samples = sum(len(task.partition.indices(client)) for client in cohort)
         busy, arrived = 0.0, 0
         begin = time.perf_counter()
         try:
-            for pair in self.last.train(spec, message, round, cohort, memories):
+            for pair in self.last.train(job, message, round, cohort, memories):
                 busy += time.perf_counter() - begin
                 arrived += 1
                 yield pair
@@ -97,11 +104,13 @@ class Fastest(Base):
         else:
             paces[turn].append(busy / max(1, samples))
             return
-        yield from self.train(spec, message, round, cohort, memories)
+        yield from self.train(job, message, round, cohort, memories)
 
-    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
-        return self.rivals[0].evaluate(spec, state)
+    @override
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+        return self.rivals[0].evaluate(job, model)
 
+    @override
     def close(self) -> None:
         for rival in self.rivals:
             rival.close()

@@ -7,45 +7,59 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from typing_extensions import override
 
-from fedlib.core.task import Task
-from fedlib.engines.gpu_steps import Batched, Member, descend, orders, progress, same
+from fedlib.core.client import Fit, Member
+from fedlib.core.method import AnyMethod, Phase
+from fedlib.core.plan import Plan, Tensors
+from fedlib.engines.gpu_steps import descend, orders, progress, same
+from fedlib.engines.in_process import InProcess
 
 WARM_UP = 3  # plain steps before one is captured: libraries choose their kernels in them, and rare lengths stay plain
 
 
-class Graphed(Batched):
+class Graphed(InProcess):
     """Captured graphs serve all clients and rounds of a run."""
 
     def __init__(self, where: torch.device) -> None:
-        super().__init__(where, stack=1)
-        self.steps: dict[int, StaticStep] = {}  # by the task of the stage
+        super().__init__(where)
+        self.steps: dict[Plan, StaticStep] = {}  # by the plan of the phase
 
-    def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:
+    @property
+    @override
+    def fit(self) -> Fit:
+        return self.replay
+
+    def replay(self, method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+        method.task.network.train()
+        plan = phase.plan
+        if any(step.method is not method for step in self.steps.values()):
+            self.steps.clear()  # first, so that the memory of another run's is free
         for member in members:
-            if id(task) not in self.steps or not self.steps[id(task)].suits(task, member):
-                if not any(task is stage for step in self.steps.values() for stage in step.task.stages.get(hyper, ())):
-                    self.steps.clear()  # first, so that the memory of another task's is free
-                self.steps[id(task)] = StaticStep(method, hyper, task, member)
-            step, samples = self.steps[id(task)], len(member.indices)
+            if plan not in self.steps or not self.steps[plan].suits(member):
+                self.steps[plan] = StaticStep(method, plan, member)
+            step, samples = self.steps[plan], member.local.samples
             step.load(member)
-            generator = member.rng.child("draws").torch(task.device)
-            for epoch, (order,) in enumerate(orders([member], task)):
-                for start in range(0, samples, task.plan.batch):
-                    draws = method.draws(progress(task.plan, samples, epoch, start), hyper, task, generator)
-                    step(order[start : start + task.plan.batch], draws)
-            member.trainable.update(step.trainable)  # to be read before the next client is trained
-            member.frozen.update(step.frozen)
-            member.moments.update(step.moments)
+            generator = member.draws.child("draws").torch(method.task.device)
+            for epoch, (order,) in enumerate(orders([member], method.task, plan.epochs)):
+                for start in range(0, samples, plan.batch):
+                    drawn = method.draw(progress(plan, samples, epoch, start), generator)
+                    step(order[start : start + plan.batch], drawn)
+            for own, given in zip(step.own, parts(member), strict=True):
+                given.update(own)  # to be read before the next client is trained
 
+    @override
     def close(self) -> None:
         self.steps.clear()
+
+
+def parts(member: Member) -> tuple[Tensors, Tensors, Tensors]:
+    return member.local.trainable, member.local.frozen, member.moments
 
 
 class StaticStep:
@@ -54,31 +68,35 @@ class StaticStep:
     What varies is copied in: a client's state; for each step the batch's places in the training set, and the draws.
     """
 
-    def __init__(self, method: ModuleType, hyper: Any, task: Task, like: Member) -> None:
-        self.method, self.hyper, self.task = method, hyper, task
-        self.trainable = {name: torch.empty_like(tensor).requires_grad_() for name, tensor in like.trainable.items()}
-        self.frozen = {name: torch.empty_like(tensor) for name, tensor in like.frozen.items()}
-        self.moments = {name: torch.empty_like(tensor) for name, tensor in like.moments.items()}
-        longest = min(task.plan.batch, len(task.train[1]))
-        self.index = torch.zeros(longest, dtype=torch.int64, device=task.device)
+    def __init__(self, method: AnyMethod, plan: Plan, like: Member) -> None:
+        self.method, self.task, self.plan = method, method.task, plan
+        trainable, frozen, moments = parts(like)
+        self.trainable = {name: torch.empty_like(tensor).requires_grad_() for name, tensor in trainable.items()}
+        self.frozen = {name: torch.empty_like(tensor) for name, tensor in frozen.items()}
+        self.moments = {name: torch.empty_like(tensor) for name, tensor in moments.items()}
+        longest = min(plan.batch, len(self.task.train[1]))
+        self.index = torch.zeros(longest, dtype=torch.int64, device=self.task.device)
         self.draws: Any = None
         self.met = collections.Counter[int]()  # batch length -> steps so far
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by batch length
-        if task.device.type == "cuda":
+        if self.task.device.type == "cuda":
             self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
-    def suits(self, task: Task, member: Member) -> bool:
-        """Whether it was made for this task, which stands for method and settings too, and for tensors like these."""
+    @property
+    def own(self) -> tuple[Tensors, Tensors, Tensors]:
+        return self.trainable, self.frozen, self.moments
 
-        def shapes(*states: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def suits(self, member: Member) -> bool:
+        """Whether it was made for tensors like these."""
+
+        def shapes(*states: Tensors) -> list[dict[str, Any]]:
             return [{name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} for state in states]
 
-        return self.task is task and shapes(self.trainable, self.frozen) == shapes(member.trainable, member.frozen)
+        return shapes(*self.own) == shapes(*parts(member))
 
     def load(self, member: Member) -> None:
         with torch.no_grad():
-            pairs = (self.trainable, member.trainable), (self.frozen, member.frozen), (self.moments, member.moments)
-            for own, given in pairs:
+            for own, given in zip(self.own, parts(member), strict=True):
                 for name, tensor in own.items():
                     tensor.copy_(given[name])
 
@@ -109,8 +127,8 @@ class StaticStep:
     def run(self, length: int) -> None:
         index = self.index[:length]
         batch = self.task.train[0][index], self.task.train[1][index]
-        loss = self.method.objective(self.trainable, self.frozen, batch, self.draws, self.hyper, self.task)
-        descend(loss, self.trainable, self.moments, self.task.plan)
+        loss = self.method.loss(self.trainable, self.frozen, batch, self.draws)
+        descend(loss, self.trainable, self.moments, self.plan)
 
     def place(self, leaf: Any) -> Any:
         """Where one of the draws is kept; float64 rounds a number as Python does."""

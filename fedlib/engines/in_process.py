@@ -2,79 +2,83 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import abc
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Self
 
 import torch
+from typing_extensions import override
 
-from fedlib.core import client as client_side
-from fedlib.core.plan import State
-from fedlib.core.task import Task
-from fedlib.errors import PayloadError
-from fedlib.methods import registry
-from fedlib.runs.spec import Spec
-
-Upload = bytes | bytearray | PayloadError | client_side.Reply
-Memories = Mapping[int, bytes] | None  # by client, of those that have one; None without error feedback
+from fedlib.core import client
+from fedlib.core.client import Fit, Job, Memories, Upload
+from fedlib.core.plan import Tensors
 
 
-@functools.lru_cache(maxsize=1)
-def task_of(spec_key: str, where: torch.device) -> Task:
-    """The task of `Spec.key()`'s spec; the last one is kept, since a run asks for it in every round."""
-    spec = Spec.from_dict(json.loads(spec_key))
-    return dataclasses.replace(Task.of(spec, where), downlink=registry.downlink(spec))
+class Engine(abc.ABC):
+    """Where clients run. It closes itself at the end of a with statement."""
 
-
-class Base:
-    """An engine closes itself at the end of a with statement."""
+    device: torch.device
 
     @property
     def name(self) -> str:
         """What a record says of where it was made."""
         return type(self).__name__
 
-    def close(self) -> None:
-        pass
+    @abc.abstractmethod
+    def train(
+        self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+    ) -> Iterator[tuple[int, Upload]]:
+        """Uploads of the cohort, in its order; each with the client's new memory where `memories` are given."""
 
-    def __enter__(self) -> Any:
+    @abc.abstractmethod
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+        """Accuracy (share of the test set) and mean cross-entropy."""
+
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing)
+        """Give back what it holds."""
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 
-class InProcess(Base):
+class InProcess(Engine):
     """On the CPU or on a GPU. Used by itself on a CPU, give torch one thread: `rounds.run` does."""
+
+    stack: int | None = 1  # clients that are trained at a time; None: the whole cohort
 
     def __init__(self, where: torch.device) -> None:
         self.device = where
 
+    @override
     def train(
-        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+        self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        for client in cohort:
-            yield client, self.client(spec, message, round, client, recalled(memories, client))
+        stack = max(1, self.stack or len(cohort))
+        for first in range(0, len(cohort), stack):
+            yield from client.walk(job, message, round, cohort[first : first + stack], memories, self.fit)
 
-    def client(self, spec: Spec, message: bytes, round: int, client: int, memory: bytes | None = None) -> Upload:
-        return client_side.run_client(spec, task_of(spec.key(), self.device), message, round, client, memory)
+    @property
+    def fit(self) -> Fit:
+        """How a phase of local training is computed."""
+        return client.train
 
-    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
-        return mean(self.chunk(spec, state, index) for index in chunks(spec, self.device))
+    def client(self, job: Job, message: bytes, round: int, number: int, memory: bytes | None = None) -> Upload:
+        """One client's upload; memory: what it kept, where clients keep something."""
+        memories = None if memory is None else {number: memory}
+        ((_, upload),) = self.train(job, message, round, [number], memories)
+        return upload
 
-    def chunk(self, spec: Spec, state: State, index: int) -> tuple[int, float, int]:
-        return client_side.evaluate(task_of(spec.key(), self.device), state, index)
+    @override
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+        return mean(client.evaluate(job.task, model, index) for index in client.chunks(job.task))
 
 
 def recalled(memories: Memories, client: int) -> bytes | None:
     return None if memories is None else memories.get(client, b"")
-
-
-def chunks(spec: Spec, where: torch.device) -> range:
-    return client_side.chunks(task_of(spec.key(), where))
 
 
 def mean(parts: Iterable[tuple[int, float, int]]) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import multiprocessing
 import os
 import signal
@@ -13,17 +12,19 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 import torch
+from typing_extensions import override
 
-from fedlib.core.plan import State
-from fedlib.engines.in_process import Base, InProcess, Memories, Upload, chunks, mean, recalled
+from fedlib.core import client
+from fedlib.core.client import Job, Memories, Upload
+from fedlib.core.plan import Tensors
+from fedlib.engines.in_process import Engine, InProcess, mean, recalled
 from fedlib.engines.shared_memory import Laid, Shelf
 from fedlib.errors import PayloadError, RunError
-from fedlib.runs.spec import Spec
 
 AHEAD = 2  # jobs a worker holds: the second spares it waiting while the server reads its last upload
 
 
-class Pool(Base):
+class Pool(Engine):
     """Worker processes, started afresh (not forked: threads do not survive a fork) and fed one job at a time.
 
     A worker whose parent is gone, killed included, reads the end of its pipe and ends too.
@@ -46,16 +47,19 @@ class Pool(Base):
             self.shelves[ours] = Shelf(ours, AHEAD)
             self.processes.append(process)
 
+    @override
     def train(
-        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
+        self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        jobs = [("client", round, client, recalled(memories, client)) for client in cohort]
-        return zip(cohort, self._map(("shared", spec.key(), len(message)), message, jobs), strict=True)
+        jobs = [("client", round, number, recalled(memories, number)) for number in cohort]
+        shared = ("shared", job.rebuild, job.key, len(message))
+        return zip(cohort, self._map(shared, message, jobs), strict=True)
 
-    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
-        jobs = [("chunk", index) for index in chunks(spec, self.device)]
-        arrays = {name: tensor.numpy() for name, tensor in state.items()}
-        return mean(self._map(("shared", spec.key(), arrays), b"", jobs))
+    @override
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+        jobs = [("chunk", index) for index in client.chunks(job.task)]
+        arrays = {name: tensor.numpy() for name, tensor in model.items()}
+        return mean(self._map(("shared", job.rebuild, job.key, arrays), b"", jobs))
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """function(engine, *arguments) in the workers, results in order; `function` is a module's own."""
@@ -111,6 +115,7 @@ class Pool(Base):
         result = worker.recv()
         return self.shelves[worker].take(result) if isinstance(result, Laid) else result
 
+    @override
     def close(self) -> None:
         for process in self.processes:
             process.kill()  # workers hold nothing
@@ -132,8 +137,9 @@ def _work(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
     engine, shelf = InProcess(torch.device("cpu")), Shelf(connection, AHEAD)
-    spec: Any = None
-    shared: Any = None
+    job: Job | None = None
+    rebuild: Any = None
+    key, shared = "", cast(Any, None)
     while True:
         try:
             kind, *arguments = connection.recv()
@@ -142,18 +148,21 @@ def _work(connection: Connection) -> None:
         result: Any
         try:
             if kind == "shared":
-                spec, shared = Spec.from_dict(json.loads(arguments[0])), arguments[1]
+                rebuild, key, shared = arguments
                 if isinstance(shared, int):
                     shared = _read(connection, shared)
                 else:
                     shared = {name: torch.from_numpy(array) for name, array in shared.items()}
                 continue
-            if kind == "client":
-                result = engine.client(spec, shared, *arguments)
-            elif kind == "chunk":
-                result = engine.chunk(spec, shared, *arguments)
-            else:
+            if kind == "call":
                 result = arguments[0](engine, *arguments[1:])
+            else:
+                if job is None or job.key != key:
+                    job = rebuild(key, engine.device)
+                if kind == "client":
+                    result = engine.client(job, shared, *arguments)
+                else:
+                    result = client.evaluate(job.task, shared, *arguments)
         except Exception as error:  # sent to the parent, which raises it
             result = error
         try:

@@ -14,42 +14,17 @@ Stacked sums in another order, and agrees within rounding, as all engines do on 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
 
 import torch
 
-from fedlib.core.plan import State
 from fedlib.engines.automatic import Auto, Fastest
 from fedlib.engines.cuda_graph import Graphed
-from fedlib.engines.in_process import InProcess, Memories, Upload
+from fedlib.engines.in_process import Engine, InProcess
 from fedlib.engines.pool import Pool
 from fedlib.engines.vmapped import Stacked
 from fedlib.errors import RunError
-from fedlib.runs.spec import Spec
 
 ENGINES = ("auto", "process", "pool", "stacked", "graphed")  # as the command line names them
-
-
-class Engine(Protocol):
-    device: torch.device
-
-    @property
-    def name(self) -> str: ...
-
-    def train(
-        self, spec: Spec, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
-    ) -> Iterator[tuple[int, Upload]]:
-        """Uploads of the cohort, in its order; each with the client's new memory where `memories` are given."""
-
-    def evaluate(self, spec: Spec, state: State) -> tuple[float, float]:
-        """Accuracy (share of the test set) and mean cross-entropy."""
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(self, *failure: Any) -> None: ...
 
 
 def device(name: str = "auto") -> torch.device:

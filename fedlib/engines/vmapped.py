@@ -8,72 +8,72 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
+from typing_extensions import override
 
-from fedlib.core.plan import State
-from fedlib.core.task import Task
-from fedlib.engines.gpu_steps import Batched, Member, descend, orders, progress, same
+from fedlib.core.client import Fit, Member
+from fedlib.core.method import AnyMethod, Draws, Phase
+from fedlib.core.plan import Plan, Samples, Tensors
+from fedlib.engines.gpu_steps import descend, orders, progress, same
+from fedlib.engines.in_process import InProcess
 
 
-class Stacked(Batched):
+class Stacked(InProcess):
     """A step takes together the clients whose batch then has the same length: BatchNorm would see padding.
 
-    `stack` limits the memory, which grows with the clients trained at a time; None is the whole cohort.
+    stack: limits the memory, which grows with the clients trained at a time; None is the whole cohort.
     """
 
-    def fit(self, method: ModuleType, hyper: Any, task: Task, members: Sequence[Member]) -> None:
-        if not members:
-            return
-        members = sorted(members, key=lambda member: -len(member.indices))  # equal lengths become neighbours
-        sizes = [len(member.indices) for member in members]
-        trainable, frozen = stacked([m.trainable for m in members]), stacked([m.frozen for m in members])
-        moments = stacked([m.moments for m in members])
-        generators = [member.rng.child("draws").torch(task.device) for member in members]
-        for epoch, table in enumerate(orders(members, task)):
-            for start in range(0, sizes[0], task.plan.batch):
-                for rows, length in groups(sizes, start, task.plan.batch):
-                    drawn = [
-                        method.draws(progress(task.plan, samples, epoch, start), hyper, task, generator)
-                        for samples, generator in zip(sizes[rows], generators[rows], strict=True)
-                    ]
-                    draws = tree_map(lambda *leaves: together(leaves, task.device), *drawn)
-                    index = table[rows, start : start + length]
-                    # Views: trainable tensors, moments and BatchNorm statistics change in place in the stack.
-                    own = {name: tensor[rows].detach().requires_grad_() for name, tensor in trainable.items()}
-                    held, kept = ({name: tensor[rows] for name, tensor in s.items()} for s in (frozen, moments))
-                    step(method, own, held, kept, (task.train[0][index], task.train[1][index]), draws, hyper, task)
-        for row, member in enumerate(members):
-            member.trainable.update({name: tensor[row] for name, tensor in trainable.items()})
-            member.frozen.update({name: tensor[row] for name, tensor in frozen.items()})
-            member.moments.update({name: tensor[row] for name, tensor in moments.items()})
+    def __init__(self, where: torch.device, stack: int | None = None) -> None:
+        super().__init__(where)
+        self.stack = stack
+
+    @property
+    @override
+    def fit(self) -> Fit:
+        return train
+
+
+def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+    task, plan = method.task, phase.plan
+    task.network.train()
+    members = sorted(members, key=lambda member: -member.local.samples)  # equal lengths become neighbours
+    sizes = [member.local.samples for member in members]
+    trainable, frozen = stacked([m.local.trainable for m in members]), stacked([m.local.frozen for m in members])
+    moments = stacked([m.moments for m in members])
+    generators = [member.draws.child("draws").torch(task.device) for member in members]
+    for epoch, table in enumerate(orders(members, task, plan.epochs)):
+        for start in range(0, sizes[0], plan.batch):
+            for rows, length in groups(sizes, start, plan.batch):
+                drawn = [
+                    method.draw(progress(plan, samples, epoch, start), generator)
+                    for samples, generator in zip(sizes[rows], generators[rows], strict=True)
+                ]
+                draws = tree_map(lambda *leaves: together(leaves, task.device), *drawn)
+                index = table[rows, start : start + length]
+                # Views: trainable tensors, moments and BatchNorm statistics change in place in the stack.
+                own = {name: tensor[rows].detach().requires_grad_() for name, tensor in trainable.items()}
+                held, kept = ({name: tensor[rows] for name, tensor in s.items()} for s in (frozen, moments))
+                step(method, plan, own, held, kept, (task.train[0][index], task.train[1][index]), draws)
+    for row, member in enumerate(members):
+        member.local.trainable.update({name: tensor[row] for name, tensor in trainable.items()})
+        member.local.frozen.update({name: tensor[row] for name, tensor in frozen.items()})
+        member.moments.update({name: tensor[row] for name, tensor in moments.items()})
 
 
 def step(
-    method: ModuleType,
-    trainable: State,
-    frozen: State,
-    moments: State,
-    batch: tuple[Tensor, Tensor],
-    draws: Any,
-    hyper: Any,
-    task: Task,
+    method: AnyMethod, plan: Plan, trainable: Tensors, frozen: Tensors, moments: Tensors, batch: Samples, draws: Draws
 ) -> None:
     """One local step of several clients, in place; every tensor has the clients as its first dimension."""
-
-    def objective(*of_one_client: Any) -> Tensor:
-        loss: Tensor = method.objective(*of_one_client, hyper, task)
-        return loss
-
     dims = (0, 0, 0, tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, draws))
-    losses = vmap(objective, in_dims=dims)(trainable, frozen, batch, draws)
+    losses = vmap(method.loss, in_dims=dims)(trainable, frozen, batch, draws)
     # A client's tensors enter its own loss alone, so the gradient of the sum is the gradient of each.
-    descend(losses.sum(), trainable, moments, task.plan)
+    descend(losses.sum(), trainable, moments, plan)
 
 
 def groups(sizes: Sequence[int], start: int, batch: int) -> Iterator[tuple[slice, int]]:
@@ -85,7 +85,7 @@ def groups(sizes: Sequence[int], start: int, batch: int) -> Iterator[tuple[slice
         first = end
 
 
-def stacked(states: Sequence[State]) -> State:
+def stacked(states: Sequence[Tensors]) -> Tensors:
     return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
 

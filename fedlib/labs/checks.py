@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
-from fedlib.errors import require_name
+from fedlib.errors import SpecError, require_name
 from fedlib.labs.answers import NotYet
 from fedlib.labs.questions import QUESTIONS
 
@@ -27,6 +28,9 @@ def check(question: str, answer: Any) -> None:
 
 def compare(prediction: Any, outcome: float, unit: str = "") -> None:
     """Prediction and outcome side by side. The ellipsis stands for none; anything else must be a number."""
+    number = isinstance(prediction, Real) and not isinstance(prediction, bool)
+    if prediction is not ... and not number:
+        raise SpecError(f"prediction: {prediction!r} must be a number, or ... for none")
     shown = f"{outcome:,.4g}" if isinstance(outcome, float) else f"{outcome:,}"
     said = f"The run gave {shown} {unit}".rstrip()
     if prediction is ...:

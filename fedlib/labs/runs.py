@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from fedlib.core.method import Local, Sizes
 from fedlib.core.plan import count
-from fedlib.core.task import Task
-from fedlib.engines import in_process, select
+from fedlib.core.uploads import Buffer
+from fedlib.engines import select
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods import registry, update_codec
+from fedlib.methods import registry
+from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
-from fedlib.runs import rounds
+from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
@@ -88,10 +91,10 @@ def train(run: Spec) -> Result:
     torch.set_num_threads(1)
     try:
         with select.open_engine("process", "cpu") as engine:
-            task = in_process.task_of(run.key(), engine.device)
-            state, memories = registry.initial(run, task), dict[int, bytes]()
+            job, memories = build.job(run, engine.device), dict[int, bytes]()
+            state = rounds.initial(job)
             for number in range(1, run.rounds + 1):
-                state, entry = rounds.one_round(run, task, engine, state, number, {}, memories)
+                state, entry = rounds.one_round(run, job, engine, state, number, {}, memories)
                 log.append(entry)
     finally:
         torch.set_num_threads(threads)
@@ -106,11 +109,10 @@ def train(run: Spec) -> Result:
 
 def exchange(run: Spec, client: int = 0) -> tuple[bytes, bytes]:
     """The broadcast of a run's first round, and what this client answers. PayloadError: it has nothing to send."""
-    engine = in_process.InProcess(torch.device("cpu"))
-    task = in_process.task_of(run.key(), engine.device)
-    method, hyper = registry.METHODS[run.method], registry.hyper(run.method, run.hyper)
-    broadcast = bytes(method.broadcast(registry.initial(run, task), hyper, task))
-    upload = engine.client(run, broadcast, 1, client)
+    engine = InProcess(torch.device("cpu"))
+    job = build.job(run, engine.device)
+    broadcast = job.method.broadcast(rounds.initial(job))
+    upload = engine.client(job, broadcast, 1, client)
     if not isinstance(upload, bytes):
         raise PayloadError(f"client {client} sends no plain upload: {upload}")
     return broadcast, upload
@@ -144,33 +146,33 @@ def trying(encode: Encode, decode: Decode, name: str = "codec") -> Iterator[str]
         del registry.METHODS[name]
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """Nothing: a codec's settings stand in its code."""
-
-
-def method_of(encode: Encode, decode: Decode, name: str) -> ModuleType:
+def method_of(encode: Encode, decode: Decode, codec: str) -> type[UpdateCodec[None]]:
     """A method that trains as FedAvg does and sends its update by this codec."""
 
-    def encoded(u: Tensor, hyper: Hyper, task: Task, rng: Rng) -> list[update_codec.Section]:
-        data = encode(u.cpu().numpy().copy(), np.random.default_rng(rng.child("codec").seed()))
-        if not isinstance(data, bytes):
-            raise PayloadError(f"encode gave {type(data).__name__}, expected bytes")
-        return [data]
+    @dataclass(frozen=True, kw_only=True)
+    class Trial(UpdateCodec[None]):
+        """A codec under trial: its settings stand in its code."""
 
-    def decoded(sections: Any, hyper: Hyper, task: Task) -> Tensor:
-        d = count(task.weights)
-        found = np.array(decode(bytes(sections[0]), d), dtype=np.float32)
-        if found.shape != (d,) or not np.isfinite(found).all():
-            raise PayloadError(f"decode gave shape {found.shape}, expected {d} finite numbers")
-        return torch.from_numpy(found)
+        name = codec
+        sections = ("codec", "full precision")
 
-    made = ModuleType(f"fedlib.labs.{name}", "A codec under trial.")
-    hooks = ("broadcast", "start", "draws", "objective", "finish", "server", "sent")
-    vars(made).update(zip(hooks, update_codec.method(name, 1, encoded, decoded), strict=True))
-    vars(made).update(
-        Hyper=Hyper,
-        SECTIONS=("codec", "full precision"),
-        paper_bits=lambda upload, hyper, task: 8.0 * container.section_sizes(upload)[0],
-    )
-    return made
+        @override
+        def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
+            data = encode(u.cpu().numpy().copy(), np.random.default_rng(rng.child("codec").seed()))
+            if not isinstance(data, bytes):
+                raise PayloadError(f"encode gave {type(data).__name__}, expected bytes")
+            return [data]
+
+        @override
+        def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
+            d = count(self.task.weights)
+            found = np.array(decode(bytes(sections[0]), d), dtype=np.float32)
+            if found.shape != (d,) or not np.isfinite(found).all():
+                raise PayloadError(f"decode gave shape {found.shape}, expected {d} finite numbers")
+            return torch.from_numpy(found)
+
+        @override
+        def sizes(self, upload: Buffer) -> Sizes:
+            return Sizes(8.0 * container.section_sizes(upload)[0])
+
+    return Trial

@@ -1,65 +1,55 @@
 """Federated averaging: McMahan, Moore, Ramage, Hampson, Aguera y Arcas,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 
-    Algorithm 1, ClientUpdate -> `start`, `objective` (with fedlib.core.client.train), `finish`
-    Algorithm 1, server       -> `broadcast`, `server`
+    Algorithm 1, ClientUpdate -> `begin`, `loss` (with fedlib.core.client.train), `upload`
+    Algorithm 1, server       -> `broadcast`, `aggregate`
 
 Every tensor of the model travels both ways as float32. BatchNorm statistics are averaged like the rest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.plan import State, count
-from fedlib.core.task import Task
-from fedlib.core.uploads import Buffer, Uploads
-from fedlib.methods.messages import pack_model, unpack_model
+from fedlib.core.method import Draws, Local, Method, ServerState, train_model
+from fedlib.core.plan import Samples, Tensors
+from fedlib.core.uploads import Uploads
+from fedlib.methods.messages import pack_broadcast, pack_model, unpack_broadcast, unpack_model
 from fedlib.rng import Rng
 
-SECTIONS = ("model",)
 
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Method[None]):
+    """No settings beyond the training plan."""
 
-@dataclass(frozen=True)
-class Hyper:
-    """Nothing beyond the training plan."""
+    name = "fedavg"
+    sections = ("model",)
+    plain = True
 
+    @override
+    def broadcast(self, state: ServerState[None]) -> bytes:
+        return pack_broadcast(self, state.model)
 
-def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    return pack_model("fedavg.down", state, 0, hyper, task)
+    @override
+    def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
+        return train_model(self.task, unpack_broadcast(self, message), len(shard[1]))
 
+    @override
+    def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Draws) -> Tensor:
+        return self.task.loss(trainable | frozen, batch)
 
-def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    model, _ = unpack_model(message, "fedavg.down", hyper, task)
-    local = {name: tensor.to(task.device) for name, tensor in model.items()}
-    trainable = {name: local[name].requires_grad_() for name in task.weights | task.vectors}
-    return trainable, {name: local[name] for name in task.statistics}
+    @override
+    def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
+        return pack_model(self, local.trainable | local.frozen, local.samples)
 
-
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> None:
-    return None
-
-
-def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Hyper, task: Task
-) -> Tensor:
-    return task.loss(trainable | frozen, batch)
-
-
-def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    return pack_model("fedavg.up", trainable | frozen, samples, hyper, task)
-
-
-def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    mean = RunningMean(task.tensors)
-    for tensors, samples in uploads.read(lambda upload: unpack_model(upload, "fedavg.up", hyper, task)):
-        mean.add(tensors, samples)
-    return mean.value()
-
-
-def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    return 32.0 * count(task.tensors)
+    @override
+    def aggregate(self, state: ServerState[None], uploads: Uploads) -> ServerState[None]:
+        mean = RunningMean(self.task.tensors)
+        for tensors, samples in uploads.read(lambda upload: unpack_model(self, upload)):
+            mean.add(tensors, samples)
+        return dataclasses.replace(state, model=mean.value())

@@ -2,12 +2,12 @@
 
 The body of the paper could not be read; the algorithm follows the official code (`Leopold1423/fedmrn-mm24`, f0fb8a0).
 
-    noise G(s)                          -> `noise`
+    noise G(s)                          -> `drawn_noise`
     stochastic masking, SM              -> `masks`
     progressive stochastic masking, PSM -> `masked_update`
-    local step, straight-through        -> `objective`
-    upload of seed and mask             -> `finish`
-    server: w + sum_k omega_k n_k m_k   -> `server`
+    local step, straight-through        -> `loss`
+    upload of seed and mask             -> `encode`
+    server: w + sum_k omega_k n_k m_k   -> `decode`, `UpdateCodec.aggregate`
 
 Ours, and numbered on the page: one 64-bit seed per client and round with a stream per layer; weights omega_k by sample
 counts unless `weighting` says otherwise; bits really packed and sent. The ablations of `masking` and the entropy coding
@@ -16,173 +16,157 @@ are ours too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from fedlib.core.plan import State, count
-from fedlib.core.task import Task
+from fedlib.core.method import Local, ServerState, Sizes
+from fedlib.core.plan import Samples, Shapes, Tensors, count
+from fedlib.core.settings import choice, number
 from fedlib.core.uploads import Buffer, Uploads
-from fedlib.errors import PayloadError, require_name, require_number
-from fedlib.methods import update_codec
-from fedlib.methods.messages import pack_model, positive
+from fedlib.methods.messages import pack_broadcast, pack_seed, positive, unpack_broadcast, unpack_seed
+from fedlib.methods.update_codec import Section, UpdateCodec, layer_of_each_entry, loss_at, start
 from fedlib.rng import Rng, normal, signs, uniform
 from fedlib.wire import bits, entropy
 from fedlib.wire.contexts import BUCKETS, buckets
 
-SECTIONS = ("seed", "mask", "full precision")
 LAWS = {"uniform": uniform, "gauss": normal, "bernoulli": signs}
 FLOOR = np.float32(1e-8)  # smaller noise is replaced, so that u / n is finite
 
 
-@dataclass(frozen=True)
-class Hyper:
-    mask: str = "binary"  # {0, 1}, or "signed" for {-1, +1}
-    noise: str = "uniform"  # on [-a, a); "gauss" with deviation a; "bernoulli" for -a or +a
-    magnitude: float = 0.01  # a, in units of a weight [code: 0.01 binary, 0.005 signed]
-    masking: str = "psm"  # "sm": all entries from the first step; "pm": likelier value, not drawn; "after": upload only
-    weighting: str = "samples"  # omega_k; "batches" as the released code has it
-    decay: float = 1.0  # factor of the magnitude from one round to the next, for convergence; 1 in the released code
-    coding: str = "packed"  # one bit an entry; "entropy": by a range coder that knows |n|
+@dataclass(frozen=True, kw_only=True)
+class FedMRN(UpdateCodec[float]):
+    """The server's own state is the magnitude of the noise in the round to come."""
 
-    def __post_init__(self) -> None:
-        require_name("hyper.mask", self.mask, ("binary", "signed"))
-        require_name("hyper.noise", self.noise, LAWS)
-        require_number("hyper.magnitude", self.magnitude, 1e-6, 1e6)
-        require_name("hyper.masking", self.masking, ("psm", "sm", "pm", "after"))
-        require_name("hyper.weighting", self.weighting, ("samples", "batches"))
-        require_number("hyper.decay", self.decay, 1e-3, 1)
-        require_name("hyper.coding", self.coding, ("packed", "entropy"))
+    name = "fedmrn"
+    sections = ("seed", "mask", "full precision")
 
+    mask: str = choice("binary", "signed")  # {0, 1}, or "signed" for {-1, +1}
+    noise: str = choice("uniform", *LAWS)  # on [-a, a); "gauss" with deviation a; "bernoulli" for -a or +a
+    magnitude: float = number(0.01, 1e-6, 1e6)  # a, in units of a weight [code: 0.01 binary, 0.005 signed]
+    # "sm": all entries from the first step; "pm": likelier value, not drawn; "after": upload only
+    masking: str = choice("psm", "sm", "pm", "after")
+    weighting: str = choice("samples", "batches")  # omega_k; "batches" as the released code has it
+    # factor of the magnitude from one round to the next, for convergence; 1 in the released code
+    decay: float = number(1.0, 1e-3, 1)
+    coding: str = choice("packed", "entropy")  # one bit an entry; "entropy": by a range coder that knows |n|
 
-def noise(seed: int, hyper: Hyper, shapes: Mapping[str, torch.Size]) -> Tensor:
-    """n [d] on the CPU: the entries of all masked layers, one stream per layer under a 64-bit seed."""
-    layers = [LAWS[hyper.noise](seed, layer, shape.numel()) for layer, shape in enumerate(shapes.values())]
-    n = np.concatenate(layers) * np.float32(hyper.magnitude)
-    return torch.from_numpy(np.where(np.abs(n) < FLOOR, FLOOR, n))
+    # Noise and masks
 
+    def drawn_noise(self, seed: int, magnitude: float, shapes: Shapes) -> Tensor:
+        """n [d] on the CPU: the entries of all masked layers, one stream per layer under a 64-bit seed."""
+        parts = [LAWS[self.noise](seed, layer, shape.numel()) for layer, shape in enumerate(shapes.values())]
+        n = np.concatenate(parts) * np.float32(magnitude)
+        return torch.from_numpy(np.where(np.abs(n) < FLOOR, FLOOR, n))
 
-def clipped(u: Tensor, n: Tensor, hyper: Hyper) -> Tensor:
-    """u / n limited to the interval that the mask's alphabet spans."""
-    return (u / n).clamp(0.0 if hyper.mask == "binary" else -1.0, 1.0)
+    def clipped(self, u: Tensor, n: Tensor) -> Tensor:
+        """u / n limited to the interval that the mask's alphabet spans."""
+        return (u / n).clamp(0.0 if self.mask == "binary" else -1.0, 1.0)
 
+    def masks(self, u: Tensor, n: Tensor, chance: Tensor) -> Tensor:
+        """SM: True where the mask is 1 (binary) or +1 (signed), False where 0 or -1; `chance` [d] uniform on [0, 1)."""
+        ratio = self.clipped(u, n)
+        likely = ratio if self.mask == "binary" else ratio.add_(1).mul_(0.5)
+        return likely > 0.5 if self.masking == "pm" else chance < likely
 
-def masks(u: Tensor, n: Tensor, chance: Tensor, hyper: Hyper) -> Tensor:
-    """SM: True where the mask is 1 (binary) or +1 (signed), False where 0 or -1. `chance` [d] is uniform on [0, 1)."""
-    ratio = clipped(u, n, hyper)
-    likely = ratio if hyper.mask == "binary" else ratio.add_(1).mul_(0.5)
-    return likely > 0.5 if hyper.masking == "pm" else chance < likely
+    def masked_update(self, u: Tensor, n: Tensor, progress: float, chance: Tensor) -> Tensor:
+        """PSM: with probability `progress` an entry is n * mask, otherwise n * clip(u / n).
 
+        One draw serves both choices: U < p selects masking, and given that, U < p q has probability q.
+        """
+        ratio = self.clipped(u, n)
+        likely = ratio * progress if self.mask == "binary" else (ratio + 1).mul_(0.5 * progress)
+        hard = positive(likely - (0.5 * progress if self.masking == "pm" else chance))
+        if self.mask == "signed":
+            hard.mul_(2).sub_(1)
+        masked = positive(progress - chance)
+        return (masked * hard + (1 - masked) * ratio) * n
 
-def masked_update(u: Tensor, n: Tensor, progress: float, chance: Tensor, hyper: Hyper) -> Tensor:
-    """PSM: with probability `progress` an entry is n * mask, otherwise n * clip(u / n).
+    # The method
 
-    One draw serves both choices: U < p selects masking, and given that, U < p q has probability q.
-    """
-    ratio = clipped(u, n, hyper)
-    likely = ratio * progress if hyper.mask == "binary" else (ratio + 1).mul_(0.5 * progress)
-    hard = positive(likely - (0.5 * progress if hyper.masking == "pm" else chance))
-    if hyper.mask == "signed":
-        hard.mul_(2).sub_(1)
-    masked = positive(progress - chance)
-    return (masked * hard + (1 - masked) * ratio) * n
+    @property
+    def scale(self) -> Shapes:
+        """What the broadcast holds beside the model: the magnitude of the round, where it changes."""
+        return {"magnitude": torch.Size([1])} if self.decay < 1 else {}
 
+    @override
+    def initial(self, rng: Rng) -> ServerState[float]:
+        magnitude = float(np.float32(self.magnitude)) if self.scale else self.magnitude  # as it travels
+        return ServerState(self.task.initial(), magnitude)
 
-def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
-    return task.initial() | {name: torch.tensor([hyper.magnitude]) for name in scale(hyper)}
+    @override
+    def broadcast(self, state: ServerState[float]) -> bytes:
+        return pack_broadcast(self, state.model | {"magnitude": torch.tensor([state.own])}, self.scale)
 
+    @override
+    def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
+        local = start(self.task, unpack_broadcast(self, message, self.scale), len(shard[1]), self.scale)
+        n = self.drawn_noise(rng.child("noise").seed(), self.own_of(local), self.task.weights)
+        local.frozen["n"] = n.to(self.task.device)
+        return local
 
-def scale(hyper: Hyper) -> dict[str, torch.Size]:
-    """What the server keeps and broadcasts beside the model: the magnitude of the round, where it changes."""
-    return {"magnitude": torch.Size([1])} if hyper.decay < 1 else {}
+    @override
+    def own_of(self, local: Local) -> float:
+        return float(local.frozen["magnitude"]) if self.scale else self.magnitude
 
+    @override
+    def draw(self, progress: float, generator: torch.Generator) -> tuple[float, Tensor]:
+        share = 1.0 if self.masking == "sm" else progress
+        return share, torch.rand(count(self.task.weights), generator=generator, device=self.task.device)
 
-def present(hyper: Hyper, state: State) -> Hyper:
-    """The hyper-parameters with the magnitude of this round."""
-    return replace(hyper, magnitude=float(state["magnitude"])) if hyper.decay < 1 else hyper
+    @override
+    def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: tuple[float, Tensor]) -> Tensor:
+        u, effective = trainable["u"], frozen["w"]
+        if self.masking == "after":
+            return loss_at(self.task, effective + u, trainable, frozen, batch)
+        effective = effective + self.masked_update(u.detach(), frozen["n"], *drawn)
+        effective = effective + (u - u.detach())  # adds zero: straight-through, u gets the effective weight's gradient
+        return loss_at(self.task, effective, trainable, frozen, batch)
 
+    @override
+    def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
+        n, generator = local.frozen["n"], rng.child("upload").torch(self.task.device)
+        chance = torch.rand(len(u), generator=generator, device=self.task.device)
+        mask = self.masks(u, n, chance).cpu().numpy()
+        if self.coding == "packed":
+            coded = bits.pack(mask)
+        else:
+            coded = entropy.encode(mask, 2, self.contexts(n.cpu(), self.own_of(local)))
+        return [pack_seed(rng.child("noise").seed()), coded]
 
-def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    return pack_model("fedmrn.down", state, 0, hyper, task, scale(hyper))
+    @override
+    def decode(self, sections: Sequence[memoryview], own: float) -> Tensor:
+        """The update n * m [d] of a seed and a mask."""
+        seed, coded = sections
+        d, n = count(self.task.weights), self.drawn_noise(unpack_seed(seed), own, self.task.weights)
+        if self.coding == "packed":
+            mask = torch.from_numpy(bits.unpack(coded, d)).float()
+        else:
+            mask = torch.from_numpy(entropy.decode(coded, d, 2, self.contexts(n, own))).float()
+        if self.mask == "signed":
+            mask = mask.mul_(2).sub_(1)
+        return n.mul_(mask)
 
+    def contexts(self, n: Tensor, magnitude: float) -> np.ndarray:
+        """Which entries share a model of the range coder [d]: those of one layer and of about the same |n|."""
+        return BUCKETS * layer_of_each_entry(self.task) + buckets(n.abs().numpy(), 4 * magnitude)
 
-def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    trainable, frozen = update_codec.start(message, "fedmrn", hyper, task, scale(hyper))
-    n = noise(rng.child("noise").seed(), present(hyper, frozen), task.weights)
-    return trainable, frozen | {"n": n.to(task.device)}
+    @override
+    def weight(self, samples: int) -> int:
+        return -(-samples // self.task.plan.batch) if self.weighting == "batches" else samples
 
+    @override
+    def aggregate(self, state: ServerState[float], uploads: Uploads) -> ServerState[float]:
+        new = super().aggregate(state, uploads)
+        if not self.scale:
+            return new
+        return dataclasses.replace(new, own=float(np.float32(state.own) * np.float32(self.decay)))
 
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> tuple[float, Tensor]:
-    share = 1.0 if hyper.masking == "sm" else progress
-    return share, torch.rand(count(task.weights), generator=generator, device=task.device)
-
-
-def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: tuple[float, Tensor], hyper: Hyper, task: Task
-) -> Tensor:
-    u, effective = trainable["u"], frozen["w"]
-    if hyper.masking == "after":
-        return update_codec.loss_at(effective + u, trainable, frozen, batch, task)
-    effective = effective + masked_update(u.detach(), frozen["n"], *drawn, hyper)
-    effective = effective + (u - u.detach())  # adds zero: straight-through, u gets the gradient of the effective weight
-    return update_codec.loss_at(effective, trainable, frozen, batch, task)
-
-
-def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    u, n = update_codec.finite(trainable["u"]), frozen["n"]
-    generator = rng.child("upload").torch(task.device)
-    mask = masks(u, n, torch.rand(len(u), generator=generator, device=task.device), hyper).cpu().numpy()
-    coded = (
-        bits.pack(mask)
-        if hyper.coding == "packed"
-        else entropy.encode(mask, 2, contexts(n.cpu(), present(hyper, frozen), task))
-    )
-    seed = rng.child("noise").seed().to_bytes(8, "little")
-    return update_codec.pack_update("fedmrn", [seed, coded], trainable, frozen, samples, hyper, task)
-
-
-def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    new = update_codec.add_mean(
-        state, uploads, lambda upload: read(upload, state, hyper, task), task, by_batches=hyper.weighting == "batches"
-    )
-    return new | {name: state[name] * hyper.decay for name in scale(hyper)}
-
-
-def read(upload: Buffer, state: State, hyper: Hyper, task: Task) -> tuple[State, int]:
-    """What an upload says, and its sample count; `state` has the magnitude of the round."""
-    now = present(hyper, state)
-    return update_codec.read_update(
-        upload, "fedmrn", 2, lambda sections, _, task: decode(sections, now, task), hyper, task
-    )
-
-
-def sent(upload: Buffer, frozen: State, hyper: Hyper, task: Task) -> Tensor:
-    return read(upload, frozen, hyper, task)[0]["u"]
-
-
-def decode(sections: Sequence[memoryview], hyper: Hyper, task: Task) -> Tensor:
-    """The update n * m [d] of a seed and a mask."""
-    seed, coded = sections
-    if len(seed) != 8:
-        raise PayloadError(f"seed of {len(seed)} bytes where 8 were expected")
-    d, n = count(task.weights), noise(int.from_bytes(seed, "little"), hyper, task.weights)
-    if hyper.coding == "packed":
-        mask = torch.from_numpy(bits.unpack(coded, d)).float()
-    else:
-        mask = torch.from_numpy(entropy.decode(coded, d, 2, contexts(n, hyper, task))).float()
-    if hyper.mask == "signed":
-        mask = mask.mul_(2).sub_(1)
-    return n.mul_(mask)
-
-
-def contexts(n: Tensor, hyper: Hyper, task: Task) -> np.ndarray:
-    """Which entries share a model of the range coder [d]: those of one layer and of about the same |n|."""
-    layer = np.repeat(np.arange(len(task.weights)), [shape.numel() for shape in task.weights.values()])
-    return BUCKETS * layer + buckets(n.abs().numpy(), 4 * hyper.magnitude)
-
-
-def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    return 1.0 * count(task.weights)
+    @override
+    def sizes(self, upload: Buffer) -> Sizes:
+        return Sizes(1.0 * count(self.task.weights))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import Shapes, State, count
-from fedlib.core.task import Task
+from fedlib.core.method import AnyMethod
+from fedlib.core.plan import Shapes, Tensors, count
 from fedlib.core.uploads import Buffer
+from fedlib.errors import PayloadError
 from fedlib.wire import container, floats
 
 NO_MORE: Shapes = {}
@@ -23,41 +23,57 @@ def pack_tensors(tensors: Mapping[str, Tensor], shapes: Shapes) -> np.ndarray:
     return floats.encode([tensors[name].detach().cpu().numpy() for name in shapes], list(shapes))
 
 
-def unpack_tensors(data: memoryview, shapes: Shapes) -> State:
+def unpack_tensors(data: memoryview, shapes: Shapes) -> Tensors:
     """The inverse, copied out of the message. PayloadError: wrong length, or a value that is not finite."""
     arrays = floats.decode(data, list(shapes.values()), list(shapes))
     return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}
 
 
-def pack_model(
-    kind: str, tensors: Mapping[str, Tensor], samples: int, hyper: Any, task: Task, more: Shapes = NO_MORE
-) -> bytes:
-    """The whole model in full precision, and more tensors. `kind` is method and direction, e.g. "fedavg.up".
-
-    On its way down, where another method writes it, the model is as precise as that leaves it.
-    """
-    sections: list[Any] = [pack_tensors(tensors, {**task.tensors, **more})]
-    if task.downlink and kind.endswith(".down"):
-        sections = [
-            task.downlink.write_model({name: tensors[name] for name in task.tensors}, task),
-            pack_tensors(tensors, more),
-        ]
-    return container.pack(kind, task.fingerprint(kind.partition(".")[0], hyper), samples, sections)
+def pack_seed(seed: int) -> bytes:
+    """A seed of 64 bits, as it travels."""
+    return seed.to_bytes(8, "little")
 
 
-def unpack_model(message: Buffer, kind: str, hyper: Any, task: Task, more: Shapes = NO_MORE) -> tuple[State, int]:
-    """The inverse: tensors and sample count. PayloadError for any other message."""
-    fingerprint = task.fingerprint(kind.partition(".")[0], hyper)
-    if task.downlink and kind.endswith(".down"):
-        limits = [64 + 4 * count(task.tensors), 4 * count(more)]
-        read = container.unpack(message, kind, fingerprint, limits)
-        return task.downlink.read_model(read.sections[0], task) | unpack_tensors(read.sections[1], more), read.samples
-    shapes = {**task.tensors, **more}
-    arguments = (kind, fingerprint, tuple(shapes.items()))
-    if kind.endswith(".down") and isinstance(message, bytes):
-        arrays, samples = _checked_broadcast(message, *arguments)
+def unpack_seed(section: memoryview) -> int:
+    """The inverse. PayloadError: another length."""
+    if len(section) != 8:
+        raise PayloadError(f"seed of {len(section)} bytes where 8 were expected")
+    return int.from_bytes(section, "little")
+
+
+def pack_broadcast(method: AnyMethod, model: Mapping[str, Tensor], more: Shapes = NO_MORE) -> bytes:
+    """The whole model in full precision, or as the run's other method writes it; and more tensors."""
+    task = method.task
+    if method.writer:
+        named = {name: model[name] for name in task.tensors}
+        sections: list[bytes | np.ndarray] = [method.writer.write_model(named), pack_tensors(model, more)]
     else:
-        arrays, samples = _checked(message, *arguments)
+        sections = [pack_tensors(model, {**task.tensors, **more})]
+    return container.pack(f"{method.name}.down", method.fingerprint(), 0, sections)
+
+
+def unpack_broadcast(method: AnyMethod, message: bytes, more: Shapes = NO_MORE) -> Tensors:
+    """The inverse. PayloadError for any other message."""
+    task, kind, fingerprint = method.task, f"{method.name}.down", method.fingerprint()
+    if method.writer:
+        limits = [64 + 4 * count(task.tensors), 4 * count(more)]
+        model, rest = container.unpack(message, kind, fingerprint, limits).sections
+        return method.writer.read_model(model) | unpack_tensors(rest, more)
+    shapes = {**task.tensors, **more}
+    arrays, _ = _checked_broadcast(message, kind, fingerprint, tuple(shapes.items()))
+    return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}
+
+
+def pack_model(method: AnyMethod, tensors: Mapping[str, Tensor], samples: int) -> bytes:
+    """An upload of the whole model in full precision."""
+    sections = [pack_tensors(tensors, method.task.tensors)]
+    return container.pack(f"{method.name}.up", method.fingerprint(), samples, sections)
+
+
+def unpack_model(method: AnyMethod, upload: Buffer) -> tuple[Tensors, int]:
+    """The inverse: tensors and sample count. PayloadError for any other message."""
+    shapes = method.task.tensors
+    arrays, samples = _checked(upload, f"{method.name}.up", method.fingerprint(), tuple(shapes.items()))
     return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}, samples
 
 

@@ -6,54 +6,124 @@ vector. A method says how u becomes bytes; biases, BatchNorm and its statistics 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import abc
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.plan import Shapes, State, count
+from fedlib.core.method import Draws, Local, Method, Own, ServerState
+from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.task import Task
-from fedlib.core.uploads import Buffer, Uploads
+from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError
-from fedlib.methods.messages import NO_MORE, pack_model, pack_tensors, unpack_model, unpack_tensors
+from fedlib.methods.messages import NO_MORE, pack_broadcast, pack_tensors, unpack_broadcast, unpack_tensors
 from fedlib.rng import Rng
 from fedlib.wire import container
 
 Section = bytes | np.ndarray
-Encode = Callable[[Tensor, Any, Task, Rng], Sequence[Section]]
-Decode = Callable[[Sequence[memoryview], Any, Task], Tensor]
 
 
-def start(message: bytes, name: str, hyper: Any, task: Task, more: Shapes = NO_MORE) -> tuple[State, State]:
-    """From the broadcast model: `u` = 0 and the other trainable tensors; frozen `w` [d], the statistics, and more."""
-    model, _ = unpack_model(message, f"{name}.down", hyper, task, more)
+@dataclass(frozen=True, kw_only=True)
+class UpdateCodec(Method[Own], Generic[Own]):
+    """Compresses u after local training; `sections` names what `encode` gives, then "full precision"."""
+
+    plain = True
+    feeds_back = True
+
+    @abc.abstractmethod
+    def encode(self, u: Tensor, local: Local, rng: Rng) -> Sequence[Section]:
+        """u [d] as byte sections."""
+
+    @abc.abstractmethod
+    def decode(self, sections: Sequence[memoryview], own: Own) -> Tensor:
+        """The inverse, u as the server sees it, on the CPU. PayloadError: sections that cannot be read."""
+
+    def own_of(self, local: Local) -> Own:
+        """The method's own part of the server's state, as far as a client knows it."""
+        return cast(Own, None)
+
+    def weight(self, samples: int) -> int:
+        """omega_k, up to a factor that is the same for all clients."""
+        return samples
+
+    @override
+    def broadcast(self, state: ServerState[Own]) -> bytes:
+        return pack_broadcast(self, state.model)
+
+    @override
+    def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
+        return start(self.task, unpack_broadcast(self, message), len(shard[1]))
+
+    @override
+    def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Draws) -> Tensor:
+        return loss_at(self.task, frozen["w"] + trainable["u"], trainable, frozen, batch)
+
+    @override
+    def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
+        coded = self.encode(finite(local.trainable["u"]), local, rng)
+        full = pack_tensors(local.trainable | local.frozen, others(self.task))
+        return container.pack(f"{self.name}.up", self.fingerprint(), local.samples, [*coded, full])
+
+    @override
+    def aggregate(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
+        """w + sum_k omega_k u_k, and the mean of the rest."""
+        mean = RunningMean({"u": torch.Size([count(self.task.weights)])} | others(self.task))
+        for tensors, samples in uploads.read(lambda upload: self.read(upload, state.own)):
+            mean.add(tensors, self.weight(samples))
+        average = mean.value()
+        updates = layers(average.pop("u"), self.task)
+        model = {name: state.model[name] + update for name, update in updates.items()} | average
+        return dataclasses.replace(state, model=model)
+
+    def read(self, upload: Buffer, own: Own) -> Update:
+        """The update [d] under the name `u`, what travelled in full precision, and the sample count."""
+        most = 64 + 4 * count(self.task.weights)  # no method sends more for a part; `decode` knows the exact size
+        limits = [most] * (len(self.sections) - 1) + [4 * count(others(self.task))]
+        read = container.unpack(upload, f"{self.name}.up", self.fingerprint(), limits)
+        return {"u": self.decode(read.sections[:-1], own)} | unpack_tensors(read.sections[-1], others(self.task)), (
+            read.samples
+        )
+
+    @override
+    def sent(self, upload: Buffer, local: Local) -> Tensor:
+        return self.read(upload, self.own_of(local))[0]["u"]
+
+
+def others(task: Task) -> dict[str, torch.Size]:
+    """All that is not a weight."""
+    return task.vectors | task.statistics
+
+
+def start(task: Task, model: Tensors, samples: int, more: Shapes = NO_MORE) -> Local:
+    """Trained are `u` = 0 and the vectors; frozen are `w` [d], the statistics, and more of the model's tensors."""
     frozen = {name: model[name].to(task.device) for name in (*task.statistics, *more)}
     frozen["w"] = torch.cat([model[name].flatten() for name in task.weights]).to(task.device)
     trainable = {"u": torch.zeros_like(frozen["w"])} | {name: model[name].to(task.device) for name in task.vectors}
-    return {name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen
+    return Local({name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen, samples)
 
 
-def layers(flat: Tensor, task: Task) -> State:
+def layers(flat: Tensor, task: Task) -> Tensors:
     """A vector [d] as the weights' tensors by name (views)."""
     parts = flat.split([shape.numel() for shape in task.weights.values()])
     return {name: part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)}
 
 
-def loss_at(effective: Tensor, trainable: State, frozen: State, batch: tuple[Tensor, Tensor], task: Task) -> Tensor:
+def layer_of_each_entry(task: Task) -> np.ndarray:
+    """Number of the layer that each of the d weights belongs to."""
+    return np.repeat(np.arange(len(task.weights)), [shape.numel() for shape in task.weights.values()])
+
+
+def loss_at(task: Task, effective: Tensor, trainable: Tensors, frozen: Tensors, batch: Samples) -> Tensor:
     """Loss of the network with the weights `effective` [d]."""
-    others = {name: trainable[name] for name in task.vectors} | {name: frozen[name] for name in task.statistics}
-    return task.loss(layers(effective, task) | others, batch)
-
-
-def pack_update(
-    name: str, sections: Sequence[Section], trainable: State, frozen: State, samples: int, hyper: Any, task: Task
-) -> bytes:
-    """The upload: the method's sections, then all that is not a weight as float32."""
-    full = pack_tensors(trainable | frozen, task.vectors | task.statistics)
-    return container.pack(f"{name}.up", task.fingerprint(name, hyper), samples, [*sections, full])
+    rest = {name: trainable[name] for name in task.vectors} | {name: frozen[name] for name in task.statistics}
+    return task.loss(layers(effective, task) | rest, batch)
 
 
 def finite(u: Tensor) -> Tensor:
@@ -61,57 +131,3 @@ def finite(u: Tensor) -> Tensor:
     if not bool(torch.isfinite(u).all()):
         raise PayloadError("update u is not finite: local training diverged; lower the learning rate")
     return u.detach()
-
-
-def read_update(upload: Buffer, name: str, sections: int, decode: Decode, hyper: Any, task: Task) -> tuple[State, int]:
-    """The update [d] under the name `u`, what travelled in full precision, and the sample count."""
-    others = task.vectors | task.statistics
-    most = 64 + 4 * count(task.weights)  # no method sends more for a part; `decode` knows the exact size
-    limits = [most] * sections + [4 * count(others)]
-    read = container.unpack(upload, f"{name}.up", task.fingerprint(name, hyper), limits)
-    return {"u": decode(read.sections[:-1], hyper, task)} | unpack_tensors(read.sections[-1], others), read.samples
-
-
-def add_mean(
-    state: State, uploads: Uploads, read: Callable[[Buffer], tuple[State, int]], task: Task, by_batches: bool = False
-) -> State:
-    """w + sum_k omega_k u_k, and the mean of the rest. omega_k is by samples, or by mini-batches."""
-    mean = RunningMean({"u": torch.Size([count(task.weights)])} | task.vectors | task.statistics)
-    for tensors, samples in uploads.read(read):
-        mean.add(tensors, -(-samples // task.plan.batch) if by_batches else samples)
-    average = mean.value()
-    updates = layers(average.pop("u"), task)
-    return {name: state[name] + update for name, update in updates.items()} | average
-
-
-def method(name: str, sections: int, encode: Encode, decode: Decode) -> tuple[Callable[..., Any], ...]:
-    """broadcast, start, draws, objective, finish, server and sent of a method that compresses u after local training.
-
-    encode: u [d] -> `sections` byte sections. decode: the inverse, u as the server sees it; PayloadError.
-    """
-
-    def broadcast(state: State, hyper: Any, task: Task) -> bytes:
-        return pack_model(f"{name}.down", state, 0, hyper, task)
-
-    def begin(message: bytes, hyper: Any, task: Task, rng: Rng) -> tuple[State, State]:
-        return start(message, name, hyper, task)
-
-    def draws(progress: float, hyper: Any, task: Task, generator: torch.Generator) -> None:
-        return None
-
-    def objective(
-        trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Any, task: Task
-    ) -> Tensor:
-        return loss_at(frozen["w"] + trainable["u"], trainable, frozen, batch, task)
-
-    def finish(trainable: State, frozen: State, samples: int, hyper: Any, task: Task, rng: Rng) -> bytes:
-        coded = encode(finite(trainable["u"]), hyper, task, rng)
-        return pack_update(name, coded, trainable, frozen, samples, hyper, task)
-
-    def server(state: State, uploads: Uploads, hyper: Any, task: Task) -> State:
-        return add_mean(state, uploads, lambda upload: read_update(upload, name, sections, decode, hyper, task), task)
-
-    def sent(upload: Buffer, frozen: State, hyper: Any, task: Task) -> Tensor:
-        return read_update(upload, name, sections, decode, hyper, task)[0]["u"]
-
-    return broadcast, begin, draws, objective, finish, server, sent

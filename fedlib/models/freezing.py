@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -33,18 +33,29 @@ def frozen_names(policy: str, parameters: Mapping[str, torch.Size], field: str =
 
     SpecError: unknown policy, one that is not for this network, one that leaves nothing to train.
     """
+    # Each pattern must find something: half a policy is another policy.
+    fitting = {name for name, patterns in POLICIES.items() if all(matching([one], parameters) for one in patterns)}
+    known = ", ".join(["none", *sorted(fitting - {"none"})])
+    allowed = f"allowed for this network: {known}, random/p with 0 < p < 1"
     if isinstance(policy, str) and policy.startswith(RANDOM):
-        frozen = drawn(_fraction(policy, parameters, field), parameters)
+        try:
+            p = float(policy.removeprefix(RANDOM))
+        except ValueError:
+            p = 0.0
+        if not 0 < p < 1:
+            raise SpecError(f"{field}: {policy!r} must end in a number between 0 and 1; {allowed}")
+        frozen = drawn(p, parameters)
+        fits = bool(frozen)
     elif isinstance(policy, str) and policy in POLICIES:
-        frozen = matching(POLICIES[policy], parameters)
+        frozen, fits = matching(POLICIES[policy], parameters), policy in fitting
     else:
-        raise SpecError(f"{field}: {policy!r} is unknown; {_allowed(parameters)}")
-    if policy != "none" and not _fits(policy, frozen, parameters):
+        raise SpecError(f"{field}: {policy!r} is unknown; {allowed}")
+    if not fits:
         names = list(parameters)
         span = f"(its parameters: {names[0]} to {names[-1]})"
-        raise SpecError(f"{field}: {policy!r} does not fit this network {span}; {_allowed(parameters)}")
+        raise SpecError(f"{field}: {policy!r} does not fit this network {span}; {allowed}")
     if len(frozen) == len(parameters):
-        raise SpecError(f"{field}: {policy!r} leaves nothing to train; {_allowed(parameters)}")
+        raise SpecError(f"{field}: {policy!r} leaves nothing to train; {allowed}")
     return frozen
 
 
@@ -65,24 +76,3 @@ def drawn(p: float, parameters: Mapping[str, torch.Size]) -> set[str]:
         else:
             frozen.add(name)
     return frozen
-
-
-def _fraction(policy: str, parameters: Mapping[str, torch.Size], field: str) -> float:
-    try:
-        p = float(policy.removeprefix(RANDOM))
-    except ValueError:
-        p = 0.0
-    if not 0 < p < 1:
-        raise SpecError(f"{field}: {policy!r} must end in a number between 0 and 1; {_allowed(parameters)}")
-    return p
-
-
-def _fits(policy: str, frozen: Collection[str], parameters: Mapping[str, torch.Size]) -> bool:
-    # Each pattern must find something: half a policy is another policy.
-    patterns: Sequence[str] = POLICIES.get(policy, ())
-    return bool(frozen) and all(matching([pattern], parameters) for pattern in patterns)
-
-
-def _allowed(parameters: Mapping[str, torch.Size]) -> str:
-    fitting = {policy for policy in POLICIES if _fits(policy, matching(POLICIES[policy], parameters), parameters)}
-    return f"allowed for this network: {', '.join(['none', *sorted(fitting)])}, random/p with 0 < p < 1"

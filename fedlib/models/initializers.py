@@ -32,6 +32,8 @@ from fedlib.rng import MASK64, Rng, normal, uniform
 CUT = 0.87962566103423978
 
 Network = TypeVar("Network", bound=nn.Module)
+Builder = Callable[[int, int, int, Rng], nn.Sequential]
+"""From channels, side, classes and the root of the random draws to a network, initial weights included."""
 Values = Callable[[int, Sequence[int]], np.ndarray]  # from the tensor's own seed and its shape, float32 [entries]
 
 
@@ -72,25 +74,19 @@ def _he(seed: int, shape: Sequence[int]) -> np.ndarray:
     return z * np.float32(math.sqrt(2 / math.prod(shape[1:])) / CUT)
 
 
-def _glorot(seed: int, shape: Sequence[int]) -> np.ndarray:
-    fans = (shape[0] + shape[1]) * math.prod(shape[2:])
-    return uniform(seed, 0, math.prod(shape)) * np.float32(math.sqrt(6 / fans))
+def _uniform(seed: int, shape: Sequence[int], reach: float) -> np.ndarray:
+    return uniform(seed, 0, math.prod(shape)) * np.float32(reach)
 
 
-def _torch(seed: int, shape: Sequence[int]) -> np.ndarray:
-    return uniform(seed, 0, math.prod(shape)) * np.float32(math.sqrt(1 / math.prod(shape[1:])))
-
-
-def _head(seed: int, shape: Sequence[int]) -> np.ndarray:
-    return normal(seed, 0, math.prod(shape)) * np.float32(0.01)
-
-
-def _embedding(seed: int, shape: Sequence[int]) -> np.ndarray:
-    return uniform(seed, 0, math.prod(shape)) * np.float32(0.05)
-
-
-LAWS: dict[str, Values] = {"glorot": _glorot, "he": _he, "torch": _torch}
-OWN: dict[str, Values] = {"embedding.weight": _embedding, "head.weight": _head}
+LAWS: dict[str, Values] = {
+    "glorot": lambda seed, shape: _uniform(seed, shape, math.sqrt(6 / ((shape[0] + shape[1]) * math.prod(shape[2:])))),
+    "he": _he,
+    "torch": lambda seed, shape: _uniform(seed, shape, math.sqrt(1 / math.prod(shape[1:]))),
+}
+OWN: dict[str, Values] = {
+    "embedding.weight": lambda seed, shape: _uniform(seed, shape, 0.05),
+    "head.weight": lambda seed, shape: normal(seed, 0, math.prod(shape)) * np.float32(0.01),
+}
 
 
 def normal_weights(network: nn.Sequential, deviation: float | None, root: Rng) -> nn.Sequential:
@@ -98,12 +94,12 @@ def normal_weights(network: nn.Sequential, deviation: float | None, root: Rng) -
 
     deviation: None is sqrt(2 / fan_in), which keeps the variance through layers with ReLU (He et al., ICCV 2015).
     """
-    number = root.child("initial weights").seed()
+    seed = number(root)
     with torch.no_grad():
         for index, (label, p) in enumerate(network.named_parameters()):
             if p.ndim > 1:
                 own = math.sqrt(2 / p[0].numel()) if deviation is None else deviation
-                p.copy_(torch.from_numpy(normal(number, index, p.numel()).reshape(p.shape) * own))
+                p.copy_(torch.from_numpy(normal(seed, index, p.numel()).reshape(p.shape) * own))
             elif label.endswith("bias"):
                 p.zero_()
     return network

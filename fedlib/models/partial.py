@@ -10,41 +10,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fedlib.errors import SpecError
-from fedlib.models.initializers import initialise
+from fedlib.models.initializers import Builder, initialise
 from fedlib.rng import Rng
 
 HEAD = 100  # outputs of the public script for CIFAR-10, which has ten classes
 
 
-def emnist(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """Two 5x5 convolutions and a hidden layer (McMahan et al. 2017). 1x28x28: 1,690,046 parameters (62 classes)."""
-    return initialise(convolutional((32, 64), 512, channels, side, classes), "glorot", root)
-
-
-def emnist_narrow(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """A quarter of emnist's channels and hidden units. 1x28x28: 111,902 parameters (62 classes)."""
-    return initialise(convolutional((8, 16), 128, channels, side, classes), "glorot", root)
-
-
-def emnist_hidden(hidden: int) -> Callable[[int, int, int, Rng], nn.Sequential]:
-    """emnist-narrow with so many hidden units: how wide must a layer be for its random weights to do?"""
+def emnist(widths: tuple[int, int], hidden: int) -> Builder:
+    """Two 5x5 convolutions and a hidden layer."""
 
     def build(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-        return initialise(convolutional((8, 16), hidden, channels, side, classes), "glorot", root)
+        return initialise(convolutional(widths, hidden, channels, side, classes), "glorot", root)
 
     return build
-
-
-def emnist_thin(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """A network to be trained whole that sends no more than emnist-narrow with its hidden layer frozen. 1x28x28: 4,613
-    parameters (10 classes), where that trains 4,714."""
-    return initialise(convolutional((2, 4), 21, channels, side, classes), "glorot", root)
 
 
 def resnet18_gn(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:

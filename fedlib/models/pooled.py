@@ -20,38 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.errors import SpecError
-from fedlib.models.initializers import initialise, number, values
+from fedlib.models.initializers import Builder, initialise, number, values
 from fedlib.rng import Rng
 
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)  # of the stem and of block 1 to 13
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # of block 1 to 13; the stem's is 2
-
-
-def resnet20(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """d = 64. 3 channels: 269,722 parameters (10 classes), of them 267,696 in 19 kernels."""
-    return _residual(channels, side, classes, root, momentum=0.01)
-
-
-def resnet20_quick(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """resnet20 with statistics that follow faster."""
-    return _residual(channels, side, classes, root, momentum=0.1)
-
-
-def mobilenet(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """d = 1024. 1 channel: 3,207,756 parameters (12 classes), of them 44,640 in depthwise kernels and 3,139,872 in 14
-    others."""
-    return _separable(1, channels, side, classes, root, momentum=0.01)
-
-
-def mobilenet_quarter(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """A quarter of the channels, d = 256. 1 channel: 213,276 parameters (12 classes)."""
-    return _separable(4, channels, side, classes, root, momentum=0.1)
-
-
-def mobilenet_short(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """A quarter of the channels, without the five equal blocks in the middle; d = 256. 1 channel: 124,316 parameters
-    (12 classes)."""
-    return _separable(4, channels, side, classes, root, momentum=0.1, left_out=range(7, 12))
 
 
 def pooled4(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
@@ -67,8 +40,9 @@ def pooled4(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     return _headed(layers, 64, classes, root)
 
 
-def _residual(channels: int, side: int, classes: int, root: Rng, momentum: float) -> nn.Sequential:
-    """Stem and three stages of three blocks (He et al., CVPR 2016, section 4.2), the second and third on half the side.
+def resnet20(momentum: float) -> Builder:
+    """Stem and three stages of three blocks (He et al., CVPR 2016, section 4.2), the second and third on half the side;
+    d = 64.
 
     Before a convolution of stride 2, Keras pads an image with an even side by a pixel at the bottom and right only, so
     that the convolution is centred on the odd rows and columns while the shortcut takes the even ones. Here both take
@@ -76,15 +50,18 @@ def _residual(channels: int, side: int, classes: int, root: Rng, momentum: float
 
     Images of 4 x 4 leave one place, of which no BatchNorm trains on a batch of one image.
     """
-    _require("resnet20", side, 4)
-    layers = OrderedDict[str, nn.Module](
-        conv=nn.Conv2d(channels, 16, 3, padding=1, bias=False), norm=_norm(16, momentum), relu=nn.ReLU()
-    )
-    for index, (before, after) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
-        blocks = OrderedDict[str, nn.Module](block1=Basic(before, after, momentum))
-        blocks.update({f"block{later}": Basic(after, after, momentum) for later in (2, 3)})
-        layers[f"stage{index}"] = nn.Sequential(blocks)
-    return _headed(layers, 64, classes, root)
+
+    def build(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
+        _require("resnet20", side, 4)
+        layers = OrderedDict[str, nn.Module](
+            conv=nn.Conv2d(channels, 16, 3, padding=1, bias=False), norm=_norm(16, momentum), relu=nn.ReLU()
+        )
+        for index, (before, after) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
+            blocks = {f"block{place}": Basic(before if place == 1 else after, after, momentum) for place in (1, 2, 3)}
+            layers[f"stage{index}"] = nn.Sequential(OrderedDict(blocks))
+        return _headed(layers, 64, classes, root)
+
+    return build
 
 
 class Basic(nn.Module):
@@ -114,37 +91,39 @@ def _norm(channels: int, momentum: float) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=momentum)
 
 
-def _separable(
-    divisor: int, channels: int, side: int, classes: int, root: Rng, momentum: float, left_out: Sequence[int] = ()
-) -> nn.Sequential:
+def mobilenet(momentum: float, divisor: int = 1, left_out: Sequence[int] = ()) -> Builder:
     """A stem and 13 depthwise-separable blocks (Howard et al. 2017) with YAMNet's widths over `divisor`, for
-    log-mel spectrograms [n, 1, frames, bands], of which `side` counts the frames. left_out: numbers of blocks.
+    log-mel spectrograms [n, 1, frames, bands], of which `side` counts the frames; d = 1024 / divisor. left_out: numbers
+    of blocks.
 
     Before a convolution of stride 2, Keras pads an even side by a pixel at the bottom and right only, this network by
     one at each end, of which the convolution does not reach the last. It is the same network on images turned by 180
     degrees. A side is halved five times, rounded up; one of 32 leaves a single place, of which no BatchNorm trains on a
     batch of one image.
     """
-    _require("mobilenet", side, 32)
     widths = [width // divisor for width in WIDTHS]
-    layers = OrderedDict[str, nn.Module](
-        conv=nn.Conv2d(channels, widths[0], 3, stride=2, padding=1, bias=False),
-        norm=Shift(widths[0], momentum),
-        relu=nn.ReLU(),
-    )
-    for index, ((before, after), stride) in enumerate(zip(itertools.pairwise(widths), STRIDES, strict=True), 1):
-        if index in left_out:
-            continue
-        block = OrderedDict[str, nn.Module](
-            depthwise=nn.Conv2d(before, before, 3, stride, padding=1, groups=before, bias=False),
-            norm1=Shift(before, momentum),
-            relu1=nn.ReLU(),
-            pointwise=nn.Conv2d(before, after, 1, bias=False),
-            norm2=Shift(after, momentum),
-            relu2=nn.ReLU(),
+
+    def build(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
+        _require("mobilenet", side, 32)
+        layers = OrderedDict[str, nn.Module](
+            conv=nn.Conv2d(channels, widths[0], 3, stride=2, padding=1, bias=False),
+            norm=Shift(widths[0], momentum),
+            relu=nn.ReLU(),
         )
-        layers[f"block{index}"] = nn.Sequential(block)
-    return _headed(layers, widths[-1], classes, root, law="glorot")
+        for index, ((before, after), stride) in enumerate(zip(itertools.pairwise(widths), STRIDES, strict=True), 1):
+            block = OrderedDict[str, nn.Module](
+                depthwise=nn.Conv2d(before, before, 3, stride, padding=1, groups=before, bias=False),
+                norm1=Shift(before, momentum),
+                relu1=nn.ReLU(),
+                pointwise=nn.Conv2d(before, after, 1, bias=False),
+                norm2=Shift(after, momentum),
+                relu2=nn.ReLU(),
+            )
+            if index not in left_out:
+                layers[f"block{index}"] = nn.Sequential(block)
+        return _headed(layers, widths[-1], classes, root, law="glorot")
+
+    return build
 
 
 class Shift(nn.BatchNorm2d):

@@ -10,14 +10,13 @@ import functools
 import hashlib
 import inspect
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from fedlib.data import sets
 from fedlib.methods import registry
 from fedlib.models.registry import MODELS
 from fedlib.runs.spec import Spec
-from fedlib.runs.statements import Place, Statement, found
+from fedlib.runs.statements import Place, Statement, found, resolved
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -35,6 +34,7 @@ INERT = {
     "fedlib.data.sets.Entry": "its values are in the data's own digest",
     # Tables: what a run takes from them is hashed, and so is what is chosen by mistake.
     "fedlib.methods.registry.METHODS": "a table",
+    "fedlib.methods.registry.WRITERS": "a table",
     "fedlib.models.registry.MODELS": "a table",
     "fedlib.data.sets.ENTRIES": "a table",
 }
@@ -42,6 +42,7 @@ INERT = {
 ROOTS = (
     ("fedlib.runs.rounds", "run"),
     ("fedlib.engines.in_process", "InProcess"),
+    ("fedlib.runs.derived", "Derived"),
 )
 
 
@@ -65,11 +66,11 @@ _digest_here = functools.cache(code_digest)  # the package does not change while
 def reached(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> set[Statement]:
     """The statements of fedlib that such a run can reach, those of INERT left out."""
     waiting = [Place(*root) for root in ROOTS]
-    waiting += [place for chosen in _chosen(method, model, data, downlink) for place in _places(chosen)]
+    waiting += [_place(chosen) for chosen in _chosen(method, model, data, downlink)]
     statements: set[Statement] = set()
     met: set[Place] = set()
     while waiting:
-        place = waiting.pop()
+        place = resolved(waiting.pop(), package)
         if place in met or _inert(place):
             continue
         met.add(place)
@@ -88,16 +89,12 @@ def _inert(place: Place) -> bool:
 
 def _chosen(method: str, model: str, data: str, downlink: str) -> list[Any]:
     """What the tables hold for these names."""
-    used = [registry.METHODS[name] for name in (method, downlink) if name]
+    used: list[Any] = [registry.METHODS[method], *([registry.WRITERS[downlink]] if downlink else [])]
     return [*used, MODELS[model], sets.ENTRIES[data].read]
 
 
-def _places(chosen: Any) -> list[Place]:
-    if isinstance(chosen, ModuleType):
-        return [
-            Place(chosen.__name__, name) for name, value in vars(chosen).items() if not isinstance(value, ModuleType)
-        ]
-    return [Place(chosen.__module__, chosen.__qualname__.partition(".")[0])]
+def _place(chosen: Any) -> Place:
+    return Place(chosen.__module__, chosen.__qualname__.partition(".")[0])
 
 
 def _enclosed(chosen: Any) -> dict[str, Any]:

@@ -9,82 +9,106 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, get_type_hints
 
-import yaml
+from pydantic import ConfigDict, Discriminator, Field, Tag, create_model
 
 from fedlib.data.sources import home
-from fedlib.errors import SpecError, require_mapping, require_name, require_number
-from fedlib.runs.spec import PROFILES, Spec
+from fedlib.errors import SpecError, require_mapping, require_name
+from fedlib.methods import registry
+from fedlib.runs.spec import PROFILES, Spec, partitions
+from fedlib.runs.validation import Like, Name, OneOf, Range, Table, read
 
+TYPES = get_type_hints(Spec, include_extras=True)
 REQUIRED = {f.name for f in dataclasses.fields(Spec) if f.default is dataclasses.MISSING}
-# What an experiment file says of a method: fields of Spec.
-METHOD = {"method", "lr", "epochs", "optimizer", "momentum", "persistent", "feedback", "frozen", "downlink", "hyper"}
-# What a grid may vary beside "hyper.x": all that is not a label and has no list of its own.
-AXES = {
-    "method",
-    "data",
-    "model",
-    "clients",
-    "cohort",
-    "rounds",
-    "epochs",
-    "batch",
-    "lr",
-    "sampling",
-    "held_out",
-    "optimizer",
-    "momentum",
-    "persistent",
-    "feedback",
-    "frozen",
-    "evaluate_every",
-}
+LABELS = {"paper", "profile", "name", "group", "label", "split"}
+# What a file's settings, a group's own and its grid may name: all that is no label and has no part of its own.
+AXES = sorted(TYPES.keys() - LABELS - {"hyper", "downlink", "partition", "seed"})
+# What an experiment file says of a method beside its name and its own settings.
+METHOD = ("lr", "epochs", "optimizer", "momentum", "persistent", "feedback", "frozen", "downlink")
+
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # the run's and the partition's are added
+Labelled = Annotated[
+    Annotated[Name, Tag("key")] | Annotated[dict[Name, Name], Field(min_length=1, max_length=1), Tag("label: key")],
+    Discriminator(lambda item: "label: key" if isinstance(item, dict) else "key"),
+]
+
+
+def _with(name: str, base: type[Table], types: dict[str, Any]) -> Any:
+    """A model with further fields, none of which must be given."""
+    fields: dict[str, Any] = {field: (type_, None) for field, type_ in types.items()}
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
+
+
+class Setting(Table):
+    """A field of the runs, with its value for each profile."""
+
+    unit: str
+    source: str
+
+
+class Method(Table):
+    """A method with its own settings, and what else goes with it."""
+
+    method: Annotated[str, OneOf(registry.METHODS)]
+    hyper: dict[str, Any]
+    paper: str = ""
+    source: str = ""
+
+
+class Grid(Table):
+    """Lists of values, every combination of which is run; `hyper.x` is a method's own setting x."""
+
+    free: ClassVar[str] = "hyper."
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"propertyNames": {"pattern": rf"^({'|'.join(AXES)}|hyper\..+)$"}}
+    )
+    __pydantic_extra__: dict[str, list[Any]]
+
+
+# All these models know the type of each field from Spec itself.
+_Values = _with("Values", Table, {name: TYPES[name] for name in AXES})
+_Axes = _with("Axes", Grid, {name: list[TYPES[name]] for name in AXES})  # type: ignore[valid-type]
+_Method = _with("Method", Method, {name: TYPES[name] for name in METHOD})
+_Settings = _with(
+    "Settings", Table, {name: _with(name, Setting, dict.fromkeys(PROFILES, TYPES[name])) for name in AXES}
+)
+
+
+class Group(Table):
+    """Runs: partitions x methods x every combination of the lists under `grid` x seeds."""
+
+    methods: list[Labelled]  # a key of the file's methods, or {label: key} where it goes by another label here
+    partitions: list[Name]
+    seeds: list[Seed]
+    settings: Annotated[dict[str, Any] | None, Like(_Values)] = None
+    grid: Annotated[dict[str, Any] | None, Like(_Axes)] = None
+
+
+class Experiment(Table):
+    """What is run for a paper."""
+
+    settings: Annotated[dict[str, Any], Like(_Settings)]
+    methods: dict[Name, Annotated[dict[str, Any], Like(_Method)]]
+    partitions: dict[Name, Annotated[dict[str, Any], Like(partitions((Seed, 0)))]]
+    profiles: dict[Annotated[str, OneOf(PROFILES)], dict[Name, Group]]
 
 
 def papers(root: Path | None = None) -> list[str]:
     return sorted(path.stem for path in ((root or home()) / "experiments").glob("*.yaml"))
 
 
-def read_yaml(path: Path, keys: set[str]) -> dict[str, Any]:
-    """A YAML file that must be a mapping with exactly these keys; SpecError names file and key."""
-    where = f"{path.parent.name}/{path.name}"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SpecError(f"{where}: cannot be read: {error}") from error
-    require_mapping(where, content, keys)
-    missing = sorted(keys - content.keys())
-    if missing:
-        raise SpecError(f"{where}: {', '.join(missing)} not given")
-    return dict(content)
-
-
 def read_experiments(paper: str, root: Path | None = None) -> dict[str, Any]:
     """The experiment file of a paper: settings with value, unit and source; methods; partitions; profiles."""
     require_name("paper", paper, papers(root))
-    path = (root or home()) / "experiments" / f"{paper}.yaml"
-    content = read_yaml(path, {"settings", "methods", "partitions", "profiles"})
-    for part in ("settings", "methods", "partitions"):
-        require_mapping(f"{path.name}: {part}", content[part], content[part])
-    for name, setting in content["settings"].items():
-        require_mapping(f"{path.name}: settings.{name}", setting, {"unit", "source", *PROFILES})
-    for name, method in content["methods"].items():
-        require_mapping(f"{path.name}: methods.{name}", method, METHOD | {"paper", "source"})
-        hyper = method.get("hyper")
-        require_mapping(f"{path.name}: methods.{name}.hyper", hyper, hyper or ())
-    for name, parts in content["partitions"].items():
-        require_mapping(f"{path.name}: partitions.{name}", parts, parts)
-    require_mapping(f"{path.name}: profiles", content["profiles"], PROFILES)
-    return content
+    return read((root or home()) / "experiments" / f"{paper}.yaml", Experiment)
 
 
 def specs(paper: str, profile: str, only: str = "*", root: Path | None = None) -> list[Spec]:
     """All runs of one profile of a paper whose name matches the pattern `only`, in the order of the file."""
     require_name("profile", profile, PROFILES)
     content = read_experiments(paper, root)
-    groups = content["profiles"].get(profile, {})
-    require_mapping(f"experiments/{paper}.yaml: profiles.{profile}", groups, groups)
+    groups = content["profiles"].get(profile)
     if not groups:
         raise SpecError(f"experiments/{paper}.yaml: profiles.{profile}: no runs; take another profile, or add a group")
     found = [spec for group, grid in groups.items() for spec in _grid(paper, profile, group, grid, content)]
@@ -97,43 +121,30 @@ def specs(paper: str, profile: str, only: str = "*", root: Path | None = None) -
     return found
 
 
-def _grid(paper: str, profile: str, group: str, grid: Any, content: dict[str, Any]) -> Iterator[Spec]:
-    """The runs of one group: partitions x methods x every combination of the lists under `grid` x seeds.
-
-    A method is a key of the file's methods, or {label: key} where it goes by another label in this group.
-    """
+def _grid(paper: str, profile: str, group: str, grid: dict[str, Any], content: dict[str, Any]) -> Iterator[Spec]:
+    """The runs of one group, see Group."""
     where = f"experiments/{paper}.yaml: profiles.{profile}.{group}"
-    require_mapping(where, grid, {"methods", "partitions", "seeds", "settings", "grid"})
-    axes = grid.get("grid", {})
-    require_mapping(f"{where}.grid", axes, axes)
-    require_mapping(f"{where}.grid", axes, AXES | {axis for axis in axes if str(axis).startswith("hyper.")})
-    lists = {name: grid.get(name) for name in ("methods", "partitions", "seeds")}
-    for name, values in (lists | {f"grid.{name}": values for name, values in axes.items()}).items():
-        if not isinstance(values, list):
-            raise SpecError(f"{where}: {name}: {values!r} must be a list")
-    own = grid.get("settings", {})
+    axes, own = grid.get("grid", {}), grid.get("settings", {})
     require_mapping(f"{where}.settings", own, content["settings"])
     settings = {name: s[profile] for name, s in content["settings"].items() if profile in s} | own
     for split, item in itertools.product(grid["partitions"], grid["methods"]):
+        ((label, entry),) = item.items() if isinstance(item, dict) else [(item, item)]
         require_name(f"{where}.partitions", split, content["partitions"])
-        label, entry = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (item, item)
         require_name(f"{where}.methods", entry, content["methods"])
-        if not isinstance(label, str) or not re.fullmatch(r"[\w.-]+", label):
-            raise SpecError(f"{where}.methods: {label!r} must be made of letters, digits, '.', '-' and '_'")
         method = {k: v for k, v in content["methods"][entry].items() if k not in ("paper", "source")}
+        parts = {"seed": 0} | content["partitions"][split]
         for *point, seed in itertools.product(*axes.values(), grid["seeds"]):
-            require_number("seed", seed, 0, 2**31 - 1, integer=True)
-            parts = dict(content["partitions"][split])
-            require_number("partition.seed", parts.get("seed", 0), 0, 2**31 - 1, integer=True)
-            parts["seed"] = parts.get("seed", 0) + seed
             chosen = dict(zip(axes, point, strict=True))
             hyper = method["hyper"] | {k.removeprefix("hyper."): v for k, v in chosen.items() if "." in k}
             fields = settings | method | {k: v for k, v in chosen.items() if "." not in k}
             lacking = sorted((REQUIRED & content["settings"].keys()) - fields.keys())
             if lacking:
                 raise SpecError(f"experiments/{paper}.yaml: settings.{lacking[0]}: no value for profile {profile}")
-            name = "_".join(
-                [group, label, split, *(f"{k.split('.')[-1]}-{v}" for k, v in chosen.items()), f"seed{seed}"]
-            )
+            words = [group, label, split, *(f"{k.split('.')[-1]}-{v}" for k, v in chosen.items()), f"seed{seed}"]
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words))
             labels = dict(paper=paper, profile=profile, name=name, group=group, label=label, split=split)
-            yield Spec.from_dict(fields | labels | {"hyper": hyper, "partition": parts, "seed": seed})
+            partition = parts | {"seed": parts["seed"] + seed}
+            try:
+                yield Spec.from_dict(fields | labels | {"hyper": hyper, "partition": partition, "seed": seed})
+            except SpecError as error:
+                raise SpecError(f"{where}: {error}") from None

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedlib.engines.in_process import InProcess
+from fedlib.engines.in_process import Engine, InProcess
 from fedlib.engines.pool import Pool
-from fedlib.engines.select import Engine
 from fedlib.errors import RunError
 from fedlib.runs import rounds
 from fedlib.runs.record import Record

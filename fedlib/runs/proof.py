@@ -8,6 +8,7 @@ numbers, later rounds, or a processor of another kind agree too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -16,17 +17,17 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from tqdm import tqdm
 
+from fedlib.core.method import AnyMethod
 from fedlib.data.sources import home
 from fedlib.engines.in_process import InProcess
-from fedlib.errors import RunError
-from fedlib.methods import registry
+from fedlib.errors import RunError, SpecError
 from fedlib.runs import machine, record, rounds
 from fedlib.runs.digest import PACKAGE, code_of
 from fedlib.runs.spec import Spec
@@ -57,20 +58,26 @@ def _made(spec: Spec) -> dict[str, Any]:
 
 def _reason(file: Path) -> str:
     found = json.loads(file.read_text(encoding="utf-8"))
-    return record.stale(found, Spec.from_dict(found["spec"]))
+    try:
+        return record.stale(found, Spec.from_dict(found["spec"]))
+    except SpecError as error:  # of a run that this code does not know
+        return str(error)
 
 
 def kind(spec: Spec) -> str:
     """All that chooses code: names and switches; of numbers whether they are 0, 1 or the default."""
-    settings = dataclasses.asdict(registry.hyper(spec.method, spec.hyper))
-    defaults = dataclasses.asdict(registry.METHODS[spec.method].Hyper())
-    options = {
-        name: value if isinstance(value, str | bool) else [value == 0, value == 1, value == defaults[name]]
-        for name, value in settings.items()
-    }
     chosen = [spec.method, spec.model, spec.data, spec.partition["kind"], spec.sampling, spec.optimizer, spec.frozen]
     switches = [spec.persistent, spec.feedback, spec.momentum > 0, spec.held_out > 0]
-    return json.dumps([*chosen, *switches, (spec.downlink or {}).get("method"), options])
+    writer = [spec.writer.name, _options(spec.writer)] if spec.writer else None
+    return json.dumps([*chosen, *switches, _options(spec.chosen), writer])
+
+
+def _options(method: AnyMethod) -> dict[str, Any]:
+    defaults = method.defaults()
+    return {
+        name: value if isinstance(value, str | bool) else [value == 0, value == 1, value == defaults[name]]
+        for name, value in method.settings.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,15 +175,16 @@ def _compared(todo: Sequence[Trial], old: str, before: Replay, now: Replay) -> l
 def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Where two records part: "round 2: accuracy 0.5, 0.25"."""
     for one, other in zip(first.get("rounds", []), second.get("rounds", []), strict=False):
-        for name in one.keys() | other.keys():
+        for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
                 return f"round {one['round']}: {name} {one.get(name)}, {other.get(name)}"
-    return ", ".join(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    return ", ".join(name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name))
 
 
-def _replaying(tree: Path) -> Replay:
+@contextlib.contextmanager
+def _replaying(tree: Path) -> Iterator[Replay]:
     """The code of a tree, which answers as `replay` does; data and records are those of this project."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "fedlib", "replay"],
         cwd=tree,
         env=os.environ | {"PYTHONPATH": str(tree), "FEDLIB_HOME": str(home().resolve())},
@@ -184,12 +192,21 @@ def _replaying(tree: Path) -> Replay:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # of a question that nobody was there to read
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
 
 
 def _ask(process: Replay, question: dict[str, Any]) -> None:
     assert process.stdin is not None
-    process.stdin.write(json.dumps(question) + "\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # whoever has ended gives no answer either
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
 
 
 def _told(process: Replay) -> dict[str, Any]:

@@ -65,14 +65,16 @@ def stable(record: Record) -> Record:
 
 
 def load(spec: Spec, root: Path | None = None) -> Record | None:
-    """The record of a run, stale or fresh; None where there is none."""
+    """The record of a run, stale or fresh; None where there is none. DataError: the file is no record."""
     target = path(spec, root)
     if not target.exists():
         return None
     try:
         found = json.loads(target.read_text(encoding="utf-8"))
-        return dict(found)
-    except (ValueError, TypeError) as error:
+        if not isinstance(found, dict) or not isinstance(found.get("spec"), dict):
+            raise ValueError("it is no mapping with a spec")
+        return found
+    except ValueError as error:
         raise DataError(f"record {target} cannot be read ({error}); restore it from Git, or remove it") from error
 
 

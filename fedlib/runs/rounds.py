@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 
-from fedlib.core.client import Reply
-from fedlib.core.plan import State, count
+from fedlib.core.client import Job, Reply, Upload
+from fedlib.core.method import ServerState
+from fedlib.core.plan import count
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, NoUpdate, Uploads
 from fedlib.data import sets
-from fedlib.engines.in_process import Upload, task_of
-from fedlib.engines.select import Engine
+from fedlib.engines.in_process import Engine
 from fedlib.errors import PayloadError, RunError
-from fedlib.methods import registry
 from fedlib.rng import Rng, binomial, permutation, sample
-from fedlib.runs import machine, record
+from fedlib.runs import build, machine, record
 from fedlib.runs.checkpoint import Checkpoint
 from fedlib.runs.digest import code_of
 from fedlib.runs.progress import Bar
@@ -40,17 +39,16 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
     save_every: seconds between checkpoints (0: after every round); it never changes a number.
     Raises RunError when a round yields no usable update in three attempts.
     """
-    task = task_of(spec.key(), engine.device)
-    checkpoint = Checkpoint(spec, root)
+    job, checkpoint = build.job(spec, engine.device), Checkpoint(spec, root)
     empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if engine.device.type == "cpu" else threads)  # how many there are changes the last bits
     try:
-        state, memories, log = checkpoint.load() or (registry.initial(spec, task), {}, empty)
+        state, memories, log = checkpoint.load(job.method) or (initial(job), {}, empty)
         with Bar(spec, log["rounds"]) as progress:
             begin = saved = time.perf_counter()
             for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
-                state, entry = one_round(spec, task, engine, state, number, log["uplink_parts"], memories)
+                state, entry = one_round(spec, job, engine, state, number, log["uplink_parts"], memories)
                 now = time.perf_counter()
                 log["seconds"] += now - begin
                 entry["seconds"], begin = round(now - begin, 3), now
@@ -61,23 +59,28 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
                 progress.show(entry)
     finally:
         torch.set_num_threads(threads)
-    return finished(spec, task, engine, log)
+    return finished(spec, job, engine, log)
+
+
+def initial(job: Job) -> ServerState[Any]:
+    """What the server has before the first round."""
+    return job.method.initial(Rng(job.seed).child("server"))
 
 
 def one_round(
     spec: Spec,
-    task: Task,
+    job: Job,
     engine: Engine,
-    state: State,
+    state: ServerState[Any],
     number: int,
     parts: dict[str, int],
     memories: dict[int, bytes] | None = None,
-) -> tuple[State, dict[str, Any]]:
+) -> tuple[ServerState[Any], dict[str, Any]]:
     """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record.
 
     memories: what clients keep between their rounds, where the spec says that they do; changed in place.
     """
-    method, hyper = registry.METHODS[spec.method], registry.hyper(spec.method, spec.hyper)
+    method = job.method
     uplink, downlink, paper_bits = 0, 0, 0.0
     other_bits: dict[str, float] = {}
     memories = {} if memories is None else memories
@@ -85,21 +88,22 @@ def one_round(
 
     def measure(upload: Buffer) -> None:
         nonlocal paper_bits
-        paper_bits += method.paper_bits(upload, hyper, task)
-        for name, value in registry.other_bits(spec, task, upload).items():
+        bits = method.sizes(upload)
+        paper_bits += bits.paper
+        for name, value in bits.others.items():
             other_bits[name] = other_bits.get(name, 0.0) + value
         sizes = container.section_sizes(upload)
-        for part, size in zip((*method.SECTIONS, "container"), (*sizes, len(upload) - sum(sizes)), strict=True):
+        for part, size in zip((*method.sections, "container"), (*sizes, len(upload) - sum(sizes)), strict=True):
             parts[part] = parts.get(part, 0) + size
 
     for attempt in range(ATTEMPTS):
-        cohort = draw_cohort(spec, task, number, attempt)
-        message = method.broadcast(state, hyper, task)
+        cohort = draw_cohort(spec, job.task, number, attempt)
+        message = method.broadcast(state)
         downlink += len(message) * len(cohort)
-        replies = engine.train(spec, message, number, cohort, memories if spec.feedback or spec.persistent else None)
+        replies = engine.train(job, message, number, cohort, memories if spec.feedback or spec.persistent else None)
         uploads = Uploads(remembered(replies, memories), measure)
         try:
-            state = method.server(state, uploads, hyper, task)
+            state = method.aggregate(state, uploads)
             break
         except NoUpdate:
             continue
@@ -110,7 +114,8 @@ def one_round(
     else:
         raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
     due = number % spec.evaluate_every == 0 or number == spec.rounds
-    accuracy, loss = evaluate(spec, task, engine, state, number) if due else (None, None)
+    accuracy, loss = evaluate(job, engine, state, number) if due else (None, None)
+    notes = method.notes(state)
     return state, {
         "round": number,
         "accuracy": accuracy,
@@ -121,13 +126,20 @@ def one_round(
         "clients": uploads.accepted,
         "refused": refused,
         **({"other_bits": other_bits} if other_bits else {}),
-        **registry.notes(spec, task, state),
+        **({"notes": notes} if notes else {}),
     }
 
 
-def evaluate(spec: Spec, task: Task, engine: Engine, state: State, number: int) -> tuple[float, float]:
-    """Accuracy and loss on the test set, in the mean over the models that a state stands for (mostly itself alone)."""
-    found = [engine.evaluate(spec, model) for model in registry.models(spec, task, state, number)]
+def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> tuple[float, float]:
+    """Accuracy and loss on the test set, in the mean over the models that a state stands for (mostly its own alone).
+
+    Where another method writes the broadcast, what clients would read is evaluated: nobody but the server has more.
+    """
+    method = job.method
+    models = method.models(state, Rng(job.seed).child("models", number))
+    if method.writer:
+        models = [method.writer.received(model) for model in models]
+    found = [engine.evaluate(job, model) for model in models]
     accuracies, losses = zip(*found, strict=True)
     return sum(accuracies) / len(found), sum(losses) / len(found)
 
@@ -156,8 +168,8 @@ def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[i
     return sorted((client for client in drawn if sizes[client]), key=lambda client: (-sizes[client], client))
 
 
-def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Record:
-    last, rounds = log["rounds"][-1], log["rounds"]
+def finished(spec: Spec, job: Job, engine: Engine, log: dict[str, Any]) -> Record:
+    last, rounds, task = log["rounds"][-1], log["rounds"], job.task
     return {
         "format": record.FORMAT,
         "spec": spec.as_dict(),
@@ -178,7 +190,7 @@ def finished(spec: Spec, task: Task, engine: Engine, log: dict[str, Any]) -> Rec
             "downlink_bytes": sum(entry["downlink_bytes"] for entry in rounds),
             "paper_bits": sum(entry["paper_bits"] for entry in rounds),
             "uplink_parts": log["uplink_parts"],
-            **registry.summary(spec),
+            **job.method.summary(spec.settings),
         },
         "made": machine.made(engine.device, engine.name, log["seconds"]),
         "rounds": rounds,

@@ -4,85 +4,85 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import ConfigDict, Field, create_model
+from pydantic.dataclasses import dataclass
 
 from fedlib.core import optimizers
 from fedlib.data import partition, sets
-from fedlib.errors import SpecError, require_mapping, require_name, require_number
+from fedlib.errors import SpecError, require_mapping
 from fedlib.methods import registry
 from fedlib.models.registry import MODELS
+from fedlib.runs.derived import Derived
+from fedlib.runs.validation import Like, Name, OneOf, Range, Table, raising_spec_errors
 
 PROFILES = ("smoke", "lab", "paper")
 SAMPLING = ("fixed", "poisson", "spaced")
 
+Count = Annotated[int, Range(1, 10**9)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 
-@dataclass(frozen=True, kw_only=True)
-class Spec:
+
+def partitions(seed: tuple[Any, Any]) -> Any:
+    """Any partition: its kind, a seed as pydantic takes a field, and that kind's own parameters."""
+    models = []
+    for kind, parameters in partition.PARAMETERS.items():
+        own = {name: (Annotated[type_, Range(low, high)], ...) for name, (type_, low, high) in parameters.items()}
+        fields: dict[str, Any] = {"kind": (Literal[kind], ...), "seed": seed} | own
+        models.append(create_model(kind, __base__=Table, **fields))
+    return Annotated[Union[tuple(models)], Field(discriminator="kind")]  # noqa: UP007
+
+
+@raising_spec_errors
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class Spec(Derived):
     """One run, completely: two equal specs give, on a CPU, equal records. Units stand beside the fields."""
 
-    paper: str
-    profile: str
-    name: str  # file name of the record, made from the labels below
-    group: str  # label of the experiment within the paper, e.g. "main"
-    label: str  # label of the method with its settings, e.g. "fedmrn-binary"
-    split: str  # label of the partition, e.g. "dirichlet-0.3"
-    method: str  # key of methods.registry.METHODS
-    hyper: dict[str, Any]  # fields of the method's Hyper
-    data: str  # key of data.sets.ENTRIES
-    model: str  # key of models.registry.MODELS
-    partition: dict[str, Any]  # kind, seed and the kind's own parameters
-    clients: int  # in total
-    cohort: int  # clients a round, drawn by `sampling`
-    rounds: int
-    epochs: int  # local epochs per round
-    batch: int  # samples per local step
-    lr: float  # local learning rate
-    evaluate_every: int  # rounds; the last round is always evaluated
-    seed: int
-    sampling: str = (
+    paper: Name
+    profile: Annotated[str, OneOf(PROFILES)]
+    name: Name  # file name of the record, made from the labels below
+    group: Name  # label of the experiment within the paper, e.g. "main"
+    label: Name  # label of the method with its settings, e.g. "fedmrn-binary"
+    split: Name  # label of the partition, e.g. "dirichlet-0.3"
+    method: Annotated[str, OneOf(registry.METHODS)]  # key of methods.registry.METHODS
+    hyper: dict[str, Any]  # the method's settings
+    data: Annotated[str, OneOf(sets.ENTRIES)]  # key of data.sets.ENTRIES
+    model: Annotated[str, OneOf(MODELS)]  # key of models.registry.MODELS
+    partition: Annotated[dict[str, Any], Like(partitions((Seed, ...)))]  # kind, seed and the kind's own parameters
+    clients: Count  # in total
+    cohort: Count  # clients a round, drawn by `sampling`
+    rounds: Count
+    epochs: Count  # local epochs per round
+    batch: Count  # samples per local step
+    lr: Annotated[float, Range(1e-12, 1e12)]  # local learning rate
+    evaluate_every: Count  # rounds; the last round is always evaluated
+    seed: Seed
+    sampling: Annotated[str, OneOf(SAMPLING)] = (
         "fixed"  # or "poisson": each client by itself with probability cohort / clients; or "spaced": by turns
     )
-    held_out: float = 0.0  # share of each client's samples that it does not train on
-    optimizer: str = "sgd"  # local; or "adam"
-    momentum: float = 0.0  # of sgd
+    held_out: Annotated[float, Range(0, 0.9)] = 0.0  # share of each client's samples that it does not train on
+    optimizer: Annotated[str, OneOf(optimizers.OPTIMIZERS)] = "sgd"  # local; or "adam"
+    momentum: Annotated[float, Range(0, 0.999999)] = 0.0  # of sgd
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
     feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
     frozen: str = "none"  # policy of models.freezing: parameters that keep their initial values, and are never sent
     downlink: dict[str, Any] | None = None  # method and hyper of another that writes the broadcast model
 
     def __post_init__(self) -> None:
-        for field, allowed in (
-            ("profile", PROFILES),
-            ("method", registry.METHODS),
-            ("data", sets.ENTRIES),
-            ("model", MODELS),
-            ("optimizer", optimizers.OPTIMIZERS),
-            ("sampling", SAMPLING),
-        ):
-            require_name(field, getattr(self, field), allowed)
-        for field in ("clients", "cohort", "rounds", "epochs", "batch", "evaluate_every"):
-            require_number(field, getattr(self, field), 1, 10**9, integer=True)
-        require_number("seed", self.seed, 0, 2**32 - 1, integer=True)
-        require_number("lr", self.lr, 1e-12, 1e12)
-        require_number("held_out", self.held_out, 0, 0.9)
-        require_number("momentum", self.momentum, 0, 0.999999)
         if self.momentum and self.optimizer != "sgd":
             raise SpecError(f"momentum: {self.momentum} goes with optimizer sgd only; {self.optimizer} has its own")
-        for field in ("feedback", "persistent"):
-            if not isinstance(getattr(self, field), bool):
-                raise SpecError(f"{field}: {getattr(self, field)!r} must be true or false")
         if self.persistent and (self.feedback or (self.optimizer == "sgd" and not self.momentum)):
             raise SpecError("persistent: True needs optimizer adam or momentum, and no feedback; use false")
-        if self.feedback and not hasattr(registry.METHODS[self.method], "sent"):
+        if self.cohort > self.clients:
+            raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
+        partition.require_samples(self.partition["kind"], self.clients, self.data, sets.ENTRIES[self.data].samples)
+        self.chosen.check(self.settings)
+        if self.feedback and not self.chosen.feeds_back:
             raise SpecError(
                 f"feedback: True cannot go with {self.method}, for which error feedback is not written; use false"
             )
-        if self.cohort > self.clients:
-            raise SpecError(f"cohort: {self.cohort} exceeds clients: {self.clients}; draw fewer, or have more clients")
-        partition.check(self.partition)
-        registry.check(self)
-        registry.downlink(self)
+        _ = self.writer  # checked too
 
     @property
     def tuning(self) -> bool:
@@ -98,9 +98,5 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spec:
-        known = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(cls)}
-        require_mapping("run", values, known)
-        missing = sorted(name for name, required in known.items() if required and name not in values)
-        if missing:
-            raise SpecError(f"run: {', '.join(missing)} not given")
+        require_mapping("run", values, [field.name for field in dataclasses.fields(cls)])
         return cls(**values)

@@ -34,14 +34,21 @@ class Statement:
     reaches: frozenset[Place]
 
 
+def resolved(place: Place, package: Path) -> Place:
+    """Where a name that a module only hands on comes from."""
+    source = source_of(place.module, package)
+    if not source.exists():
+        return place
+    _, imports = parsed(place.module, source.read_text(encoding="utf-8"), modules_of(package))
+    return resolved(imports[place.name], package) if place.name in imports else place
+
+
 def found(place: Place, package: Path) -> Iterator[Statement]:
     """The statements behind a place; with them those of its module that bind no name, since they run in any case."""
     source = source_of(place.module, package)
     if not source.exists():
         return
-    statements, imports = parsed(place.module, source.read_text(encoding="utf-8"), modules_of(package))
-    if place.name in imports:
-        yield from found(imports[place.name], package)
+    statements, _ = parsed(place.module, source.read_text(encoding="utf-8"), modules_of(package))
     for statement in statements:
         if not place.name or place.name in statement.binds or not statement.binds:
             yield statement
@@ -70,7 +77,7 @@ def parsed(module: str, source: str, modules: frozenset[str]) -> tuple[list[Stat
             continue
         reader = _Reader(module, imports)
         text = reader.text(node)
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        first = min([node.lineno, *(d.lineno for d in _decorators(node))])
         binds = frozenset(_bound([node]))
         lines = range(first, (node.end_lineno or first) + 1)
         statements.append(Statement(module, lines, text, binds, frozenset(reader.reaches)))
@@ -94,6 +101,10 @@ def _is_text(node: ast.stmt) -> bool:
 
 def _for_types(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _decorators(node: ast.AST) -> list[ast.expr]:
+    return node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else []
 
 
 def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
@@ -153,9 +164,7 @@ class _Reader:
         own = node.args
         kinds = [own.posonlyargs, own.args, own.kwonlyargs, [a for a in (own.vararg, own.kwarg) if a]]
         body = [node.body] if isinstance(node, ast.Lambda) else node.body
-        outer = [
-            self.text(d) if d else "-" for d in (*getattr(node, "decorator_list", []), *own.defaults, *own.kw_defaults)
-        ]
+        outer = [self.text(d) if d else "-" for d in (*_decorators(node), *own.defaults, *own.kw_defaults)]
         outside = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
         self.local.append({a.arg for kind in kinds for a in kind} | set(_bound(body)) - outside)
         try:
@@ -163,7 +172,8 @@ class _Reader:
         finally:
             self.local.pop()
         names = ";".join(",".join(a.arg for a in kind) for kind in kinds)
-        return f"{type(node).__name__}({getattr(node, 'name', '')};{names};{len(own.defaults)};{outer}{inner})"
+        name = "" if isinstance(node, ast.Lambda) else node.name
+        return f"{type(node).__name__}({name};{names};{len(own.defaults)};{outer}{inner})"
 
     def body(self, nodes: Iterable[ast.AST]) -> list[ast.AST]:
         return [

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.core import client
-from fedlib.core.plan import State
+from fedlib.core.method import Phase, train_model
+from fedlib.core.plan import Tensors
 from fedlib.core.task import Task
-from fedlib.methods import fedavg
 from fedlib.methods.fedcompress import clustering, distillation
 from fedlib.methods.fedcompress.adaptive_clusters import Rule
 from fedlib.rng import Rng
+from fedlib.runs import build
 from fedlib.runs.spec import Spec
 from fedlib.wire import codebook, entropy
 
@@ -95,12 +96,12 @@ def kernels(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in state.items() if tensor.ndim == 4]
 
 
-def clustered_by(state: State, number: int, rng: Rng) -> State:
+def clustered_by(state: Tensors, number: int, rng: Rng) -> Tensors:
     """The model with each kernel's weights at the nearest of so many k-means++ centroids."""
     return state | {name: nearest(state[name], clustering.seeds(state[name], number, rng)) for name in kernels(state)}
 
 
-def sizes(state: State, number: int, rng: Rng) -> dict[str, float]:
+def sizes(state: Tensors, number: int, rng: Rng) -> dict[str, float]:
     """Bytes of a model clustered by k-means++ alone: as it is sent, with indexes of a fixed width, as a file of float32
     after DEFLATE, and with indexes of a byte each after DEFLATE, or after its Huffman code alone; and the mean entropy
     of an index and mean distortion over variance, kernels weighted by their entries."""
@@ -121,7 +122,7 @@ def sizes(state: State, number: int, rng: Rng) -> dict[str, float]:
     }
 
 
-def file_of(state: State) -> bytes:
+def file_of(state: Tensors) -> bytes:
     return b"".join(tensor.numpy().astype("<f4").tobytes() for tensor in state.values())
 
 
@@ -198,26 +199,27 @@ def followed(trace: str, rule: Rule, rounds: int = 100) -> list[int]:
     return numbers
 
 
-def digits(epochs: int, seed: int) -> tuple[Task, State]:
+def digits(epochs: int, seed: int) -> tuple[Task, Tensors]:
     """scikit-learn's digits, and `pooled4` trained on all training images by Adam, 64 a step."""
     labels = dict.fromkeys(("paper", "name", "group", "label", "split"), "theory")
     settings = dict(method="fedavg", hyper={}, data="digits", model="pooled4", partition={"kind": "iid", "seed": 0})
     counts = dict(clients=1, cohort=1, rounds=1, epochs=epochs, batch=64, evaluate_every=1, seed=seed)
     spec = Spec(**labels, **settings, **counts, profile="smoke", lr=1e-3, optimizer="adam")  # type: ignore[arg-type]
-    task = Task.of(spec, torch.device("cpu"))
-    state = task.initial()
-    trainable = {name: state[name].requires_grad_() for name in task.parameters}
-    frozen = {name: state[name] for name in task.statistics}
-    client.train(fedavg, trainable, frozen, task.train, None, task, Rng(seed))
-    return task, {name: tensor.detach() for name, tensor in state.items()}
+    job = build.job(spec, torch.device("cpu"))
+    task, phase = job.task, Phase(job.task.plan)
+    local = train_model(task, task.initial(), len(task.train[1]))
+    member = client.Member(0, Rng(seed), task.train, local, None)
+    client.enter(member, 0, phase)
+    client.train(job.method, phase, [member])
+    return task, {name: tensor.detach() for name, tensor in (local.trainable | local.frozen).items()}
 
 
-def accuracy(task: Task, state: State) -> float:
+def accuracy(task: Task, state: Tensors) -> float:
     """Share of the test images, BatchNorm with the state's statistics."""
     return client.evaluate(task, state, 0)[0] / len(task.test[1])
 
 
-def restated(task: Task, state: State, images: Tensor, batch: int = 128) -> State:
+def restated(task: Task, state: Tensors, images: Tensor, batch: int = 128) -> Tensors:
     """The model with the statistics of these images in place of its own."""
     found = {name: tensor.clone() for name, tensor in state.items()}
     distillation.recalibrate(found, images, batch, task)
@@ -225,7 +227,7 @@ def restated(task: Task, state: State, images: Tensor, batch: int = 128) -> Stat
 
 
 @torch.no_grad()
-def absorbed(task: Task, state: State, images: Tensor) -> State:
+def absorbed(task: Task, state: Tensors, images: Tensor) -> Tensors:
     """The same function with the statistics of these images: scale and shift of each BatchNorm make up for them."""
     found, layers = dict(state), {n: m for n, m in task.network.named_modules() if isinstance(m, nn.BatchNorm2d)}
     inputs: dict[str, Tensor] = {}

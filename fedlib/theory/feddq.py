@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedlib.methods.feddq import method as feddq
 from fedlib.methods.feddq import quantizers
+from fedlib.methods.feddq.schedules import Rule
 from fedlib.rng import Rng
 from fedlib.theory.fedmrn import Problem
 
@@ -57,9 +57,9 @@ def norm_bound(d: int, intervals: int) -> float:
 
 @dataclass(frozen=True)
 class Setting:
-    """Federated averaging of equal clients with a constant learning rate; `hyper` None sends float32."""
+    """Federated averaging of equal clients with a constant learning rate; `rule` None sends float32."""
 
-    hyper: feddq.Hyper | None = None
+    rule: Rule | None = None
     clients: int = 10
     local_steps: int = 20
     rounds: int = 60
@@ -99,8 +99,8 @@ def constant_step(ranges: Sequence[float], bits: float) -> list[int]:
     """FedDQ's widths, from 1 bit on, at the finest resolution whose mean width is at most `bits`."""
 
     def widths(resolution: float) -> list[int]:
-        rule = feddq.Hyper(resolution=resolution, least=1)
-        return [feddq.width(span, rule) for span in ranges]
+        rule = Rule(resolution=resolution, least=1)
+        return [rule.width_for(span) for span in ranges]
 
     fineness = _bisect(lambda fine: mean(widths(1 / fine)), bits)
     return widths(1 / fineness)
@@ -131,14 +131,14 @@ def train(problem: Problem, setting: Setting, rng: Rng, widths: Sequence[int] | 
 
     before, after: loss at the round's start and end; gradient: mean over its steps of ||grad f(u)||^2 at the mean u of
     the clients' models; range, bits: means over clients of R and of the width; error: sum over clients of
-    d R^2 / (4 s^2). `widths`, one a round, replaces `setting.hyper`.
+    d R^2 / (4 s^2). `widths`, one a round, replaces `setting.rule`.
     """
-    generator, rule = rng.child("noise").torch(), setting.hyper
+    generator, rule = rng.child("noise").torch(), setting.rule
     repetitions, _, d = problem.wish.shape
     w, rows = torch.zeros(repetitions, 1, d, dtype=torch.float64), []
     following, first_loss = [rule.first if rule else 0] * repetitions, problem.loss(w).tolist()
     for number in range(setting.rounds):
-        rule = feddq.Hyper(schedule="fixed", width=widths[number]) if widths else rule
+        rule = Rule(schedule="fixed", width=widths[number]) if widths else rule
         before, local = problem.loss(w).tolist(), w.expand(-1, setting.clients, -1)
         squares = torch.zeros(repetitions, dtype=torch.float64)
         noise = torch.randn(setting.local_steps, *local.shape, generator=generator, dtype=torch.float64)
@@ -153,21 +153,14 @@ def train(problem: Problem, setting: Setting, rng: Rng, widths: Sequence[int] | 
             if rule is None:
                 sent.append((mean(spans), 32.0, 0.0))
                 continue
-            levels = [_intervals(span, rule, following[r]) for span in spans]
+            levels = [max(1, rule.intervals_for(span, following[r])) for span in spans]
             for i, s in enumerate(levels):
                 update[i] = rounded(update[i], s, rng.child("rounding", number, r, i))
             error = sum((variance_bound(d, span, s) for span, s in zip(spans, levels, strict=True)), 0.0)
             sent.append((mean(spans), mean([s.bit_length() for s in levels]), error))
             if rule.schedule == "ascending":
-                following[r] = feddq.next_intervals(before[r], first_loss[r], rule)
+                following[r] = rule.next_intervals(before[r], first_loss[r])
         w = w + updates.double().mean(1, keepdim=True)
         columns = zip(range(repetitions), before, problem.loss(w).tolist(), squares.tolist(), sent, strict=True)
         rows += [(number + 1, *values, *about) for *values, about in columns]
     return pd.DataFrame(rows, columns=["round", "repetition", "before", "after", "gradient", "range", "bits", "error"])
-
-
-def _intervals(span: float, rule: feddq.Hyper, following: int) -> int:
-    """Of an update with this range; `following` is what the round before said of this one, for schedule ascending."""
-    if rule.schedule == "ascending":
-        return following
-    return max(1, 2 ** (feddq.width(span, rule) if rule.schedule == "range" else rule.width) - 1)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedlib.errors import require_name, require_number
-from fedlib.methods import fedmrn
+from fedlib.methods.fedmrn import FLOOR, FedMRN
 from fedlib.rng import Rng
 
 STEEPEST = 3 * sqrt(3) / 8  # largest slope of the well z^2 / (1 + z^2), at z = sqrt(1/3); its curvature is at most 2
@@ -107,7 +107,7 @@ class Setting:
 def noise(law: str, alpha: float, shape: torch.Size, generator: torch.Generator) -> Tensor:
     n = torch.rand(shape, generator=generator, dtype=torch.float64).mul_(2).sub_(1)
     n = alpha * (torch.where(n < 0, -1.0, 1.0) if law == "bernoulli" else n)
-    floor = float(fedmrn.FLOOR)
+    floor = float(FLOOR)
     return torch.where(n.abs() < floor, floor, n)
 
 
@@ -115,7 +115,7 @@ def sent(u: Tensor, n: Tensor, progress: float, chance: Tensor, setting: Setting
     """What stands in for u [R, N, d]: masked noise in a share `progress` of the entries. At 1 it is the upload."""
     if setting.mask == "none":
         return u
-    update = fedmrn.masked_update(u, n, progress, chance, fedmrn.Hyper(mask=setting.mask))
+    update = FedMRN(mask=setting.mask).masked_update(u, n, progress, chance)
     return 2 * update if setting.doubled else update
 
 
@@ -180,12 +180,12 @@ def squared_gradient(problem: Problem, setting: Setting, rng: Rng, steps: int, w
 
 def mask_variance(u: Tensor, n: Tensor, progress: float, mask: str) -> Tensor:
     """Variance of each entry of a masked update, given u and n."""
-    c = fedmrn.clipped(u, n, fedmrn.Hyper(mask=mask)) * n
+    c = FedMRN(mask=mask).clipped(u, n) * n
     return progress * (c.abs() * (n.abs() - c.abs()) if mask == "binary" else n * n - c * c)
 
 
 def transmitted(u: Tensor, alpha: float, law: str) -> Tensor:
-    """g(u) = E min(|u|, |n|): what signed masks transmit of u on average, for noise of each law in `fedmrn.LAWS`."""
+    """g(u) = E min(|u|, |n|): what signed masks transmit of u on average, for noise of each law in `LAWS`."""
     size = u.abs()
     if law == "bernoulli":
         return size.clamp(max=alpha)

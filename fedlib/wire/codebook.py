@@ -6,7 +6,6 @@ indexes:   tensor after tensor: length in bytes u32 | message of the entropy cod
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +14,6 @@ from fedlib.errors import PayloadError
 from fedlib.wire import entropy
 
 MOST = 256  # values of a codebook
-_LENGTH = struct.Struct("<I")
 
 
 def split(values: np.ndarray, name: str = "tensor") -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +37,7 @@ def encode(tensors: Sequence[np.ndarray], names: Sequence[str] | None = None) ->
         book, index = split(tensor, names[place] if names else f"tensor {place}")
         books.append(bytes((book.size - 1,)) + book.astype("<f4").tobytes())
         if book.size > 1:
-            message = entropy.encode(index, book.size)
-            indexes.append(_LENGTH.pack(len(message)) + message)
+            indexes.append(entropy.framed(index, book.size))
     return b"".join(books), b"".join(indexes)
 
 
@@ -50,45 +47,29 @@ def decode(books: memoryview, indexes: memoryview, sizes: Sequence[int]) -> list
     PayloadError where the sections do not fit each other or the sizes, a codebook does not ascend, or an index is out
     of range.
     """
-    found = []
-    start = 0
+    found, parts = [], entropy.Parts(indexes, "indexes")
     for place, (book, n) in enumerate(zip(read_books(books, len(sizes)), sizes, strict=True)):
-        if book.size == 1:
-            found.append(np.repeat(book, n))
-            continue
-        if start + _LENGTH.size > len(indexes):
-            raise PayloadError(f"indexes: {len(indexes)} bytes end before tensor {place}")
-        (length,) = _LENGTH.unpack_from(indexes, start)
-        start += _LENGTH.size
-        if start + length > len(indexes):
-            raise PayloadError(f"indexes: {len(indexes)} bytes, expected {start + length} or more up to tensor {place}")
-        found.append(book[entropy.decode(indexes[start : start + length], n, book.size)])
-        start += length
-    if start != len(indexes):
-        raise PayloadError(f"indexes: {len(indexes)} bytes, expected {start} by the lengths in them")
+        found.append(book[parts.symbols(n, book.size, place)] if book.size > 1 else np.repeat(book, n))
+    parts.end("by the lengths in them")
     return found
 
 
 def read_books(section: memoryview, tensors: int) -> list[np.ndarray]:
     """The codebooks. PayloadError: wrong length, values that are not finite or do not ascend."""
-    found, start = [], 0
+    found, parts = [], entropy.Parts(section, "codebooks")
     for place in range(tensors):
-        end = start + 1 + 4 * (section[start] + 1) if start < len(section) else start + 5
-        if end > len(section):
-            raise PayloadError(f"codebooks: {len(section)} bytes, expected {end} or more up to tensor {place}")
-        book = np.frombuffer(section[start + 1 : end], "<f4").astype(np.float32)
+        more = section[parts.start] if parts.start < len(section) else 0
+        book = np.frombuffer(parts.take(5 + 4 * more, place)[1:], "<f4").astype(np.float32)
         if not np.isfinite(book).all() or (book[1:] <= book[:-1]).any():
             raise PayloadError(f"codebook {place}: {book[:8]}, expected finite values in ascending order")
         found.append(book)
-        start = end
-    if start != len(section):
-        raise PayloadError(f"codebooks: {len(section)} bytes, expected {start} for {tensors} tensors")
+    parts.end(f"for {tensors} tensors")
     return found
 
 
 def limits(sizes: Sequence[int]) -> list[int]:
     """The longest sections that tensors of these sizes can have."""
-    return [(1 + 4 * MOST) * len(sizes), sum(n + _LENGTH.size + 64 for n in sizes)]
+    return [(1 + 4 * MOST) * len(sizes), sum(n + 4 + 64 for n in sizes)]
 
 
 def fixed_bits(books: Sequence[int], sizes: Sequence[int]) -> int:

@@ -61,15 +61,8 @@ def pack(
     if max(sizes) > _U32_MAX:
         raise ValueError(f"section {sizes.index(max(sizes))}: {max(sizes)} bytes, at most {_U32_MAX}")
     field = _kind_field(kind)
-    head = b"".join(
-        (
-            _MAGIC,
-            bytes((_VERSION, len(field))),
-            field,
-            fingerprint,
-            struct.pack(f"<IB{len(sizes)}I", samples, len(sizes), *sizes),
-        )
-    )
+    lengths = struct.pack(f"<IB{len(sizes)}I", samples, len(sizes), *sizes)
+    head = _MAGIC + bytes((_VERSION, len(field))) + field + fingerprint + lengths
     checksum = zlib.crc32(head)
     for buffer in buffers:
         checksum = zlib.crc32(buffer, checksum)

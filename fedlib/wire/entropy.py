@@ -14,6 +14,7 @@ counts alone, by one division and one product a symbol that IEEE 754 rounds alik
 encodes another decodes, and to the same bytes.
 """
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ except ImportError:  # no wheel for this machine: longer messages, each says so 
 
 FIXED, RANGE, CONTEXTS = 0, 1, 2  # codecs, as the first byte names them
 RANGE_CODER = stream is not None  # False: this machine writes and reads codec 0 only
+_LENGTH = struct.Struct("<I")
 _MAX_RANGE_ALPHABET = 2**16  # the model has 24 bits of precision, of which each symbol holds one unit
 
 
@@ -81,6 +83,39 @@ def decode(
     known = f"{FIXED} (fixed width) or {RANGE} (range coder)"
     more = "" if contexts is None else f" or {CONTEXTS} (range coder with contexts)"
     raise PayloadError(f"symbols: codec {message[0]}, expected {known}{more}")
+
+
+class Parts:
+    """A section's parts, one after another; `name` begins what errors say. Raises PayloadError where a part is cut."""
+
+    def __init__(self, section: memoryview, name: str) -> None:
+        self.section, self.name, self.start = section, name, 0
+
+    def take(self, size: int, tensor: int) -> memoryview:
+        """The next `size` bytes, which are those of tensor number `tensor`."""
+        end = self.start + size
+        if end > len(self.section):
+            raise PayloadError(f"{self.name}: {len(self.section)} bytes, expected {end} or more up to tensor {tensor}")
+        part, self.start = self.section[self.start : end], end
+        return part
+
+    def symbols(self, n: int, alphabet: int, tensor: int) -> np.ndarray:
+        """The next symbols, as `framed` wrote them."""
+        if self.start + _LENGTH.size > len(self.section):
+            raise PayloadError(f"{self.name}: {len(self.section)} bytes end before tensor {tensor}")
+        (length,) = _LENGTH.unpack(self.take(_LENGTH.size, tensor))
+        return decode(self.take(length, tensor), n, alphabet)
+
+    def end(self, reason: str) -> None:
+        """PayloadError unless nothing is left."""
+        if self.start != len(self.section):
+            raise PayloadError(f"{self.name}: {len(self.section)} bytes, expected {self.start} {reason}")
+
+
+def framed(symbols: np.ndarray, alphabet: int) -> bytes:
+    """`encode`'s message after its length, u32, little-endian."""
+    message = encode(symbols, alphabet)
+    return _LENGTH.pack(len(message)) + message
 
 
 def entropy_bits(counts: np.ndarray) -> float:

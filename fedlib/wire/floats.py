@@ -1,7 +1,9 @@
 """Tensors as little-endian float32, one after the other, without shapes: both sides know the model's layout."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -14,15 +16,11 @@ def encode(arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> 
     Raises PayloadError with the array's name (its index without `names`) where a value is NaN or infinite, and
     TypeError for another dtype: a silent cast could make infinities of large values.
     """
-    values = np.empty(sum(array.size for array in arrays), "<f4")
-    start = 0
     for index, array in enumerate(arrays):
         if array.dtype != np.float32:
             raise TypeError(f"{_name(names, index)}: {array.dtype}, expected float32")
-        part = values[start : start + array.size]
-        part.reshape(array.shape)[...] = array
-        _check_finite(part, names, index)
-        start += array.size
+    values = np.concatenate([*arrays, np.empty(0, np.float32)], axis=None).astype("<f4", copy=False)
+    _check_finite(values, list(accumulate(array.size for array in arrays)), names)
     return values.view(np.uint8)
 
 
@@ -39,21 +37,18 @@ def decode(
         raise PayloadError(f"floats: {found} bytes, expected {4 * sum(sizes)} for {len(sizes)} tensors")
     values = np.require(np.frombuffer(data, "<f4"), np.float32, "A")
     values.flags.writeable = False
-    arrays = []
-    start = 0
-    for index, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
-        part = values[start : start + size]
-        _check_finite(part, names, index)
-        arrays.append(part.reshape(shape))
-        start += size
-    return arrays
+    ends = list(accumulate(sizes))
+    _check_finite(values, ends, names)
+    return [values[end - size : end].reshape(shape) for shape, size, end in zip(shapes, sizes, ends, strict=True)]
 
 
-def _check_finite(values: np.ndarray, names: Sequence[str] | None, index: int) -> None:
+def _check_finite(values: np.ndarray, ends: list[int], names: Sequence[str] | None) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         at = int(finite.argmin())
-        raise PayloadError(f"{_name(names, index)}: value {at} is {values[at]}, only finite numbers travel")
+        index = bisect_right(ends, at)
+        place = at - [0, *ends][index]
+        raise PayloadError(f"{_name(names, index)}: value {place} is {values[at]}, only finite numbers travel")
 
 
 def _name(names: Sequence[str] | None, index: int) -> str:

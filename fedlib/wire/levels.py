@@ -18,7 +18,6 @@ from fedlib.errors import PayloadError
 from fedlib.wire import bits, entropy
 
 HEADER = struct.Struct("<Bff")
-_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -38,34 +37,22 @@ def headers(tensors: Sequence[Levels]) -> bytes:
 def pack(tensors: Sequence[Levels], coded: bool) -> bytes:
     """The levels of all tensors."""
     shown = [t for t in tensors if t.width]
-    if not coded:
-        return b"".join(bits.pack(t.levels, t.width) for t in shown)
-    messages = [entropy.encode(t.levels, 1 << t.width) for t in shown]
-    return b"".join(_LENGTH.pack(len(message)) + message for message in messages)
+    if coded:
+        return b"".join(entropy.framed(t.levels, 1 << t.width) for t in shown)
+    return b"".join(bits.pack(t.levels, t.width) for t in shown)
 
 
 def unpack(head: memoryview, body: memoryview, sizes: Sequence[int], coded: bool) -> list[Levels]:
     """The inverse, for tensors of `sizes` entries. PayloadError where headers and levels do not fit each other."""
-    widths = read_headers(head, len(sizes))
-    found, start = [], 0
-    for index, ((width, first, second), n) in enumerate(zip(widths, sizes, strict=True)):
+    found, parts = [], entropy.Parts(body, "levels")
+    for index, ((width, first, second), n) in enumerate(zip(read_headers(head, len(sizes)), sizes, strict=True)):
         symbols = np.empty(0, np.uint8)
-        if width:
-            if coded:
-                if start + _LENGTH.size > len(body):
-                    raise PayloadError(f"levels: {len(body)} bytes end before tensor {index}")
-                (length,) = _LENGTH.unpack_from(body, start)
-                start += _LENGTH.size
-            else:
-                length = bits.size(n, width)
-            if start + length > len(body):
-                raise PayloadError(f"levels: {len(body)} bytes, expected {start + length} or more up to tensor {index}")
-            part = body[start : start + length]
-            symbols = entropy.decode(part, n, 1 << width) if coded else bits.unpack(part, n, width)
-            start += length
+        if width and coded:
+            symbols = parts.symbols(n, 1 << width, index)
+        elif width:
+            symbols = bits.unpack(parts.take(bits.size(n, width), index), n, width)
         found.append(Levels(width, first, second, symbols))
-    if start != len(body):
-        raise PayloadError(f"levels: {len(body)} bytes, expected {start} by the widths of the headers")
+    parts.end("by the widths of the headers")
     return found
 
 

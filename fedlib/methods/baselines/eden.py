@@ -14,42 +14,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from fedlib.core.method import Local, Sizes
 from fedlib.core.plan import count
-from fedlib.core.task import Task
-from fedlib.methods import update_codec
+from fedlib.core.uploads import Buffer
 from fedlib.methods.baselines import drive
-from fedlib.methods.baselines.drive import SECTIONS, Hyper, paper_bits
+from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
 from fedlib.wire import rotation
 
-__all__ = ["SECTIONS", "Hyper", "broadcast", "draws", "finish", "objective", "paper_bits", "server", "start"]
-
 CENTROIDS = (-math.sqrt(2 / math.pi), math.sqrt(2 / math.pi))  # -+0.79788: Lloyd and Max's for the normal law
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eden(UpdateCodec[None]):
+    """No settings beyond the training plan."""
+
+    name = "eden"
+    sections = drive.SECTIONS
+
+    @override
+    def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
+        seed = rng.child("rotation").seed()
+        y = rotation.rotate(u, seed)
+        norm = float(torch.linalg.vector_norm(y, dtype=torch.float64))
+        positive = quantised(y * (math.sqrt(len(y)) / (norm or 1.0)))
+        low, high = y.new_tensor(CENTROIDS)
+        inner = float(y @ torch.where(positive, high, low))
+        return drive.write(seed, positive, norm**2 / (inner or 1.0))  # no update: scale 0
+
+    @override
+    def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
+        d = count(self.task.weights)
+        seed, signs, scale = drive.read(sections, d)
+        return rotation.unrotate(signs, seed, d, scale * CENTROIDS[1])  # Q is signs times the centroid
+
+    @override
+    def sizes(self, upload: Buffer) -> Sizes:
+        return drive.size(count(self.task.weights))
 
 
 def quantised(z: Tensor) -> Tensor:
     """True where the positive centroid is the nearer one, or as near as the other."""
     return z >= sum(CENTROIDS) / 2
-
-
-def encode(u: Tensor, hyper: Hyper, task: Task, rng: Rng) -> list[update_codec.Section]:
-    seed = rng.child("rotation").seed()
-    y = rotation.rotate(u, seed)
-    norm = float(torch.linalg.vector_norm(y, dtype=torch.float64))
-    positive = quantised(y * (math.sqrt(len(y)) / (norm or 1.0)))
-    low, high = y.new_tensor(CENTROIDS)
-    inner = float(y @ torch.where(positive, high, low))
-    return drive.sections(seed, positive, norm**2 / (inner or 1.0))  # no update: scale 0
-
-
-def decode(parts: Sequence[memoryview], hyper: Hyper, task: Task) -> Tensor:
-    d = count(task.weights)
-    seed, signs, scale = drive.read(parts, d)
-    return rotation.unrotate(signs, seed, d, scale * CENTROIDS[1])  # Q is signs times the centroid
-
-
-broadcast, start, draws, objective, finish, server, sent = update_codec.method("eden", 3, encode, decode)

@@ -2,8 +2,8 @@
 arXiv 2204.12430. Its abstract alone was at hand; the settings are ours.
 
     purge: the server prunes the smallest weights of the mean model, all layers together -> `prune`
-    tune: clients train the weights that are left -> `objective`
-    merge: they send these weights' values, whose positions the server knows -> `finish`, `server`
+    tune: clients train the weights that are left -> `loss`
+    merge: they send these weights' values, whose positions the server knows -> `upload`, `aggregate`
 
 A round keeps the share `keep` of the weights that are left, until `density` of them remain. Pruned weights are zero and
 stay zero; the broadcast says which they are, so that both directions shrink.
@@ -11,89 +11,90 @@ stay zero; the broadcast says which they are, so that both directions shrink.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.plan import State, count
-from fedlib.core.task import Task
-from fedlib.core.uploads import Buffer, Uploads
-from fedlib.errors import PayloadError, require_number
-from fedlib.methods import update_codec
+from fedlib.core.method import Draws, Local, Method, ServerState, Sizes
+from fedlib.core.plan import Samples, Tensors, count
+from fedlib.core.settings import number
+from fedlib.core.uploads import Buffer, Update, Uploads
+from fedlib.errors import PayloadError
 from fedlib.methods.messages import pack_tensors, unpack_tensors
+from fedlib.methods.update_codec import Section, finite, layers, loss_at, others, start
 from fedlib.rng import Rng
 from fedlib.wire import container, entropy, floats
 
-SECTIONS = ("values", "full precision")
 
+@dataclass(frozen=True, kw_only=True)
+class FedSparsify(Method[None]):
+    name = "fedsparsify"
+    sections = ("values", "full precision")
 
-@dataclass(frozen=True)
-class Hyper:
-    keep: float = 0.8  # share of the weights left that outlives a round
-    density: float = 1 / 32  # share of all weights at which pruning ends: one bit a weight
+    keep: float = number(0.8, 1e-3, 1)  # share of the weights left that outlives a round
+    density: float = number(1 / 32, 1e-6, 1)  # share of all weights at which pruning ends: one bit a weight
 
-    def __post_init__(self) -> None:
-        require_number("hyper.keep", self.keep, 1e-3, 1)
-        require_number("hyper.density", self.density, 1e-6, 1)
+    def flat(self, state: ServerState[None]) -> Tensor:
+        """All weights [d]; those that have been pruned are zero."""
+        return torch.cat([state.model[name].flatten() for name in self.task.weights])
 
+    @override
+    def broadcast(self, state: ServerState[None]) -> bytes:
+        w, full = self.flat(state).numpy(), pack_tensors(state.model, others(self.task))
+        sections: list[Section] = [entropy.encode(w != 0, 2), floats.encode([w[w != 0]], ["weights"]), full]
+        return container.pack("fedsparsify.down", self.fingerprint(), 0, sections)
 
-def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    w = torch.cat([state[name].flatten() for name in task.weights]).numpy()
-    full = pack_tensors(state, task.vectors | task.statistics)
-    sections: list[update_codec.Section] = [entropy.encode(w != 0, 2), floats.encode([w[w != 0]], ["weights"]), full]
-    return container.pack("fedsparsify.down", task.fingerprint("fedsparsify", hyper), 0, sections)
+    @override
+    def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
+        d, rest = count(self.task.weights), others(self.task)
+        limits = [64 + d, 4 * d, 4 * count(rest)]
+        positions, values, full = container.unpack(message, "fedsparsify.down", self.fingerprint(), limits).sections
+        alive = torch.from_numpy(entropy.decode(positions, d, 2) > 0)
+        w = torch.zeros(d)
+        w[alive] = read_values(values, int(alive.sum()))
+        local = start(self.task, layers(w, self.task) | unpack_tensors(full, rest), len(shard[1]))
+        local.frozen["alive"] = alive.to(self.task.device, torch.float32)
+        return local
 
+    @override
+    def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Draws) -> Tensor:
+        effective = frozen["w"] + frozen["alive"] * trainable["u"]  # no gradient reaches a pruned weight
+        return loss_at(self.task, effective, trainable, frozen, batch)
 
-def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    d, others = count(task.weights), task.vectors | task.statistics
-    limits = [64 + d, 4 * d, 4 * count(others)]
-    read = container.unpack(message, "fedsparsify.down", task.fingerprint("fedsparsify", hyper), limits)
-    alive = torch.from_numpy(entropy.decode(read.sections[0], d, 2) > 0)
-    w = torch.zeros(d)
-    w[alive] = _values(read.sections[1], int(alive.sum()))
-    rest = {name: tensor.to(task.device) for name, tensor in unpack_tensors(read.sections[2], others).items()}
-    trainable = {"u": torch.zeros_like(w, device=task.device)} | {name: rest[name] for name in task.vectors}
-    frozen = {name: rest[name] for name in task.statistics}
-    frozen |= {"w": w.to(task.device), "alive": alive.to(task.device, torch.float32)}
-    return {name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen
+    @override
+    def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
+        values = (local.frozen["w"] + finite(local.trainable["u"]))[local.frozen["alive"] > 0]
+        coded = floats.encode([values.cpu().numpy()], ["weights"])
+        full = pack_tensors(local.trainable | local.frozen, others(self.task))
+        return container.pack("fedsparsify.up", self.fingerprint(), local.samples, [coded, full])
 
+    @override
+    def aggregate(self, state: ServerState[None], uploads: Uploads) -> ServerState[None]:
+        w = self.flat(state)
+        alive = w != 0
+        left, rest = int(alive.sum()), others(self.task)
 
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> None:
-    return None
+        def read(upload: Buffer) -> Update:
+            limits = [4 * left, 4 * count(rest)]
+            found = container.unpack(upload, "fedsparsify.up", self.fingerprint(), limits)
+            values, full = found.sections
+            return {"values": read_values(values, left)} | unpack_tensors(full, rest), found.samples
 
+        mean = RunningMean({"values": torch.Size([left])} | rest)
+        for tensors, samples in uploads.read(read):
+            mean.add(tensors, samples)
+        average = mean.value()
+        values = prune(average.pop("values"), max(1, int(max(left * self.keep, len(w) * self.density))))
+        pruned = layers(torch.zeros_like(w).masked_scatter_(alive, values), self.task)
+        return dataclasses.replace(state, model=pruned | average)
 
-def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Hyper, task: Task
-) -> Tensor:
-    effective = frozen["w"] + frozen["alive"] * trainable["u"]  # no gradient reaches a pruned weight
-    return update_codec.loss_at(effective, trainable, frozen, batch, task)
-
-
-def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    values = (frozen["w"] + update_codec.finite(trainable["u"]))[frozen["alive"] > 0]
-    coded = floats.encode([values.cpu().numpy()], ["weights"])
-    return update_codec.pack_update("fedsparsify", [coded], trainable, frozen, samples, hyper, task)
-
-
-def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    w = torch.cat([state[name].flatten() for name in task.weights])
-    alive = w != 0
-    left, others = int(alive.sum()), task.vectors | task.statistics
-
-    def read(upload: Buffer) -> tuple[State, int]:
-        limits = [4 * left, 4 * count(others)]
-        found = container.unpack(upload, "fedsparsify.up", task.fingerprint("fedsparsify", hyper), limits)
-        rest = unpack_tensors(found.sections[1], others)
-        return {"values": _values(found.sections[0], left)} | rest, found.samples
-
-    mean = RunningMean({"values": torch.Size([left])} | others)
-    for tensors, samples in uploads.read(read):
-        mean.add(tensors, samples)
-    average = mean.value()
-    values = prune(average.pop("values"), max(1, int(max(left * hyper.keep, len(w) * hyper.density))))
-    return update_codec.layers(torch.zeros_like(w).masked_scatter_(alive, values), task) | average
+    @override
+    def sizes(self, upload: Buffer) -> Sizes:
+        return Sizes(8.0 * container.section_sizes(upload)[0])
 
 
 def prune(values: Tensor, left: int) -> Tensor:
@@ -104,11 +105,8 @@ def prune(values: Tensor, left: int) -> Tensor:
     return torch.zeros_like(values).index_copy_(0, keep, values[keep])
 
 
-def _values(section: memoryview, left: int) -> Tensor:
+def read_values(section: memoryview, left: int) -> Tensor:
+    """What is left of the weights. PayloadError: another number of them."""
     if len(section) != 4 * left:
         raise PayloadError(f"values: {len(section) // 4} weights, but {left} are left")
     return torch.from_numpy(floats.decode(section, [(left,)], ["weights"])[0].copy())
-
-
-def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    return 8.0 * container.section_sizes(upload)[0]

@@ -15,98 +15,121 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.plan import State
-from fedlib.core.task import Task
-from fedlib.core.uploads import Buffer, Uploads
-from fedlib.errors import require_name, require_number
+from fedlib.core.method import Local, Method, ServerState, Sizes, train_model
+from fedlib.core.plan import Samples, Tensors
+from fedlib.core.settings import choice, integer, number
+from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.methods.fedcompress import augmentation, clustering, messages
+from fedlib.methods.fedcompress.messages import Form, Metered
 from fedlib.rng import Rng
 from fedlib.wire import codebook
 
-SECTIONS = messages.SECTIONS
 
+@dataclass(frozen=True, kw_only=True)
+class FedZip(Method[Metered]):
+    name = "fedzip"
+    sections = messages.SECTIONS
+    own_type = Metered
 
-@dataclass(frozen=True)
-class Hyper:
-    keep: float = 0.2  # share of a tensor's entries, the largest by magnitude; the others are set to zero
-    clusters: int = 3  # of a tensor, zeros among them
-    steps: int = 4  # of Lloyd, from centroids evenly between least and largest entry
-    decay: float = 1e-4  # this and the next as of FedCompress
-    augment: str = "corner"
+    # share of a tensor's entries, the largest by magnitude; the others are set to zero
+    keep: float = number(0.2, 1e-6, 1)
+    clusters: int = integer(3, 2, codebook.MOST)  # of a tensor, zeros among them
+    steps: int = integer(4, 0, 1000)  # of Lloyd, from centroids evenly between least and largest entry
+    decay: float = number(1e-4, 0, 1e12)  # this and the next as of FedCompress
+    augment: str = choice("corner", *augmentation.KINDS)
 
-    def __post_init__(self) -> None:
-        require_number("hyper.keep", self.keep, 1e-6, 1)
-        require_number("hyper.clusters", self.clusters, 2, codebook.MOST, integer=True)
-        require_number("hyper.steps", self.steps, 0, 1000, integer=True)
-        require_number("hyper.decay", self.decay, 0, 1e12)
-        require_name("hyper.augment", self.augment, augmentation.KINDS)
+    @property
+    def down(self) -> Form:
+        return Form(self, "down", {})
 
+    @property
+    def up(self) -> Form:
+        return Form(self, "up", self.task.weights)
 
-def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
-    return measured(task.initial(), hyper, task)
+    @override
+    def initial(self, rng: Rng) -> ServerState[Metered]:
+        return self.metered(self.task.initial(), Metered())
 
+    def metered(self, model: Tensors, before: Metered) -> ServerState[Metered]:
+        return ServerState(model, before.then(self.down, self.down.pack(model), model))
 
-def measured(state: State, hyper: Hyper, task: Task) -> State:
-    """With the bits of its broadcast, for the record."""
-    found = messages.Form.of("fedzip.down", {}, hyper, task).bits(broadcast(state, hyper, task), state, task)
-    return state | {"bits": torch.tensor(found, dtype=torch.float64)}
+    @override
+    def broadcast(self, state: ServerState[Metered]) -> bytes:
+        return self.down.pack(state.model)
 
+    @override
+    def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
+        """The weights of the start stay beside the model that is trained."""
+        local = train_model(self.task, self.down.unpack(message)[0], len(shard[1]))
+        local.frozen |= {f"from {name}": local.trainable[name].detach().clone() for name in self.task.weights}
+        return local
 
-def models(state: State, hyper: Hyper, task: Task, rng: Rng) -> list[State]:
-    return [{name: state[name] for name in task.tensors}]
+    @override
+    def draw(self, progress: float, generator: torch.Generator) -> Tensor | None:
+        return augmentation.draws(self.augment, self.task, generator)
 
+    @override
+    def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Tensor | None) -> Tensor:
+        batch = augmentation.augmented(batch, drawn, self.augment)
+        loss = self.task.loss(trainable | {name: frozen[name] for name in self.task.statistics}, batch)
+        if self.decay:
+            loss = loss + self.decay * sum(trainable[name].square().sum() for name in self.task.weights)
+        return loss
 
-def form(hyper: Hyper, task: Task) -> messages.Form:
-    """Of an upload."""
-    return messages.Form.of("fedzip.up", task.weights, hyper, task)
+    @override
+    def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
+        """Of the weights their changes, in few values; all else as it is."""
+        moved = {n: local.trainable[n].detach() - local.frozen[f"from {n}"] for n in self.task.weights}
+        change = {name: self.quantized(tensor) for name, tensor in moved.items()}
+        return self.up.pack(local.trainable | local.frozen | change, local.samples)
 
+    def quantized(self, change: Tensor) -> Tensor:
+        """The largest entries and zeros, by clusters. PayloadError where an entry is not finite."""
+        sparse = largest(change, self.keep)
+        line = clustering.Line.of(sparse)
+        first = np.linspace(line.values[0], line.values[-1], self.clusters, dtype=np.float32)
+        found = torch.from_numpy(clustering.lloyd(line, first, self.steps))
+        return clustering.clustered(sparse, found.to(sparse.device))
 
-def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    return messages.Form.of("fedzip.down", {}, hyper, task).pack(state)
+    @override
+    def aggregate(self, state: ServerState[Metered], uploads: Uploads) -> ServerState[Metered]:
+        """Weights plus the mean of their changes, and the mean of all else, by samples."""
+        mean = RunningMean(self.task.tensors)
+        for tensors, samples in uploads.read(self.read):
+            mean.add(tensors, samples)
+        average = mean.value()
+        return self.metered(
+            average | {name: state.model[name] + average[name] for name in self.task.weights}, state.own
+        )
 
+    def read(self, upload: Buffer) -> Update:
+        tensors, _, samples = self.up.unpack(upload)
+        return tensors, samples
 
-def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    """Trained is the model itself; frozen stand its statistics, and the weights of the start."""
-    model, _, _ = messages.Form.of("fedzip.down", {}, hyper, task).unpack(message)
-    local = {name: tensor.to(task.device) for name, tensor in model.items()}
-    frozen = {name: local[name] for name in task.statistics}
-    frozen |= {f"from {name}": local[name].clone() for name in task.weights}
-    return {name: local[name].requires_grad_() for name in task.weights | task.vectors}, frozen
+    @override
+    def notes(self, state: ServerState[Metered]) -> dict[str, dict[str, float]]:
+        return state.own.notes()
 
-
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> Tensor | None:
-    return augmentation.draws(hyper.augment, task, generator)
-
-
-def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: Tensor | None, hyper: Hyper, task: Task
-) -> Tensor:
-    batch = augmentation.augmented(batch, drawn, hyper.augment)
-    loss = task.loss(trainable | {name: frozen[name] for name in task.statistics}, batch)
-    if hyper.decay:
-        loss = loss + hyper.decay * sum(trainable[name].square().sum() for name in task.weights)
-    return loss
-
-
-def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    """Of the weights their changes, in few values; all else as it is."""
-    change = {name: quantized(trainable[name].detach() - frozen[f"from {name}"], hyper) for name in task.weights}
-    return form(hyper, task).pack(trainable | frozen | change, samples)
-
-
-def quantized(change: Tensor, hyper: Hyper) -> Tensor:
-    """The largest entries and zeros, by clusters. PayloadError where an entry is not finite."""
-    sparse = largest(change, hyper.keep)
-    line = clustering.Line.of(sparse)
-    first = np.linspace(line.values[0], line.values[-1], hyper.clusters, dtype=np.float32)
-    return clustering.clustered(sparse, torch.from_numpy(clustering.lloyd(line, first, hyper.steps)).to(sparse.device))
+    @override
+    def sizes(self, upload: Buffer) -> Sizes:
+        """Prefix codes and centroids of the weights, and float32 of all else; codebooks with indexes of fixed width;
+        and the update as a compressed file, as of FedCompress."""
+        tensors, _ = self.read(upload)
+        bits = 0.0
+        for name, tensor in tensors.items():
+            if name not in self.task.weights:
+                bits += 32.0 * tensor.numel()
+                continue
+            _, counts = np.unique(tensor.numpy(), return_counts=True)
+            bits += 32.0 * counts.size + float(np.dot(prefix_lengths(counts), counts))
+        return Sizes(bits, {"fixed": self.up.fixed_bits(upload), "zip": self.up.zip_bits(upload, tensors)})
 
 
 def largest(change: Tensor, keep: float) -> Tensor:
@@ -114,44 +137,6 @@ def largest(change: Tensor, keep: float) -> Tensor:
     kept = torch.topk(change.abs().flatten(), max(1, round(keep * change.numel()))).indices
     flat = change.flatten()
     return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(change)
-
-
-def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    """Weights plus the mean of their changes, and the mean of all else, by samples."""
-    mean = RunningMean(task.tensors)
-    for tensors, samples in uploads.read(lambda upload: read_upload(upload, hyper, task)):
-        mean.add(tensors, samples)
-    average = mean.value()
-    new = average | {name: state[name] + average[name] for name in task.weights}
-    return measured(new, hyper, task) | {"sent": state["bits"]}
-
-
-def read_upload(upload: Buffer, hyper: Hyper, task: Task) -> tuple[State, int]:
-    tensors, _, samples = form(hyper, task).unpack(upload)
-    return tensors, samples
-
-
-def notes(state: State, hyper: Hyper, task: Task) -> dict[str, Any]:
-    return dict(messages.noted(state))
-
-
-def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    """Prefix codes and centroids of the weights, and float32 of all else."""
-    tensors, _ = read_upload(upload, hyper, task)
-    bits = 0.0
-    for name, tensor in tensors.items():
-        if name not in task.weights:
-            bits += 32.0 * tensor.numel()
-            continue
-        _, counts = np.unique(tensor.numpy(), return_counts=True)
-        bits += 32.0 * counts.size + float(np.dot(prefix_lengths(counts), counts))
-    return bits
-
-
-def other_bits(upload: Buffer, hyper: Hyper, task: Task) -> dict[str, float]:
-    """Codebooks with indexes of fixed width; and the update as a compressed file, as of FedCompress."""
-    fixed = form(hyper, task).fixed_bits(upload)
-    return {"fixed": fixed, "zip": messages.zip_bits(read_upload(upload, hyper, task)[0], task)}
 
 
 def prefix_lengths(counts: Sequence[int] | np.ndarray) -> list[int]:

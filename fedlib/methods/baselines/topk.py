@@ -17,34 +17,54 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from fedlib.core.method import Local, Sizes
 from fedlib.core.plan import count
-from fedlib.core.task import Task
+from fedlib.core.settings import choice
 from fedlib.core.uploads import Buffer
-from fedlib.errors import PayloadError, require_name
-from fedlib.methods import update_codec
+from fedlib.errors import PayloadError
+from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
 from fedlib.wire import entropy, floats
 
-SECTIONS = ("positions", "values", "full precision")
 
+@dataclass(frozen=True, kw_only=True)
+class TopK(UpdateCodec[None]):
+    name = "topk"
+    sections = ("positions", "values", "full precision")
 
-@dataclass(frozen=True)
-class Hyper:
-    budget: str = "values and indices"  # what the paper's bit a weight pays for; "values": indices cost nothing
+    # what the paper's bit a weight pays for; "values": indices cost nothing
+    budget: str = choice("values and indices", "values")
 
-    def __post_init__(self) -> None:
-        require_name("hyper.budget", self.budget, ("values", "values and indices"))
+    @property
+    def entry_bits(self) -> int:
+        """Bits of one kept entry as the paper counts them: a float32 and, if counted, an index of ceil(log2 d) bits."""
+        return 32 if self.budget == "values" else 32 + (count(self.task.weights) - 1).bit_length()
 
+    @property
+    def entries(self) -> int:
+        """k: how many entries a budget of one bit a weight buys, at least one."""
+        return max(1, count(self.task.weights) // self.entry_bits)
 
-def entry_bits(hyper: Hyper, task: Task) -> int:
-    """Bits of one kept entry as the paper counts them: a float32 and, if counted, an index of ceil(log2 d) bits."""
-    return 32 if hyper.budget == "values" else 32 + (count(task.weights) - 1).bit_length()
+    @override
+    def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
+        values = u.cpu().numpy()
+        mask = kept(values, self.entries)
+        return [entropy.encode(mask, 2), floats.encode([values[mask]], ["values"])]
 
+    @override
+    def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
+        (positions, values), k = sections, self.entries
+        mask = torch.from_numpy(entropy.decode(positions, count(self.task.weights), 2)).bool()
+        if (found := int(mask.sum())) != k:
+            raise PayloadError(f"positions: {found}, expected {k}")
+        (largest,) = floats.decode(values, [(k,)], ["values"])
+        return torch.zeros(len(mask)).masked_scatter_(mask, torch.tensor(largest))
 
-def entries(hyper: Hyper, task: Task) -> int:
-    """k: how many entries a budget of one bit a weight buys, at least one."""
-    return max(1, count(task.weights) // entry_bits(hyper, task))
+    @override
+    def sizes(self, upload: Buffer) -> Sizes:
+        return Sizes(1.0 * self.entries * self.entry_bits)
 
 
 def kept(u: np.ndarray, k: int) -> np.ndarray:
@@ -54,26 +74,3 @@ def kept(u: np.ndarray, k: int) -> np.ndarray:
     mask: np.ndarray = magnitudes > least
     mask[np.flatnonzero(magnitudes == least)[: k - np.count_nonzero(mask)]] = True
     return mask
-
-
-def encode(u: Tensor, hyper: Hyper, task: Task, rng: Rng) -> list[update_codec.Section]:
-    values = u.cpu().numpy()
-    mask = kept(values, entries(hyper, task))
-    return [entropy.encode(mask, 2), floats.encode([values[mask]], ["values"])]
-
-
-def decode(sections: Sequence[memoryview], hyper: Hyper, task: Task) -> Tensor:
-    positions, values = sections
-    k = entries(hyper, task)
-    mask = torch.from_numpy(entropy.decode(positions, count(task.weights), 2)).bool()
-    if (found := int(mask.sum())) != k:
-        raise PayloadError(f"positions: {found}, expected {k}")
-    (largest,) = floats.decode(values, [(k,)], ["values"])
-    return torch.zeros(len(mask)).masked_scatter_(mask, torch.tensor(largest))
-
-
-def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    return 1.0 * entries(hyper, task) * entry_bits(hyper, task)
-
-
-broadcast, start, draws, objective, finish, server, sent = update_codec.method("topk", 2, encode, decode)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.errors import PayloadError, SpecError, require_number
+from fedlib.core.settings import check_settings, integer, number
+from fedlib.errors import PayloadError, SpecError
 from fedlib.wire import codebook
 
 
@@ -31,7 +32,7 @@ def gram(z: Tensor) -> Tensor:
 
 
 def triangle(samples: int, d: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what is not zero in R of so many rows of d entries."""
+    """Rows and columns of what is not zero in R of a number of rows of d entries."""
     rows, columns = torch.triu_indices(min(samples, d), d)
     return rows, columns
 
@@ -68,7 +69,7 @@ def pack_report(z: Tensor, right: int) -> bytes:
 
 
 def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
-    """held [], right [] and gram [d, d], float64. PayloadError where they do not go together."""
+    """held [] and right [], int64, and gram [d, d], float64. PayloadError where they do not go together."""
     if len(report) < _HEAD.size:
         raise PayloadError(f"report: {len(report)} bytes, expected {_HEAD.size} or more")
     held, right = _HEAD.unpack_from(report)
@@ -84,27 +85,23 @@ def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
     r[triangle(held, d)] = read
     if float(r.square().sum()) > held * (1 + 1e-5):  # no row is longer than 1
         raise PayloadError(f"report: embeddings of squared length {float(r.square().sum()):g}, expected at most {held}")
-    return {"held": torch.tensor(float(held)), "right": torch.tensor(float(right)), "gram": r.T @ r}
+    return {"held": torch.tensor(held), "right": torch.tensor(right), "gram": r.T @ r}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """When to take more clusters, with the defaults of FedCompress's code."""
 
-    least: int = 8  # clusters of a tensor, at first
-    most: int = 30
-    step: int = 1
-    window: int = 3  # rounds
-    patience: int = 4  # rounds
-    first: int = 3  # round of the first decision
-    limit: float = 0.01  # accuracy
+    least: int = integer(8, 2, codebook.MOST)  # clusters of a tensor, at first
+    most: int = integer(30, 2, codebook.MOST)
+    step: int = integer(1, 1, 10**6)
+    window: int = integer(3, 1, 10**6)  # rounds
+    patience: int = integer(4, 1, 10**6)  # rounds
+    first: int = integer(3, 1, 10**6)  # round of the first decision
+    limit: float = number(0.01, 0, 1)  # accuracy
 
     def __post_init__(self) -> None:
-        for field in ("least", "most"):
-            require_number(f"hyper.{field}", getattr(self, field), 2, codebook.MOST, integer=True)
-        for field in ("step", "window", "patience", "first"):
-            require_number(f"hyper.{field}", getattr(self, field), 1, 10**6, integer=True)
-        require_number("hyper.limit", self.limit, 0, 1)
+        check_settings(self)
         if self.least > self.most:
             raise SpecError(f"hyper.least: {self.least} exceeds hyper.most: {self.most}; start with fewer clusters")
 

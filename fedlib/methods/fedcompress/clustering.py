@@ -67,7 +67,7 @@ class Line:
         return np.maximum(found, 0)  # rounding
 
     def distinct(self, most: int) -> np.ndarray | None:
-        """The distinct values, ascending, if there are at most so many."""
+        """The distinct values, ascending, if there are at most `most`."""
         first = np.flatnonzero(self.values[1:] != self.values[:-1])
         return self.values[np.concatenate([[0], first + 1])] if first.size < most else None
 
@@ -80,7 +80,7 @@ def midpoints(centroids: np.ndarray) -> np.ndarray:
 
 
 def seeds(tensor: Tensor, clusters: int, rng: Rng) -> np.ndarray:
-    """So many of the tensor's values, ascending float32; with fewer distinct values all of them, the last repeated.
+    """Values of the tensor, ascending float32 [clusters]; with fewer distinct ones all of them, the last repeated.
 
     k-means++: the first is drawn uniformly, each other with chance proportional to the squared distance from those
     before; of 3 + ln(clusters) draws that which leaves the least distortion stays, as in TensorFlow's operator.
@@ -137,7 +137,7 @@ def _farthest(line: Line, centroids: np.ndarray, bounds: np.ndarray) -> np.ndarr
 
 
 def lloyd(line: Line, centroids: np.ndarray, steps: int) -> np.ndarray:
-    """Each centroid to the mean of its members, so many times; one without members stays. Ascending float32."""
+    """Each centroid moves to the mean of its members, `steps` times; without members it stays. Ascending float32."""
     for _ in range(steps):
         bounds = line.bounds(centroids)
         members = np.diff(bounds)
@@ -182,7 +182,7 @@ def clustered(weights: Tensor, centroids: Tensor) -> Tensor:
 
 
 def rounded(weights: Tensor, number: int, rng: Rng) -> Tensor:
-    """The weights in so many clusters, which STEPS of Lloyd have found."""
+    """The weights in `number` clusters, which STEPS of Lloyd have found."""
     found = lloyd(Line.of(weights), seeds(weights, number, rng), STEPS)
     return clustered(weights, torch.from_numpy(found).to(weights.device))
 

@@ -14,45 +14,41 @@ import torch
 from torch import Tensor, nn
 
 from fedlib.core import optimizers
-from fedlib.core.plan import Plan, State
+from fedlib.core.plan import Plan, Tensors
+from fedlib.core.settings import check_settings, choice, integer, number
 from fedlib.core.task import Task
 from fedlib.data import synthetic
-from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
+from fedlib.errors import PayloadError, RunError, SpecError
 from fedlib.methods.fedcompress import clustering
 from fedlib.rng import Rng
 
 CLIENTS = "clients"  # in place of foreign images the training images themselves: what no server has, for comparison
-NORMS = ("train", "frozen", "recalibrate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Of the distillation, with the defaults of FedCompress's code but for the images, of which it has others."""
 
-    images: int = 50_000
-    foreign: str = "leaves"  # a kind of `fedlib.data.synthetic`, or "clients"
-    distil_epochs: int = 10
-    distil_lr: float = 1e-4
-    distil_batch: int = 256  # the last, smaller batch is dropped
-    temperature: float = 2.0
-    norms: str = "train"  # BatchNorm: statistics of the batches; "frozen": of the teacher; "recalibrate": frozen, and
-    # at the end those of the images
+    images: int = integer(50_000, 1, 10**9)
+    foreign: str = choice("leaves", *synthetic.KINDS, CLIENTS)  # a kind of `fedlib.data.synthetic`, or "clients"
+    distil_epochs: int = integer(10, 1, 10**9)
+    distil_lr: float = number(1e-4, 1e-12, 1e12)
+    distil_batch: int = integer(256, 1, 10**9)  # the last, smaller batch is dropped
+    temperature: float = number(2.0, 1e-3, 1e3)
+    # BatchNorm: statistics of the batches; "frozen": of the teacher; "recalibrate": frozen, and at the end those of
+    # the images
+    norms: str = choice("train", "frozen", "recalibrate")
 
     def __post_init__(self) -> None:
-        require_name("hyper.foreign", self.foreign, (*synthetic.KINDS, CLIENTS))
-        require_name("hyper.norms", self.norms, NORMS)
-        require_number("hyper.distil_lr", self.distil_lr, 1e-12, 1e12)
-        require_number("hyper.temperature", self.temperature, 1e-3, 1e3)
-        for field in ("images", "distil_epochs", "distil_batch"):
-            require_number(f"hyper.{field}", getattr(self, field), 1, 10**9, integer=True)
+        check_settings(self)
         if self.images < self.distil_batch:
             raise SpecError(f"hyper.images: {self.images} make no batch of hyper.distil_batch: {self.distil_batch}")
 
 
 def distil(
-    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int = 0
-) -> tuple[State, list[float]]:
-    """The model with so many clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
+    model: Tensors, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int = 0
+) -> tuple[Tensors, list[float]]:
+    """The model with `number` clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
 
     rng: of the centroids' beginning, the images and, with the turn, their order. RunError where it diverges; SpecError:
     fewer images than a batch.
@@ -64,8 +60,8 @@ def distil(
 
 
 def _distilled(
-    model: State, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int
-) -> tuple[State, list[float]]:
+    model: Tensors, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int
+) -> tuple[Tensors, list[float]]:
     images = foreign_images(task, settings, rng)
     teacher = {name: model[name].to(task.device) for name in task.tensors}
     targets = torch.cat([_predicted(task, teacher, x, settings) for x in images.split(settings.distil_batch)])
@@ -123,7 +119,7 @@ def _batches(number: int, batch: int, generator: torch.Generator) -> Iterator[Te
 
 
 @torch.no_grad()
-def _predicted(task: Task, model: State, x: Tensor, settings: Settings) -> Tensor:
+def _predicted(task: Task, model: Tensors, x: Tensor, settings: Settings) -> Tensor:
     task.network.eval()
     return (task.logits(model, x) / settings.temperature).softmax(1)
 
@@ -135,7 +131,7 @@ def divergence(p: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def recalibrate(model: State, images: Tensor, batch: int, task: Task) -> None:
+def recalibrate(model: Tensors, images: Tensor, batch: int, task: Task) -> None:
     """BatchNorm's statistics, in place, to their means over the batches of the images."""
     layers = [module for module in task.network.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [layer.momentum for layer in layers]

@@ -21,13 +21,12 @@ from fedlib.rng import Rng
 from fedlib.wire.levels import Levels
 
 AFFINE = ("affine_stochastic", "affine_nearest", "symmetric_nearest")
-NORMED = ("norm", "buckets")
 BUCKET = 512  # entries
+NORMED = {"norm": 0, "buckets": BUCKET}  # entries that share a scale; 0: all of a tensor
 NOTHING = 1e-30  # a range below is none
 _BLOCK = 2**16  # entries at a time: they stay in the cache
 LARGEST = torch.finfo(torch.float32).max
 DIVERGED = "update is not finite: local training diverged; lower the learning rate"
-_NONE = np.empty(0, np.uint8)
 
 
 def extent(x: Tensor) -> tuple[float, float]:
@@ -40,21 +39,26 @@ def extent(x: Tensor) -> tuple[float, float]:
     return low, high - low
 
 
+def constant(value: float) -> Levels:
+    """A tensor of one value takes no bits."""
+    return Levels(0, value, 0.0, np.empty(0, np.uint8))
+
+
 def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None) -> Levels:
     """x in [low, low + span], in `intervals` steps. rng: of stochastic rounding; None rounds to the nearest level."""
     step = np.float32(span / intervals)
     if not step > 0:
-        return Levels(0, low, 0.0, _NONE)
+        return constant(low)
     width = intervals.bit_length()
-    return Levels(width, low, float(step), _rounded(x, low, float(step), 0, intervals, width, rng))
+    return Levels(width, low, float(step), _rounded(x, low, float(step), intervals, width, rng))
 
 
 def symmetric(x: Tensor, span: float, width: int) -> Levels:
     """In steps of span / (2^width - 1), whichever schedule set the width."""
     step, half = float(np.float32(span / ((1 << width) - 1))), 1 << (width - 1)
     if not step > 0:
-        return Levels(0, 0.0, 0.0, _NONE)
-    return Levels(width, 0.0, step, _rounded(x, 0.0, step, 0, 2 * half - 1, width, None, half))
+        return constant(0.0)
+    return Levels(width, 0.0, step, _rounded(x, 0.0, step, 2 * half - 1, width, None, half))
 
 
 def restored(found: Levels, n: int, quantizer: str) -> Tensor:
@@ -75,7 +79,7 @@ def normed(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np
     """
     low, span = extent(x)
     if low == 0 and span == 0:
-        return Levels(0, 0.0, 0.0, _NONE), np.zeros(scales_of(x.numel(), bucket), np.float32)
+        return constant(0.0), np.zeros(scales_of(x.numel(), bucket), np.float32)
     rows = _rows(x, bucket)
     scales = rows.abs().amax(1) if bucket else rows.double().norm(dim=1).float()
     if not bool(torch.isfinite(scales).all()):
@@ -105,9 +109,9 @@ def restored_normed(found: Levels, n: int, scales: np.ndarray, bucket: int) -> T
     return rows.mul_(torch.from_numpy(scales.astype(np.float32) / np.float32(found.first)).unsqueeze(1)).flatten()[:n]
 
 
-def scales_of(n: int, bucket: int) -> int:
-    """How many scales a tensor has."""
-    return -(-n // bucket) if bucket else 1
+def scales_of(n: int, bucket: int | None) -> int:
+    """Number of scales of a tensor; None: of quantizers without."""
+    return 0 if bucket is None else -(-n // bucket) if bucket else 1
 
 
 def _rows(x: Tensor, bucket: int) -> Tensor:
@@ -117,10 +121,8 @@ def _rows(x: Tensor, bucket: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % bucket)).view(-1, bucket)
 
 
-def _rounded(
-    x: Tensor, low: float, step: float, least: int, most: int, width: int, rng: Rng | None, centre: int = 0
-) -> np.ndarray:
-    """(x - low) / step as integers in [least, most]; the centre is added to what was rounded."""
+def _rounded(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int = 0) -> np.ndarray:
+    """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded."""
     flat, draws = x.detach().flatten(), rng.torch(x.device) if rng else None
     levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)
     for start in range(0, flat.numel(), _BLOCK):
@@ -130,7 +132,7 @@ def _rounded(
             y.round_().add_(centre)
         else:  # the integer below y + a number from [0, 1) is y in the mean
             y.add_(torch.rand(y.shape, generator=draws, device=y.device)).floor_()
-        levels[start : start + _BLOCK] = _integers(y.clamp_(least, most), width)
+        levels[start : start + _BLOCK] = _integers(y.clamp_(0, most), width)
     return levels
 
 

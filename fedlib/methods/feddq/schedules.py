@@ -1,8 +1,8 @@
-"""How many bits a quantized update takes, and when: the settings of `fedlib.methods.feddq.method`, and its rules.
+"""How a tensor becomes levels: the settings that say so, and the rules for the number of bits.
 
-    range       FedDQ: ceil(log2(range of the tensor / resolution)) bits -> `width`
+    range       FedDQ: ceil(log2(range of the tensor / resolution)) bits -> `Rule.width_for`
     fixed       the same width always, as in FedPAQ (Reisizadeh et al., AISTATS 2020)
-    ascending   AdaQuantFL (Jhunjhunwala et al., ICASSP 2021): s_0 sqrt(f_0 / f) intervals -> `next_intervals`
+    ascending   AdaQuantFL (Jhunjhunwala et al., ICASSP 2021): s_0 sqrt(f_0 / f) intervals -> `Rule.next_intervals`
     loss        our mirror image of it, s_0 sqrt(f / f_0): the formula of the paper's first version is unknown
 
 f is the training loss that clients measure on the model they receive, f_0 that of the first round.
@@ -11,77 +11,119 @@ f is the training loss that clients measure on the model they receive, f_0 that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlib.errors import SpecError, require_name, require_number
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlib.core.plan import Shapes, Tensors
+from fedlib.core.settings import check_settings, choice, integer, number
+from fedlib.errors import PayloadError, SpecError
 from fedlib.methods.feddq import quantizers
+from fedlib.methods.feddq.quantizers import NORMED, NOTHING
+from fedlib.rng import Rng
 from fedlib.wire import bits
+from fedlib.wire.levels import Levels
 
 LEAST_LOSS_INTERVALS = 3  # of the loss-based schedule
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """Defaults are FedDQ's on Fashion-MNIST, except that rounding is stochastic and that biases are sent."""
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A schedule with a quantizer. Defaults are FedDQ's on Fashion-MNIST, except that rounding is stochastic."""
 
-    schedule: str = "range"  # or "fixed", "ascending", "loss"
-    quantizer: str = "affine_stochastic"  # or "affine_nearest", "symmetric_nearest", "norm", "buckets"
-    resolution: float = 0.005  # of schedule range: the step stays near it; unit of a parameter (code)
-    width: int = 4  # of schedule fixed: bits an entry; a norm quantizer takes one more, for the sign
-    least: int = 2  # bits, of schedule range (code: for one of three networks)
-    most: int = 16  # bits, of all schedules (project)
-    first: int = 2  # intervals in the first round, of schedules ascending (2: AdaQuantFL) and loss (255: project)
-    biases: str = "sent"  # or "kept": as two of the three scripts, all but the weights stays as it was (code)
-    coding: str = "packed"  # or "entropy"
-    downlink: float = 0.0  # the same rule for the broadcast model, nearest: its resolution; 0 sends float32 (project)
-    report: bool = False  # clients send the loss of what they received, whether the schedule needs it or not
+    schedule: str = choice("range", "fixed", "ascending", "loss")  # or "fixed", "ascending", "loss"
+    # or "affine_nearest", "symmetric_nearest", "norm", "buckets"
+    quantizer: str = choice("affine_stochastic", *quantizers.AFFINE, *NORMED)
+    # of schedule range: the step stays near it; unit of a parameter (code)
+    resolution: float = number(0.005, 1e-12, 1e12)
+    # of schedule fixed: bits an entry; a norm quantizer takes one more, for the sign
+    width: int = integer(4, 1, bits.WIDEST)
+    least: int = integer(2, 1, bits.WIDEST)  # bits, of schedule range (code: for one of three networks)
+    most: int = integer(16, 1, bits.WIDEST)  # bits, of all schedules (project)
+    # intervals in the first round, of schedules ascending (2: AdaQuantFL) and loss (255: project)
+    first: int = integer(2, 1, 2**16 - 1)
 
     def __post_init__(self) -> None:
-        require_name("hyper.schedule", self.schedule, ("range", "fixed", "ascending", "loss"))
-        require_name("hyper.quantizer", self.quantizer, quantizers.AFFINE + quantizers.NORMED)
-        require_name("hyper.biases", self.biases, ("sent", "kept"))
-        require_name("hyper.coding", self.coding, ("packed", "entropy"))
-        for field, lowest in (("least", 1), ("most", 1), ("width", 1), ("first", 1)):
-            highest = 2**16 - 1 if field == "first" else bits.WIDEST
-            require_number(f"hyper.{field}", getattr(self, field), lowest, highest, integer=True)
-        require_number("hyper.resolution", self.resolution, 1e-12, 1e12)
-        require_number("hyper.downlink", self.downlink, 0, 1e12)
-        if self.downlink:
-            require_number("hyper.downlink", self.downlink, 1e-12, 1e12)
+        check_settings(self)
         if self.least > self.most:
             raise SpecError(f"hyper.least: {self.least} exceeds hyper.most: {self.most}; lower it")
         if self.schedule == "fixed" and self.width > self.most:
             raise SpecError(f"hyper.width: {self.width} exceeds hyper.most: {self.most}; lower it")
-        if self.quantizer in quantizers.NORMED and (self.schedule == "range" or self.most == bits.WIDEST):
+        if self.quantizer in NORMED and (self.schedule == "range" or self.most == bits.WIDEST):
             raise SpecError(
                 f"hyper.quantizer: {self.quantizer!r} knows no range, and needs a bit for the sign; "
                 f"take another schedule than range, and hyper.most below {bits.WIDEST}"
             )
-        if not isinstance(self.report, bool):
-            raise SpecError(f"hyper.report: {self.report!r} must be true or false")
+
+    # Schedules
+
+    def width_for(self, span: float) -> int:
+        """FedDQ's rule: bits an entry for a tensor of this range; 0 for a constant one."""
+        if span < NOTHING:
+            return 0
+        return min(self.most, max(self.least, math.ceil(math.log2(span / self.resolution))))
 
     @property
-    def reports(self) -> bool:
-        return self.report or self.schedule in ("ascending", "loss")
+    def follows_loss(self) -> bool:
+        """Whether the server sets the intervals of a round, by the loss in the one before."""
+        return self.schedule in ("ascending", "loss")
 
+    def next_intervals(self, loss: float, first_loss: float) -> int:
+        """Intervals for the next round, after one in which clients measured `loss`."""
+        if self.schedule == "ascending":
+            found = self.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
+        else:
+            share = loss / first_loss if first_loss > 0 else 1.0
+            found = max(LEAST_LOSS_INTERVALS, self.first * math.sqrt(share))
+        return math.ceil(min(found, self.most_intervals))
 
-def width(span: float, hyper: Hyper) -> int:
-    """FedDQ's rule: bits an entry for a tensor of this range; 0 for a constant one."""
-    if span < quantizers.NOTHING:
-        return 0
-    return min(hyper.most, max(hyper.least, math.ceil(math.log2(span / hyper.resolution))))
+    @property
+    def most_intervals(self) -> int:
+        return 2**self.most - 1
 
+    def intervals_for(self, span: float, agreed: int) -> int:
+        """Of a tensor of this range; `agreed`: what the server set, for schedules that follow the loss."""
+        if self.follows_loss:
+            return agreed
+        return 2 ** (self.width_for(span) if self.schedule == "range" else self.width) - 1
 
-def next_intervals(loss: float, first_loss: float, hyper: Hyper) -> int:
-    """Intervals for the next round, after one in which clients measured `loss`."""
-    if hyper.schedule == "ascending":
-        found = hyper.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
-    else:
-        share = loss / first_loss if first_loss > 0 else 1.0
-        found = max(LEAST_LOSS_INTERVALS, hyper.first * math.sqrt(share))
-    return bounded(found, hyper)
+    # Tensors there and back
 
+    def quantize(self, x: Tensor, agreed: int, rng: Rng) -> tuple[Levels, np.ndarray]:
+        """A tensor's levels; and its scales, of the norm quantizers. PayloadError: not finite."""
+        low, span = quantizers.extent(x)
+        intervals, none = self.intervals_for(span, agreed), np.empty(0, np.float32)
+        if self.quantizer in NORMED:
+            return quantizers.normed(x, intervals, rng, NORMED[self.quantizer])
+        if span < NOTHING:
+            return quantizers.constant(low), none
+        if self.quantizer == "symmetric_nearest":
+            return quantizers.symmetric(x, span, intervals.bit_length()), none
+        return quantizers.affine(x, low, span, intervals, rng if self.quantizer == "affine_stochastic" else None), none
 
-def bounded(intervals: float, hyper: Hyper) -> int:
-    most = 2**hyper.most - 1
-    return most if intervals >= most else math.ceil(intervals)
+    def restore(self, found: Sequence[Levels], shapes: Shapes, scales: memoryview | bytes = b"") -> Tensors:
+        """All tensors as the receiver sees them. PayloadError: numbers not finite, or that do not fit each other."""
+        numbers, tensors, bucket = np.frombuffer(scales or b"", "<f4"), Tensors(), NORMED.get(self.quantizer)
+        if not np.isfinite(numbers).all():
+            raise PayloadError("scales: not finite, only finite numbers travel")
+        for (name, shape), part in zip(shapes.items(), found, strict=True):
+            n = shape.numel()
+            if bucket is None:
+                x = quantizers.restored(part, n, self.quantizer)
+            else:
+                own, numbers = np.split(numbers, [quantizers.scales_of(n, bucket)])
+                x = quantizers.restored_normed(part, n, own, bucket)
+            if not bool(torch.isfinite(x).all()):
+                raise PayloadError(f"{name}: levels and header give numbers that are not finite")
+            tensors[name] = x.view(shape)
+        return tensors
+
+    def range_of(self, found: Levels) -> float:
+        """Of the tensor that was quantized: its highest entry has the highest level. Norm quantizers do not tell: 0."""
+        if self.quantizer in NORMED or not found.width:
+            return 0.0
+        highest = 2**found.width - 1 if self.quantizer == "symmetric_nearest" else int(found.levels.max())
+        return found.second * highest

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import State
+from fedlib.core.plan import Tensors
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
 
 
-def clip(update: Mapping[str, Tensor], bound: float) -> tuple[State, float]:
+def clip(update: Mapping[str, Tensor], bound: float) -> tuple[Tensors, float]:
     """The update times min(1, bound / norm), and the norm: jointly over all tensors. PayloadError: it is not finite."""
     norms = [float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) for tensor in update.values()]
     norm = math.hypot(*norms)
@@ -37,24 +37,24 @@ def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
-def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> State:
+def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Tensors:
     """The inverse."""
     parts = flat.split([shape.numel() for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def gaussian(rng: Rng, size: int, std: float, device: torch.device | str = "cpu") -> Tensor:
+def gaussian(rng: Rng, size: int, std: float) -> Tensor:
     """`size` independent float32 draws from N(0, std^2), the same for the same place `rng`.
 
     By numpy, since torch keeps 32 bits of a seed, and that many vectors can be tried out.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)))
-    return torch.from_numpy(generator.standard_normal(size, dtype=np.float32)).to(device) * std
+    return torch.from_numpy(generator.standard_normal(size, dtype=np.float32)) * std
 
 
-def private_mean(total: Tensor, rng: Rng, *, noise_multiplier: float, bound: float, cohort: float) -> Tensor:
-    """DP-FedAvg: (flat sum of clipped updates + N(0, (nm C)^2)) / M; M is fixed, the expected cohort."""
-    return (total + gaussian(rng, total.numel(), noise_multiplier * bound, total.device)) / cohort
+def private_mean(total: Tensor, rng: Rng, std: float, cohort: float) -> Tensor:
+    """DP-FedAvg: (flat sum of clipped updates + N(0, std^2)) / M, std = nm C; M is fixed, the expected cohort."""
+    return (total + gaussian(rng, total.numel(), std)) / cohort
 
 
 def tree_nodes(rounds: int) -> list[tuple[int, int]]:
@@ -62,14 +62,14 @@ def tree_nodes(rounds: int) -> list[tuple[int, int]]:
     return [(level, (rounds >> level) - 1) for level in reversed(range(rounds.bit_length())) if rounds >> level & 1]
 
 
-def tree_noise(rng: Rng, rounds: int, size: int, std: float, device: torch.device | str = "cpu") -> Tensor:
+def tree_noise(rng: Rng, rounds: int, size: int, std: float) -> Tensor:
     """Noise of the sum over the first `rounds` rounds, float64: variance popcount(rounds) std^2 per entry.
 
     Each node's draw is made anew from its name, so nothing is kept between rounds but `rng`.
     """
-    noise = torch.zeros(size, dtype=torch.float64, device=device)
+    noise = torch.zeros(size, dtype=torch.float64)
     for level, index in tree_nodes(rounds):
-        noise += gaussian(rng.child(level, index), size, std, device)
+        noise += gaussian(rng.child(level, index), size, std)
     return noise
 
 

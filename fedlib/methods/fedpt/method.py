@@ -5,9 +5,9 @@ Sidahmed, Xu, Garg, Cao, Chen, "Efficient and Private Federated Learning with Pa
 al., "Adaptive Federated Optimization", ICLR 2021), as in the code around it (`google-research/federated`, a5af8c4).
 
     which tensors are frozen      -> `fedlib.models.freezing`
-    their values, from the seed   -> `fixed`, by `fedlib.models.initializers`
-    a client                      -> `start`, `objective`, `finish`
-    the server's optimizer        -> `server`, `moved`
+    their values, from the seed   -> `make_frozen`, by `fedlib.models.initializers`
+    a client                      -> `begin`, `loss`, `upload`
+    the server's optimizer        -> `aggregate`, `server_step`
     training in private           -> `fedlib.methods.fedpt.private_server`
 
 Gradients, optimizer states and noise exist for the trained tensors only, on both sides.
@@ -15,93 +15,251 @@ Gradients, optimizer states and noise exist for the trained tensors only, on bot
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.plan import State, count
-from fedlib.core.task import Task
-from fedlib.core.uploads import Buffer, Uploads
-from fedlib.errors import PayloadError, RunError, SpecError, require_name, require_number
-from fedlib.methods.fedpt import mechanisms, private_server
-from fedlib.methods.messages import pack_tensors, unpack_tensors
+from fedlib.core.method import Draws, Local, Method, ServerState, Settings, Sizes
+from fedlib.core.plan import Samples, Shapes, Tensors, count
+from fedlib.core.settings import choice, number, switch
+from fedlib.core.uploads import Buffer, Update, Uploads
+from fedlib.errors import PayloadError, RunError, SpecError
+from fedlib.methods.fedpt import accounting, mechanisms
+from fedlib.methods.fedpt.private_server import ROUNDING, Privacy, gather, noise_seed
+from fedlib.methods.messages import pack_seed, pack_tensors, unpack_seed, unpack_tensors
 from fedlib.models import initializers
 from fedlib.models.freezing import frozen_names
 from fedlib.rng import Rng
 from fedlib.wire import container
 
-if TYPE_CHECKING:
-    from fedlib.runs.spec import Spec
-
-SECTIONS = ("fingerprint of the frozen part", "trained part")
-OPTIMIZERS = ("sgd", "adam", "yogi")
-summary, notes = private_server.summary, private_server.notes
-
 
 @dataclass(frozen=True)
-class Hyper:
-    """Server optimizers with the defaults of the code around the paper: plain averaging, or Keras' Adam."""
+class Own:
+    """What the server keeps beside the trained tensors."""
+
+    seed: int  # of all initial values
+    fingerprint: str  # of the frozen part, hexadecimal
+    first: Tensors  # moments of the server's optimizer, by the names of the trained tensors
+    second: Tensors
+    noise: int  # seed of the noise in private training, which no message holds
+    ftrl: mechanisms.Ftrl | None
+    rounds: int = 0  # that are done
+    updates: int = 0  # of the last round, in private training
+    clipped: int = 0  # of these
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedPT(Method[Own]):
+    """Server optimizers have the defaults of the code around the paper: plain averaging, or Keras' Adam."""
+
+    name = "fedpt"
+    sections = ("fingerprint of the frozen part", "trained part")
+    own_type = Own
 
     policy: str = "none"  # what is frozen: a name of `fedlib.models.freezing`
-    law: str = "he"  # initial values, frozen or not: "he", "glorot" or "torch"
-    scale: float = 1.0  # by which frozen weights are multiplied; a power of two keeps them exact
-    optimizer: str = "sgd"  # of the server
-    server_lr: float = 1.0
-    momentum: float = 0.0  # of sgd
-    beta1: float = 0.9  # first moment of the others
-    beta2: float = 0.999  # second moment
-    epsilon: float = 1e-3  # in units of a parameter; that of the code's example for text, far above Keras' own
-    correction: bool = True  # of the moments' bias, as in Keras; without it as in Reddi et al., but from zero moments
-    weighting: str = "samples"  # or "clients"
-    mechanism: str = "none"  # of privacy for whole clients: noise each round, "dp_fedavg", or in a tree, "dp_ftrl"
+    law: str = choice("he", *initializers.LAWS)  # initial values, frozen or not: "he", "glorot" or "torch"
+    # by which frozen weights are multiplied; a power of two keeps them exact
+    scale: float = number(1.0, 2.0**-20, 2.0**20)
+    optimizer: str = choice("sgd", "adam", "yogi")  # of the server
+    server_lr: float = number(1.0, 1e-9, 1e6)
+    momentum: float = number(0.0, 0, 0.999999)  # of sgd
+    beta1: float = number(0.9, 0, 0.999999)  # first moment of the others
+    beta2: float = number(0.999, 0, 0.999999)  # second moment
+    # in units of a parameter; that of the code's example for text, far above Keras' own
+    epsilon: float = number(1e-3, 1e-12, 1e6)
+    # of the moments' bias, as in Keras; without it as in Reddi et al., but from zero moments
+    correction: bool = switch(True)
+    weighting: str = choice("samples", "clients")  # or "clients"
+    # of privacy for whole clients: noise each round, "dp_fedavg", or in a tree, "dp_ftrl"
+    mechanism: str = choice("none", "dp_fedavg", "dp_ftrl")
     clip_norm: float = 0.0  # largest norm of an update over all trained tensors, in units of a parameter
     noise_multiplier: float = 0.0  # deviation of the noise in the sum of updates over clip_norm
     delta: float = 0.0  # of the guarantee
 
+    @override
     def __post_init__(self) -> None:
-        require_name("hyper.law", self.law, initializers.LAWS)
-        require_name("hyper.optimizer", self.optimizer, OPTIMIZERS)
-        require_name("hyper.weighting", self.weighting, ("samples", "clients"))
-        require_number("hyper.scale", self.scale, 2.0**-20, 2.0**20)
+        super().__post_init__()
         if self.scale != 1 and self.policy == "none":
             raise SpecError(f"hyper.scale: {self.scale} is for frozen weights, and policy none has none; leave it at 1")
-        require_number("hyper.server_lr", self.server_lr, 1e-9, 1e6)
-        require_number("hyper.epsilon", self.epsilon, 1e-12, 1e6)
-        for field in ("momentum", "beta1", "beta2"):
-            require_number(f"hyper.{field}", getattr(self, field), 0, 0.999999)
-        if not isinstance(self.correction, bool):
-            raise SpecError(f"hyper.correction: {self.correction!r} must be true or false")
-        private_server.validate(self)
+        self.privacy.validate(self.weighting, self.optimizer)
 
     @property
-    def private(self) -> bool:
-        return self.mechanism != "none"
+    def privacy(self) -> Privacy:
+        return Privacy(self.mechanism, self.clip_norm, self.noise_multiplier, self.delta)
 
+    @override
+    def check(self, settings: Settings) -> None:
+        if settings.frozen != "none":
+            raise SpecError(f"frozen: {settings.frozen!r} is for methods that train all; fedpt freezes by hyper.policy")
+        self.privacy.check(settings)
 
-def check(hyper: Hyper, spec: Spec) -> None:
-    if spec.frozen != "none":
-        raise SpecError(f"frozen: {spec.frozen!r} is for methods that train all; fedpt freezes by hyper.policy")
-    private_server.check(hyper, spec)
+    @override
+    def summary(self, settings: Settings) -> dict[str, Any]:
+        return self.privacy.summary(settings)
 
+    # The two parts of the network
 
-def trained(hyper: Hyper, task: Task) -> dict[str, torch.Size]:
-    """The tensors that travel. SpecError: BatchNorm, or a policy that does not fit the network."""
-    if task.statistics:
-        raise SpecError("model: BatchNorm's statistics are neither trained nor frozen; take a network with GroupNorm")
-    frozen = frozen_names(hyper.policy, task.parameters)
-    return {name: shape for name, shape in task.parameters.items() if name not in frozen}
+    @functools.cached_property
+    def trained(self) -> Shapes:
+        """The tensors that travel. SpecError: BatchNorm, or a policy that does not fit the network."""
+        if self.task.statistics:
+            raise SpecError(
+                "model: BatchNorm's statistics are neither trained nor frozen; take a network with GroupNorm"
+            )
+        frozen = frozen_names(self.policy, self.task.parameters)
+        return {name: shape for name, shape in self.task.parameters.items() if name not in frozen}
+
+    def frozen_part(self, seed: int) -> tuple[Tensors, bytes]:
+        """Its tensors on the CPU, which the caller must not change, and their fingerprint."""
+        shapes = tuple((name, tuple(s)) for name, s in self.task.parameters.items() if name not in self.trained)
+        return make_frozen(seed, self.law, self.scale, shapes)
+
+    @property
+    def slots(self) -> int:
+        """k: number of tensors that the server's optimizer keeps for each trained one."""
+        if self.optimizer == "sgd":
+            return int(self.momentum > 0 and self.mechanism != "dp_ftrl")
+        return 2
+
+    @override
+    def initial(self, rng: Rng) -> ServerState[Own]:
+        """RunError: noise without the package that tells its epsilon."""
+        # The seed of the network's own initial weights: with its law they are the same.
+        seed = initializers.number(Rng(rng.base))
+        model = {name: initializers.values(seed, name, shape, self.law) for name, shape in self.trained.items()}
+        first, second = ({name: torch.zeros(s) for name, s in self.trained.items() if self.slots > n} for n in (0, 1))
+        if self.noise_multiplier:
+            accounting.package()
+        noise = noise_seed(self.task, self.fingerprint("noise"), rng) if self.privacy.wanted else 0
+        ftrl = mechanisms.ftrl_start(mechanisms.flatten(model)) if self.mechanism == "dp_ftrl" else None
+        fingerprint = self.frozen_part(seed)[1].hex()
+        return ServerState(model, Own(seed, fingerprint, first, second, noise, ftrl))
+
+    @override
+    def models(self, state: ServerState[Own], rng: Rng) -> list[Tensors]:
+        whole = self.frozen_part(state.own.seed)[0] | state.model
+        return [{name: whole[name].clone() for name in self.task.parameters}]
+
+    # Messages
+
+    @override
+    def broadcast(self, state: ServerState[Own]) -> bytes:
+        """RunError where a run goes on from a checkpoint, and the seed no longer makes the frozen part of its start."""
+        _, fingerprint = self.frozen_part(state.own.seed)
+        if fingerprint.hex() != state.own.fingerprint:
+            raise RunError("the frozen part is not that of the checkpoint; remove .cache/checkpoints, and train again")
+        head = pack_seed(state.own.seed) + fingerprint
+        return container.pack("fedpt.down", self.fingerprint(), 0, [head, pack_tensors(state.model, self.trained)])
+
+    @override
+    def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
+        """PayloadError where the frozen part that the client makes is not the server's."""
+        read = container.unpack(message, "fedpt.down", self.fingerprint(), [16, 4 * count(self.trained)])
+        head, values = read.sections
+        if len(head) != 16:
+            raise PayloadError(f"seed and fingerprint of {len(head)} bytes, expected 16")
+        seed = unpack_seed(head[:8])
+        made, fingerprint = self.frozen_part(seed)
+        compare(fingerprint, head[8:])
+        model = {name: t.to(self.task.device) for name, t in unpack_tensors(values, self.trained).items()}
+        frozen = {name: tensor.to(self.task.device) for name, tensor in made.items()}  # all clients share them
+        frozen |= {f"from {name}": tensor.clone() for name, tensor in model.items()}
+        return Local({name: tensor.requires_grad_() for name, tensor in model.items()}, frozen, len(shard[1]), seed)
+
+    @override
+    def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Draws) -> Tensor:
+        whole = frozen | trainable
+        return self.task.loss({name: whole[name] for name in self.task.parameters}, batch)
+
+    @override
+    def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
+        """The change of the trained tensors as float32; in private training clipped, and without the sample count."""
+        change = {name: tensor.detach() - local.frozen[f"from {name}"] for name, tensor in local.trainable.items()}
+        samples = local.samples
+        if self.privacy.wanted:
+            samples, (change, _) = 1, mechanisms.clip(change, self.clip_norm)
+        _, fingerprint = self.frozen_part(local.seed)
+        return container.pack(
+            "fedpt.up", self.fingerprint(), samples, [fingerprint, pack_tensors(change, self.trained)]
+        )
+
+    def read(self, upload: Buffer, own: Own) -> Update:
+        """The change of the trained tensors and the sample count."""
+        read = container.unpack(upload, "fedpt.up", self.fingerprint(), [8, 4 * count(self.trained)])
+        fingerprint, values = read.sections
+        compare(bytes.fromhex(own.fingerprint), fingerprint)
+        return unpack_tensors(values, self.trained), read.samples
+
+    @override
+    def sizes(self, upload: Buffer) -> Sizes:
+        """Trained entries times 32: the inverse of the paper's reduction, as far as its abstract tells."""
+        return Sizes(32.0 * count(self.trained))
+
+    # The server
+
+    @override
+    def aggregate(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
+        if self.privacy.wanted:
+            return self.aggregate_in_private(state, uploads)
+        mean = RunningMean(self.trained)
+        for change, samples in uploads.read(lambda upload: self.read(upload, state.own)):
+            mean.add(change, samples if self.weighting == "samples" else 1)
+        return self.server_step(state, mean.value())
+
+    def aggregate_in_private(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
+        """A round of DP-FedAvg, or of DP-FTRL-M with one tree for the whole run."""
+        bound, shapes, cohort = self.clip_norm, self.trained, self.task.cohort
+        total, norms = gather(uploads, lambda upload: self.read(upload, state.own), bound, count(shapes))
+        clipped = sum(norm > bound * (1 - ROUNDING) for norm in norms)
+        own = dataclasses.replace(state.own, updates=len(norms), clipped=clipped)
+        noise, std = Rng(own.noise), self.noise_multiplier * bound
+        if own.ftrl is None:
+            mean = mechanisms.private_mean(total, noise.child("round", own.rounds), std, cohort)
+            return self.server_step(ServerState(state.model, own), mechanisms.unflatten(mean.float(), shapes))
+        rounds, rates = own.rounds + 1, {"lr": self.server_lr, "momentum": self.momentum}
+        tree = mechanisms.tree_noise(noise.child("tree"), rounds, len(total), std / cohort)
+        ftrl, point = mechanisms.ftrl_step(own.ftrl, -total / cohort, tree, **rates)
+        return ServerState(mechanisms.unflatten(point, shapes), dataclasses.replace(own, rounds=rounds, ftrl=ftrl))
+
+    def server_step(self, state: ServerState[Own], change: Tensors) -> ServerState[Own]:
+        """The state after the server's optimizer has taken `change`, minus which is its gradient."""
+        own, model = state.own, dict(state.model)
+        first, second, n = dict(own.first), dict(own.second), own.rounds + 1
+        for name, d in change.items():
+            if self.optimizer == "sgd":
+                if self.momentum:
+                    d = first[name] = self.momentum * first[name] + d
+                model[name] = model[name] + self.server_lr * d
+                continue
+            first[name], square = self.beta1 * first[name] + (1 - self.beta1) * d, d * d
+            if self.optimizer == "adam":
+                second[name] = self.beta2 * second[name] + (1 - self.beta2) * square
+            else:  # Yogi: the second moment moves by a fixed share of the square, up or down
+                second[name] = second[name] - (1 - self.beta2) * torch.sign(second[name] - square) * square
+            rate = self.server_lr
+            if self.correction:
+                rate *= (1 - self.beta2**n) ** 0.5 / (1 - self.beta1**n)
+            model[name] = model[name] + rate * first[name] / (second[name].sqrt() + self.epsilon)
+        return ServerState(model, dataclasses.replace(own, rounds=n, first=first, second=second))
+
+    @override
+    def notes(self, state: ServerState[Own]) -> dict[str, Any]:
+        """In private training the share of the round's updates that were clipped."""
+        own = state.own
+        return {"clipped": own.clipped / own.updates if own.updates else 0.0} if self.privacy.wanted else {}
 
 
 @functools.lru_cache(maxsize=2)
-def fixed(
+def make_frozen(
     seed: int, law: str, scale: float, shapes: tuple[tuple[str, tuple[int, ...]], ...]
-) -> tuple[dict[str, Tensor], bytes]:
+) -> tuple[Tensors, bytes]:
     """The frozen tensors on the CPU, from nothing but the seed, and 8 bytes that tell them from any others."""
     tensors = {name: initializers.values(seed, name, shape, law) for name, shape in shapes}
     tensors = {name: tensor * scale if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
@@ -111,144 +269,9 @@ def fixed(
     return tensors, digest.digest()
 
 
-def frozen_part(seed: int, hyper: Hyper, task: Task) -> tuple[dict[str, Tensor], bytes]:
-    travels = trained(hyper, task)
-    shapes = tuple((name, tuple(shape)) for name, shape in task.parameters.items() if name not in travels)
-    return fixed(seed, hyper.law, hyper.scale, shapes)
-
-
-def slots(hyper: Hyper, task: Task) -> dict[str, torch.Size]:
-    """What the server's optimizer keeps: one or two tensors for each trained one, and the number of rounds."""
-    if hyper.mechanism == "dp_ftrl":
-        return {"rounds": torch.Size([])}
-    orders = {"sgd": ("first",) if hyper.momentum else ()}.get(hyper.optimizer, ("first", "second"))
-    shapes = {f"{which} {name}": shape for which in orders for name, shape in trained(hyper, task).items()}
-    return shapes | {"rounds": torch.Size([])}
-
-
-def initial(hyper: Hyper, task: Task, rng: Rng) -> State:
-    """The trained tensors, the seed of all, and an optimizer that has seen nothing."""
-    seed = initializers.number(
-        Rng(rng.base)
-    )  # that of the network's own initial weights: with its law they are the same
-    start = {name: initializers.values(seed, name, shape, hyper.law) for name, shape in trained(hyper, task).items()}
-    state = start | {name: torch.zeros(shape) for name, shape in slots(hyper, task).items()}
-    state["seed"] = torch.frombuffer(bytearray(seed.to_bytes(8, "little")), dtype=torch.uint8)
-    state["fingerprint"] = torch.frombuffer(bytearray(frozen_part(seed, hyper, task)[1]), dtype=torch.uint8)
-    return state | private_server.initial(start, hyper, task, rng)
-
-
-def seed_of(state: State) -> int:
-    return int.from_bytes(state["seed"].numpy().tobytes(), "little")
-
-
-def models(state: State, hyper: Hyper, task: Task, rng: Rng) -> list[State]:
-    whole = frozen_part(seed_of(state), hyper, task)[0] | state
-    return [{name: whole[name].clone() for name in task.parameters}]
-
-
-def broadcast(state: State, hyper: Hyper, task: Task) -> bytes:
-    """RunError where a run goes on from a checkpoint, and the seed no longer makes the frozen part of its beginning."""
-    seed = seed_of(state)
-    _, fingerprint = frozen_part(seed, hyper, task)
-    if fingerprint != state["fingerprint"].numpy().tobytes():
-        raise RunError("the frozen part is not that of the checkpoint; remove .cache/checkpoints, and train again")
-    parts: list[Any] = [seed.to_bytes(8, "little") + fingerprint, pack_tensors(state, trained(hyper, task))]
-    return container.pack("fedpt.down", task.fingerprint("fedpt", hyper), 0, parts)
-
-
-def start(message: bytes, hyper: Hyper, task: Task, rng: Rng) -> tuple[State, State]:
-    """PayloadError where the frozen part that the client makes is not the server's."""
-    travels = trained(hyper, task)
-    read = container.unpack(message, "fedpt.down", task.fingerprint("fedpt", hyper), [16, 4 * count(travels)])
-    if len(read.sections[0]) != 16:
-        raise PayloadError(f"seed and fingerprint of {len(read.sections[0])} bytes, expected 16")
-    frozen, fingerprint = frozen_part(int.from_bytes(read.sections[0][:8], "little"), hyper, task)
-    _same(fingerprint, read.sections[0][8:])
-    model = {name: t.to(task.device) for name, t in unpack_tensors(read.sections[1], travels).items()}
-    held = {name: tensor.to(task.device) for name, tensor in frozen.items()}  # shared by all clients: none writes
-    held |= {f"from {name}": tensor.clone() for name, tensor in model.items()}
-    held["fingerprint"] = torch.frombuffer(bytearray(fingerprint), dtype=torch.uint8).to(task.device)
-    return {name: tensor.requires_grad_() for name, tensor in model.items()}, held
-
-
-def _same(own: bytes, given: memoryview) -> None:
+def compare(own: bytes, given: memoryview) -> None:
+    """PayloadError where the fingerprints of the two sides' frozen parts differ."""
     if own != given:
         raise PayloadError(
             f"frozen part {own.hex()}, the other side's is {bytes(given).hex()}: another seed, law or version of it"
         )
-
-
-def draws(progress: float, hyper: Hyper, task: Task, generator: torch.Generator) -> None:
-    return None
-
-
-def objective(
-    trainable: State, frozen: State, batch: tuple[Tensor, Tensor], drawn: None, hyper: Hyper, task: Task
-) -> Tensor:
-    whole = frozen | trainable
-    return task.loss({name: whole[name] for name in task.parameters}, batch)
-
-
-def finish(trainable: State, frozen: State, samples: int, hyper: Hyper, task: Task, rng: Rng) -> bytes:
-    """The change of the trained tensors, as float32; in private training clipped, and without the number of samples."""
-    change = {name: tensor.detach() - frozen[f"from {name}"] for name, tensor in trainable.items()}
-    if hyper.private:
-        samples, (change, _) = 1, mechanisms.clip(change, hyper.clip_norm)
-    parts: list[Any] = [frozen["fingerprint"].cpu().numpy().tobytes(), pack_tensors(change, trained(hyper, task))]
-    return container.pack("fedpt.up", task.fingerprint("fedpt", hyper), samples, parts)
-
-
-def read_update(upload: Buffer, fingerprint: bytes, hyper: Hyper, task: Task) -> tuple[State, int]:
-    travels = trained(hyper, task)
-    read = container.unpack(upload, "fedpt.up", task.fingerprint("fedpt", hyper), [8, 4 * count(travels)])
-    _same(fingerprint, read.sections[0])
-    return unpack_tensors(read.sections[1], travels), read.samples
-
-
-def server(state: State, uploads: Uploads, hyper: Hyper, task: Task) -> State:
-    _, fingerprint = frozen_part(seed_of(state), hyper, task)
-    travels = trained(hyper, task)
-
-    def decode(upload: Buffer) -> tuple[State, int]:
-        return read_update(upload, fingerprint, hyper, task)
-
-    if hyper.private:
-        state, total = private_server.gather(state, uploads, decode, hyper, count(travels))
-        if hyper.mechanism == "dp_ftrl":
-            return private_server.ftrl(state, total, hyper, task.cohort, travels)
-        return moved(state, private_server.mean(state, total, hyper, task.cohort, travels), hyper)
-    mean = RunningMean(travels)
-    for tensors, samples in uploads.read(decode):
-        mean.add(tensors, samples if hyper.weighting == "samples" else 1)
-    return moved(state, mean.value(), hyper)
-
-
-def moved(state: State, change: Mapping[str, Tensor], hyper: Hyper) -> State:
-    """The state after the server's optimizer has taken `change`, minus which is its gradient."""
-    new = dict(state)
-    new["rounds"] = state["rounds"] + 1
-    for name, d in change.items():
-        if hyper.optimizer == "sgd":
-            if hyper.momentum:
-                d = new[f"first {name}"] = hyper.momentum * state[f"first {name}"] + d
-            new[name] = state[name] + hyper.server_lr * d
-            continue
-        first = new[f"first {name}"] = hyper.beta1 * state[f"first {name}"] + (1 - hyper.beta1) * d
-        second, square = state[f"second {name}"], d * d
-        if hyper.optimizer == "adam":
-            second = hyper.beta2 * second + (1 - hyper.beta2) * square
-        else:  # Yogi: the second moment moves by a fixed share of the square, up or down
-            second = second - (1 - hyper.beta2) * torch.sign(second - square) * square
-        new[f"second {name}"] = second
-        rate = hyper.server_lr
-        if hyper.correction:
-            n = float(new["rounds"])
-            rate *= (1 - hyper.beta2**n) ** 0.5 / (1 - hyper.beta1**n)
-        new[name] = state[name] + rate * first / (second.sqrt() + hyper.epsilon)
-    return new
-
-
-def paper_bits(upload: Buffer, hyper: Hyper, task: Task) -> float:
-    """Trained entries times 32: the inverse of the paper's reduction, as far as its abstract tells."""
-    return 32.0 * count(trained(hyper, task))

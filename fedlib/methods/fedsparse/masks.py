@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import State
-from fedlib.core.task import Task
+from fedlib.core.plan import Shapes, Tensors
 from fedlib.core.uploads import Buffer
-from fedlib.errors import PayloadError, SpecError
+from fedlib.errors import PayloadError
 from fedlib.rng import signs
 from fedlib.wire import container, entropy, floats
 
@@ -23,33 +22,23 @@ SCALES = {"kaiming": math.sqrt(2), "fedpm": math.e, "critical": 2.0}  # of the f
 LEVELS = 2**16  # different probabilities that a broadcast by levels can hold
 
 
-def shapes_of(task: Task) -> dict[str, torch.Size]:
-    """All parameters in the network's order, weights before bias: the order of a mask's bits."""
-    if task.statistics:
-        raise SpecError(
-            "model: fedpm masks networks without BatchNorm, whose statistics depend on the mask; use another"
-        )
-    return task.parameters
-
-
-def fixed_weights(seed: int, scale: str, task: Task) -> Tensor:
+def fixed_weights(seed: int, scale: str, shapes: Shapes) -> Tensor:
     """w [n] on the CPU: +c or -c with equal chance, one c and one stream of the seed a tensor; the same everywhere."""
     parts, fan_in = [], 1
-    for stream, (name, shape) in enumerate(shapes_of(task).items()):
-        if name in task.weights:  # a bias has the constant of its layer
+    for stream, shape in enumerate(shapes.values()):
+        if len(shape) > 1:  # a bias has the constant of its layer
             fan_in = shape[1:].numel()
         parts.append(signs(seed, stream, shape.numel()) * np.float32(SCALES[scale] / math.sqrt(fan_in)))
     return torch.from_numpy(np.concatenate(parts))
 
 
-def layers(flat: Tensor, task: Task) -> State:
+def layers(flat: Tensor, shapes: Shapes) -> Tensors:
     """A vector [n] as the network's tensors by name (views)."""
-    shapes = shapes_of(task)
     parts = flat.split([shape.numel() for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def coded_theta(theta: Tensor, levels: bool) -> list[bytes | np.ndarray]:
+def pack_theta(theta: Tensor, levels: bool) -> list[bytes | np.ndarray]:
     """Probabilities [n] as float32; or by levels where that is shorter: the values that occur, then who has which."""
     plain = floats.encode([theta.numpy()], ["theta"])
     if levels:
@@ -61,7 +50,7 @@ def coded_theta(theta: Tensor, levels: bool) -> list[bytes | np.ndarray]:
     return [plain]
 
 
-def read_theta(sections: Sequence[memoryview], n: int) -> Tensor:
+def unpack_theta(sections: Sequence[memoryview], n: int) -> Tensor:
     """The inverse [n]. PayloadError: another length, or no probabilities."""
     count = n if len(sections) == 1 else len(sections[0]) // 4
     if not count:
@@ -72,24 +61,18 @@ def read_theta(sections: Sequence[memoryview], n: int) -> Tensor:
     return torch.from_numpy(values[entropy.decode(sections[1], n, count)] if len(sections) > 1 else values.copy())
 
 
-def read_seed(section: memoryview) -> int:
-    if len(section) != 8:
-        raise PayloadError(f"seed of {len(section)} bytes where 8 were expected")
-    return int.from_bytes(section, "little")
-
-
-def packed_mask(mask: np.ndarray, known: np.ndarray | None) -> list[bytes]:
+def pack_mask(mask: np.ndarray, contexts: np.ndarray | None) -> list[bytes]:
     """The number of ones in four bytes, and the entropy-coded bits."""
-    return [int(mask.sum()).to_bytes(4, "little"), entropy.encode(mask, 2, known)]
+    return [int(mask.sum()).to_bytes(4, "little"), entropy.encode(mask, 2, contexts)]
 
 
-def unpacked_mask(sections: Sequence[memoryview], n: int, known: np.ndarray | None) -> np.ndarray:
-    """The inverse [n], int32. PayloadError."""
+def unpack_mask(sections: Sequence[memoryview], n: int, contexts: np.ndarray | None) -> Tensor:
+    """The inverse [n], float32. PayloadError."""
     ones, coded = sections
-    mask = entropy.decode(coded, n, 2, known)
+    mask = entropy.decode(coded, n, 2, contexts)
     if len(ones) != 4 or int.from_bytes(ones, "little") != mask.sum():
         raise PayloadError(f"ones: the message states {int.from_bytes(ones, 'little')}, the mask has {mask.sum()}")
-    return mask
+    return torch.from_numpy(mask).float()
 
 
 def binary_entropy(p: Tensor) -> Tensor:
@@ -103,6 +86,7 @@ def bits_a_parameter(share: float) -> float:
     return float(binary_entropy(torch.tensor(share, dtype=torch.float64)))
 
 
-def ones_in(upload: Buffer) -> int:
+def count_ones(upload: Buffer) -> int:
+    """The ones of an upload's mask, as it states them."""
     start = len(upload) - 4 - sum(container.section_sizes(upload))
     return int.from_bytes(upload[start : start + 4], "little")

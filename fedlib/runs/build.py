@@ -1,0 +1,55 @@
+"""From a spec to what its run works with: the task that both sides agree on, and the method bound to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import torch
+
+from fedlib.core.client import Job
+from fedlib.core.task import Task
+from fedlib.data import partition, sets, sources
+from fedlib.models import registry as models
+from fedlib.models.freezing import frozen_names
+from fedlib.rng import Rng
+from fedlib.runs.spec import Spec
+
+
+def job(spec: Spec, device: torch.device) -> Job:
+    """What engines need of a run. SpecError: a network that does not fit the data, or a policy that does not fit it."""
+    agreed = task(spec, device)
+    writer = spec.writer.bind(agreed) if spec.writer else None
+    return Job(spec.chosen.bind(agreed, writer), spec.seed, spec.rounds, spec.key(), job_of)
+
+
+def job_of(key: str, device: torch.device) -> Job:
+    """The same from the text of a spec, in another process."""
+    return job(Spec.from_dict(json.loads(key)), device)
+
+
+def task(spec: Spec, device: torch.device) -> Task:
+    dataset = _load(spec.data, device)
+    (_, channels, side, _), classes = dataset.train_x.shape, len(dataset.classes)
+    network = models.build(spec.model, channels, side, classes, Rng(spec.seed)).to(device)
+    labels = dataset.train_y.cpu().numpy()
+    return Task.of(
+        network,
+        frozen_names(spec.frozen, {name: p.shape for name, p in network.named_parameters()}, "frozen"),
+        plan=spec.plan,
+        train=(dataset.train_x, dataset.train_y),
+        test=(dataset.test_x, dataset.test_y),
+        partition=partition.make(labels, spec.clients, owners=dataset.owners, **spec.partition),
+        device=device,
+        cohort=spec.cohort,
+        held_out=spec.held_out,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, device: torch.device) -> sets.Dataset:
+    d = sources.load(name)
+    # Fastest for convolutions on a CPU; the last bits of a result depend on the layout, so it is always this one.
+    images = {k: getattr(d, k).to(device, memory_format=torch.channels_last) for k in ("train_x", "test_x")}
+    return dataclasses.replace(d, **images, train_y=d.train_y.to(device), test_y=d.test_y.to(device))
