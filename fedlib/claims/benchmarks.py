@@ -6,17 +6,16 @@ import json
 from typing import Any
 
 from fedlib.data.sources import home
-from fedlib.runs.record import Record
 
 Values = dict[str, list[float]]  # case, e.g. "fedmrn-binary, main, iid" -> one value per seed, or per timing
 
 
-def step_time(records: list[Record], networks: list[str]) -> Values:
+def step_time(networks: list[str]) -> Values:
     """Time of a local step over that of full training, for each policy of these networks, in each turn of the bench."""
     return {f"{row['network']}, {row['policy']}": row["step_ratios"] for row in _frozen(networks)}
 
 
-def peak_memory(records: list[Record], networks: list[str]) -> Values:
+def peak_memory(networks: list[str]) -> Values:
     """Most bytes in tensors during local training over those of full training, by each of three optimizers."""
     full = {row["network"]: row["peak_bytes"] for row in benchmark("partial")["rows"] if row["policy"] == "none"}
 
@@ -36,7 +35,7 @@ def benchmark(name: str) -> dict[str, Any]:
     return found
 
 
-def inference_speed(records: list[Record], networks: list[str], plain: str, clustered: str) -> Values:
+def inference_speed(networks: list[str], plain: str, clustered: str) -> Values:
     """Time of the plain network over that of its clustered copy, a value a network, image shape and batch size."""
     times = [row["variants"] for row in benchmark("inference")["times"] if row["network"] in networks]
     found = [variants[plain]["ms"] / variants[clustered]["ms"] for variants in times]

@@ -1,232 +1,196 @@
-"""What is measured of records for a claim: a value a seed for each method, group and partition."""
+"""What is measured of runs for a claim: a value a seed for each method, group and partition.
+
+Each measure takes the tables of `fedlib.claims.results` that it names, `runs` or both, and the claim's arguments.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+import pandas as pd
 
 from fedlib.claims import targets
 from fedlib.claims.benchmarks import Values, inference_speed, peak_memory, step_time
+from fedlib.claims.results import each, join_rounds, where
 from fedlib.errors import SpecError
-from fedlib.runs.record import Record
 
-Cases = dict[tuple[str, str, str], dict[int, Record]]
+CASE = ("label", "group", "split")
+Compare = Callable[[pd.DataFrame, pd.DataFrame], "pd.Series | np.ndarray"]
 
 
-def by_case(records: Sequence[Record], labels: Collection[str], groups: Collection[str]) -> Cases:
-    """Records by (label, group, split) and seed, each method at the learning rate of its grid that serves it best.
+def take_best(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of each method, group and partition at the learning rate that serves it best; others left out.
 
     Best is the mean final accuracy over seeds, for every method alike; with one learning rate there is no choice.
     """
-    found: dict[tuple[str, str, str], dict[float, dict[int, Record]]] = {}
-    for r in records:
-        s = r["spec"]
-        if s["label"] in labels and s["group"] in groups:
-            runs = found.setdefault((s["label"], s["group"], s["split"]), {}).setdefault(s["lr"], {})
-            if s["seed"] in runs:
-                raise SpecError(f"{s['name']}: another run has its label, group, split, lr and seed; give it a label")
-            runs[s["seed"]] = r
-    return {case: max(rates.values(), key=_mean_accuracy) for case, rates in found.items()}
+    if not len(runs):
+        return runs
+    twice = runs[runs.duplicated([*CASE, "lr", "seed"])]
+    if len(twice):
+        name = twice["name"].iloc[0]
+        raise SpecError(f"{name}: another run has its label, group, split, lr and seed; give it a label")
+    best = [where(own, lr=own.groupby("lr", sort=False)["accuracy"].mean().idxmax()) for _, own in each(runs, *CASE)]
+    return pd.concat(best)
 
 
-def best(records: Sequence[Record]) -> list[Record]:
-    """The records of each method, group and partition at the learning rate that serves it best; others left out."""
-    specs = [r["spec"] for r in records]
-    cases = by_case(records, {s["label"] for s in specs}, {s["group"] for s in specs})
-    return [r for runs in cases.values() for r in runs.values()]
-
-
-def _mean_accuracy(runs: dict[int, Record]) -> float:
-    return statistics.fmean(r["final"]["accuracy"] for r in runs.values())
-
-
-def bits_per_weight(records: list[Record], labels: list[str], groups: list[str], part: str) -> Values:
-    """Measured bits that one part of the uploads spends per masked parameter."""
-
-    def bits(r: Record) -> float:
-        return 8 * r["final"]["uplink_parts"][part] / (r["final"]["uploads"] * r["parameters"]["weights"])
-
-    return {_name(case): [bits(r) for r in runs.values()] for case, runs in by_case(records, labels, groups).items()}
-
-
-def bits_per_parameter(records: list[Record], labels: list[str], groups: list[str]) -> Values:
-    """Measured bits of a mean upload, all its parts, per parameter of the network."""
-    cases = by_case(records, labels, groups)
-    return {_name(case): [8 * upload_bytes(r) / parameters(r) for r in runs.values()] for case, runs in cases.items()}
-
-
-def final_bits(records: list[Record], labels: list[str], groups: list[str]) -> Values:
-    """Bits per parameter that the paper's own definition counts in the last round."""
-    return {
-        _name(case): [last_bits(r) for r in runs.values()] for case, runs in by_case(records, labels, groups).items()
-    }
-
-
-def storage_ratio(records: list[Record], labels: list[str], groups: list[str]) -> Values:
-    """Bytes of the network as float32 over bytes of the model's file after the last round."""
-    cases = by_case(records, labels, groups)
-    return {_name(case): [4 * parameters(r) / model_bytes(r) for r in runs.values()] for case, runs in cases.items()}
-
-
-def parameters(r: Record) -> int:
-    return int(sum(r["parameters"].values()))
-
-
-def last_bits(r: Record) -> float:
-    """Mean over the last round's uploads, per parameter, by the paper's definition."""
-    last = r["rounds"][-1]
-    return float(last["paper_bits"] / max(1, len(last["clients"])) / parameters(r))
-
-
-def model_bytes(r: Record) -> int:
-    return int(r["rounds"][-1]["notes"]["model file"])
-
-
-def _name(case: tuple[str, str, str], against: str = "") -> str:
-    label, group, split = case
-    return f"{label}{' against ' + against if against else ''}, {group}, {split}"
+def _cases(runs: pd.DataFrame, labels: Collection[str], groups: Collection[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs of each case, at the best learning rate, after the case's name."""
+    for case, own in each(take_best(where(runs, label=list(labels), group=list(groups))), *CASE):
+        yield ", ".join(case), own
 
 
 def _pairs(
-    records: list[Record],
-    labels: list[str],
-    groups: list[str],
-    against: list[str],
-    measure: Callable[[Record, Record], float],
+    runs: pd.DataFrame, labels: Collection[str], groups: Collection[str], against: Collection[str], compare: Compare
 ) -> Values:
-    """One value a seed for each method and each method it is held against, where both have run."""
-    base = by_case(records, against, groups)
+    """One value a seed for each method and each of its baselines, where both have run: `compare` gets aligned rows."""
+    base = {name: own.set_index("seed") for name, own in _cases(runs, against, groups)}
     values: Values = {}
-    for (label, group, split), runs in by_case(records, labels, groups).items():
-        for name in against:
-            other = base.get((name, group, split), {})
-            pairs = [measure(r, other[seed]) for seed, r in runs.items() if seed in other]
-            if pairs:
-                values[_name((label, group, split), name if len(against) > 1 else "")] = pairs
+    for name, runs_of_case in _cases(runs, labels, groups):
+        own = runs_of_case.set_index("seed")
+        label, place = name.split(", ", 1)
+        for baseline in against:
+            other = base.get(f"{baseline}, {place}", own.iloc[:0])
+            both = own.index[own.index.isin(other.index)]
+            if len(both):
+                shown = f"{label} against {baseline}" if len(against) > 1 else label
+                values[f"{shown}, {place}"] = list(map(float, compare(own.loc[both], other.loc[both])))
     return values
 
 
-def upload_ratio(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+def bits_per_weight(runs: pd.DataFrame, labels: list[str], groups: list[str], part: str) -> Values:
+    """Measured bits that one part of the uploads spends per masked parameter."""
+    return {
+        case: (8 * own[f"part.{part}"] / (own["uploads"] * own["weights"])).tolist()
+        for case, own in _cases(runs, labels, groups)
+    }
+
+
+def bits_per_parameter(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
+    """Measured bits of a mean upload, all its parts, per parameter of the network."""
+    return {case: own["measured_bits"].tolist() for case, own in _cases(runs, labels, groups)}
+
+
+def final_bits(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
+    """Bits per parameter that the paper's own definition counts in the last round."""
+    return {case: own["last.bits"].tolist() for case, own in _cases(runs, labels, groups)}
+
+
+def storage_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
+    """Bytes of the network as float32 over bytes of the model's file after the last round."""
+    return {
+        case: (4 * own["parameters"] / own["last.notes.model file"]).tolist()
+        for case, own in _cases(runs, labels, groups)
+    }
+
+
+def range_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
+    """Range of the updates in the last round over that in the first: mean over tensors of the ratio of mean ranges."""
+    first = runs.filter(like="first.notes.ranges.")
+    last = runs.filter(like="last.notes.ranges.").set_axis(first.columns, axis=1)
+    ratio = (last / first.where(first != 0)).mean(axis=1)
+    return {case: ratio[own.index].tolist() for case, own in _cases(runs, labels, groups)}
+
+
+def upload_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
     """Bytes of the other method's mean upload over bytes of this one's, same partition and seed."""
-    return _pairs(records, labels, groups, against, lambda r, other: upload_bytes(other) / upload_bytes(r))
+    return _pairs(runs, labels, groups, against, lambda own, other: other["upload_bytes"] / own["upload_bytes"])
 
 
-def accuracy_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+def accuracy_gap(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
     """Final test accuracy less the other method's, in points, same partition and seed, each at its learning rate."""
-
-    def gap(r: Record, other: Record) -> float:
-        return 100 * (r["final"]["accuracy"] - other["final"]["accuracy"])
-
-    return _pairs(records, labels, groups, against, gap)
+    return _pairs(runs, labels, groups, against, lambda own, other: own["accuracy"] - other["accuracy"])
 
 
-def bits_ratio(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+def bits_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
     """The other method's bits per parameter in the last round over this one's, by the paper's definition."""
-    return _pairs(records, labels, groups, against, lambda r, other: last_bits(other) / max(last_bits(r), 1e-9))
+    return _pairs(
+        runs, labels, groups, against, lambda own, other: other["last.bits"] / own["last.bits"].clip(lower=1e-9)
+    )
 
 
-def speed_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+def speed_gap(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
     """As accuracy_gap, for the mean accuracy over the evaluated rounds: higher is sooner there."""
-    return _pairs(records, labels, groups, against, lambda r, other: 100 * (_area(r) - _area(other)))
+    return _pairs(runs, labels, groups, against, lambda own, other: own["mean_accuracy"] - other["mean_accuracy"])
 
 
 def saving_to_target(
-    records: list[Record], labels: list[str], groups: list[str], against: list[str], quantity: str, largest: bool
+    runs: pd.DataFrame,
+    rounds: pd.DataFrame,
+    labels: list[str],
+    groups: list[str],
+    against: list[str],
+    quantity: str,
+    largest: bool,
 ) -> Values:
     """Percent of what the other method spends (`rounds`, `bits` or `megabytes`) until both reach the same accuracy.
 
     The target is `targets.SHARE` of FedAvg's best. largest: of the methods in `against` only the one with the largest
     mean saving, for claims that say "up to".
     """
-
-    def percent(r: Record, other: Record) -> float:
-        goal = targets.target(records, r)
-        return targets.saving(targets.reached(r, goal), targets.reached(other, goal), quantity)
-
-    dense = by_case(records, ["fedavg"], groups)
-    there = [group for group in groups if any(case[1] == group for case in dense)]
-    found = _pairs(records, labels, there, against, percent)
+    there = list(where(runs, label="fedavg", group=groups)["group"].unique())
+    own = where(runs, label=[*labels, *against, "fedavg"], group=there)
+    if not there:
+        return {}
+    spent = targets.reach(own, rounds, targets.set_targets(own, rounds))
+    costs = own[[*CASE, "seed", "lr", "accuracy"]].join(spent)
+    found = _pairs(costs, labels, there, against, lambda own, other: targets.save(own, other, quantity))
     if not largest or not found:
         return found
     case = max(found, key=lambda name: statistics.fmean(found[name]))
     return {case: found[case]}
 
 
-def range_ratio(records: list[Record], labels: list[str], groups: list[str]) -> Values:
-    """Range of the updates in the last round over that in the first: mean over tensors of the ratio of mean ranges."""
-
-    def ratio(r: Record) -> float:
-        first, last = (r["rounds"][index]["notes"]["ranges"] for index in (0, -1))
-        return statistics.fmean(last[name] / first[name] for name in first if first[name])
-
-    cases = by_case(records, labels, groups)
-    return {_name(case): [ratio(r) for r in runs.values()] for case, runs in cases.items()}
-
-
 def largest_reduction(
-    records: list[Record], labels: list[str], groups: list[str], against: list[str], points: float
+    runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str], points: float
 ) -> Values:
     """As upload_ratio, of the method alone that saves most among those that lose at most so many points of accuracy."""
-    gaps = accuracy_gap(records, labels, groups, against)
-    close = {
-        case: r for case, r in upload_ratio(records, labels, groups, against).items() if _mean(gaps[case]) >= -points
-    }
-    case = max(close, key=lambda name: _mean(close[name]), default="")
-    return {case: close[case]} if case else {"none of them": [1.0] * min(map(len, gaps.values()))} if gaps else {}
+    gaps = {case: statistics.fmean(gap) for case, gap in accuracy_gap(runs, labels, groups, against).items()}
+    ratios = upload_ratio(runs, labels, groups, against)
+    close = {case: statistics.fmean(ratios[case]) for case, gap in gaps.items() if gap >= -points}
+    if close:
+        case = max(close, key=lambda name: close[name])
+        return {case: ratios[case]}
+    return {"none of them": [1.0] * min(map(len, ratios.values()))} if ratios else {}
 
 
-def traffic(r: Record, meter: str) -> float:
-    """Bits of all messages of a run, both ways, by a meter of `fedlib.methods.fedcompress.messages`."""
-    if meter == "ours":
-        return 8.0 * (r["final"]["uplink_bytes"] + r["final"]["downlink_bytes"])
-    bits = 0.0
-    for entry in r["rounds"]:
-        other = entry.get("other_bits", {})
-        bits += other.get(meter, entry["paper_bits"])  # a compressed file is FedCompress' own definition
-        sent = entry["notes"]["sent_bits"]
-        bits += sent[meter] * 8 * entry["downlink_bytes"] / sent["ours"]
-    return bits
-
-
-def traffic_ratio(
-    records: list[Record], labels: list[str], groups: list[str], against: list[str], meter: str
-) -> Values:
-    """CCR: the other method's bits in both directions, all rounds and clients, over this one's."""
-    return _pairs(records, labels, groups, against, lambda r, other: traffic(other, meter) / traffic(r, meter))
-
-
-def model_ratio(records: list[Record], labels: list[str], groups: list[str], against: list[str], meter: str) -> Values:
-    """MCR: size of the other method's final model over this one's."""
-
-    def size(r: Record) -> float:
-        return float(r["rounds"][-1]["notes"]["model_bits"][meter])
-
-    return _pairs(records, labels, groups, against, lambda r, other: size(other) / size(r))
-
-
-def private_gap(records: list[Record], labels: list[str], groups: list[str], against: list[str]) -> Values:
+def private_gap(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
     """As accuracy_gap, of the private runs with the most noise in each group."""
+    name = "privacy.noise_multiplier"
     values: Values = {}
-    for group in groups:
-        own = [r for r in records if r["spec"]["group"] == group and "privacy" in r["final"]]
-        noise = max((r["final"]["privacy"]["noise_multiplier"] for r in own), default=0)
-        strongest = [r for r in own if r["final"]["privacy"]["noise_multiplier"] == noise]
-        values |= accuracy_gap(strongest, labels, [group], against)
+    for group in groups if name in runs else ():
+        own = where(runs, group=group).dropna(subset=name)
+        values |= accuracy_gap(where(own, **{name: own[name].max()}), labels, [group], against)
     return values
 
 
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)
+def count_traffic(runs: pd.DataFrame, rounds: pd.DataFrame, meter: str) -> pd.Series:
+    """Bits of all messages of each run, both ways, by a meter of `fedlib.methods.fedcompress.messages`.
+
+    The index is that of `runs`. A compressed file is FedCompress' own definition, so no other one is noted for it.
+    """
+    if meter == "ours":
+        return 8.0 * (runs["uplink_bytes"] + runs["downlink_bytes"])
+    frame = join_rounds(runs, rounds)
+    up = frame.get(f"other_bits.{meter}", frame["paper_bits"]).fillna(frame["paper_bits"])
+    down = frame[f"notes.sent_bits.{meter}"] * 8 * frame["downlink_bytes"] / frame["notes.sent_bits.ours"]
+    return (up + down).groupby(frame["run"]).sum()[runs["run"]].set_axis(runs.index)
 
 
-def _area(r: Record) -> float:
-    return statistics.fmean(entry["accuracy"] for entry in r["rounds"] if entry["accuracy"] is not None)
+def traffic_ratio(
+    runs: pd.DataFrame, rounds: pd.DataFrame, labels: list[str], groups: list[str], against: list[str], meter: str
+) -> Values:
+    """CCR: the other method's bits in both directions, all rounds and clients, over this one's."""
+    own = where(runs, label=[*labels, *against], group=groups)
+    counted = own.assign(traffic=count_traffic(own, rounds, meter)) if len(own) else own
+    return _pairs(counted, labels, groups, against, lambda own, other: other["traffic"] / own["traffic"])
 
 
-def upload_bytes(r: Record) -> float:
-    """Mean measured bytes of one accepted upload."""
-    final = r["final"]
-    return (final["uplink_bytes"] - final["uplink_parts"].get("refused", 0)) / final["uploads"]
+def model_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str], meter: str) -> Values:
+    """MCR: size of the other method's final model over this one's."""
+    size = f"last.notes.model_bits.{meter}"
+    return _pairs(runs, labels, groups, against, lambda own, other: other[size] / own[size])
 
 
 MEASURES: dict[str, Callable[..., Values]] = {

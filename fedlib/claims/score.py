@@ -2,22 +2,120 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import statistics
+from collections.abc import KeysView
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+
+from fedlib.claims import results
 from fedlib.claims.benchmarks import Values
-from fedlib.claims.measures import MEASURES
+from fedlib.claims.measures import CASE, MEASURES
 from fedlib.data.sources import home
-from fedlib.errors import SpecError, require_mapping, require_name
-from fedlib.runs import record
-from fedlib.runs.experiments import read_experiments, read_yaml, specs
+from fedlib.errors import SpecError, require_name
+from fedlib.runs.experiments import read_experiments, specs
+from fedlib.runs.validation import Name, OneOf, Range, Table, read, schema, wrong
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
 SEEDS = 3  # a verdict never rests on fewer
-CLAIM = {"id", "says", "source", "measure", "arguments", "unit", "holds", "part", "why", "untested", "values"}
+TABLES = {"runs", "rounds"}  # what a measure is given besides the claim's arguments
+
+
+@functools.cache
+def arguments(measure: str) -> type[Table]:
+    """What a measure has to be given beside the tables: all of its other parameters, of their types."""
+    types = get_type_hints(MEASURES[measure])
+    names = inspect.signature(MEASURES[measure]).parameters.keys() - TABLES
+    fields: dict[str, Any] = {name: (types[name], ...) for name in sorted(names)}
+    return create_model(measure, __base__=Table, **fields)
+
+
+def _by_measure() -> dict[str, Any]:
+    """The same for a JSON schema."""
+
+    def one(name: str) -> dict[str, Any]:
+        given = {"properties": {"arguments": schema(arguments(name))}}
+        return {"if": {"properties": {"measure": {"const": name}}}, "then": given}
+
+    return {"allOf": [one(name) for name in MEASURES]}
+
+
+def _interval(ends: list[float]) -> list[float]:
+    if ends[0] > ends[1]:
+        raise wrong("must be an interval [lowest, highest]")
+    return ends
+
+
+Interval = Annotated[
+    list[Annotated[float, Range(-1e300, 1e300)]], Field(min_length=2, max_length=2), AfterValidator(_interval)
+]
+
+
+class Untested(Table):
+    """What cannot be tested here, and why."""
+
+    id: Name
+    says: str
+    source: str
+    untested: str
+
+
+class Tested(Table):
+    """What a paper says, and by which measure it is held to that; see `judge`."""
+
+    model_config = ConfigDict(json_schema_extra=_by_measure())
+    id: Name
+    says: str
+    source: str
+    measure: Annotated[str, OneOf(MEASURES)]
+    arguments: dict[str, Any]
+    unit: str
+    holds: Interval
+    part: Interval | None = None
+    why: str
+    values: str = "seeds"
+
+    @field_validator("arguments")
+    @classmethod
+    def _fit_the_measure(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "measure" in info.data:
+            arguments(info.data["measure"]).model_validate(given)
+        return given
+
+
+class Paper(Table):
+    """What was read of a paper."""
+
+    title: str
+    citation: str
+    read: str
+    code: str = ""
+
+
+class Published(Table):
+    """What a paper says."""
+
+    paper: Paper
+    payload: dict[str, dict[str, int]]  # of a method's upload: bytes by part
+    claims: list[
+        Annotated[
+            Annotated[Tested, Tag("tested")] | Annotated[Untested, Tag("untested")],
+            Discriminator(lambda claim: "untested" if isinstance(claim, dict) and "untested" in claim else "tested"),
+        ]
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,41 +165,18 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
 
     A claim may name only methods and groups that some profile of its experiment file has.
     """
-    path = (root or home()) / "published" / f"{paper}.yaml"
-    content, where = read_yaml(path, {"paper", "payload", "claims"}), f"published/{path.name}"
+    where = f"published/{paper}.yaml"
+    content = read((root or home()) / where, Published)
     runs = [run for profile in read_experiments(paper, root)["profiles"] for run in specs(paper, profile, root=root)]
     groups, labels = {run.group for run in runs}, {run.label for run in runs}
-    if not isinstance(content["claims"], list):
-        raise SpecError(f"{where}: claims: {content['claims']!r} must be a list")
-    ids: set[object] = set()
+    ids: set[str] = set()
     for claim in content["claims"]:
-        require_mapping(f"{where}: claims", claim, CLAIM)
-        of = f"{where}: {claim.get('id')}"
-        if claim.get("id") in ids:
-            raise SpecError(f"{of}: id is given twice; each claim needs its own")
-        ids.add(claim.get("id"))
-        needed = {"id", "says", "source"}
-        if "untested" not in claim:
-            needed |= {"measure", "arguments", "holds", "unit", "why"}
-        missing = sorted(needed - claim.keys())
-        if missing:
-            raise SpecError(f"{of}: {', '.join(missing)} not given")
-        if "untested" in claim:
-            continue
-        require_name(f"{of}: measure", claim["measure"], MEASURES)
-        parameters = list(inspect.signature(MEASURES[claim["measure"]]).parameters)[1:]
-        require_mapping(f"{of}: arguments", claim["arguments"], parameters)
-        for name in {"labels", "groups", "against", "networks"} & claim["arguments"].keys():
-            if not isinstance(claim["arguments"][name], list):
-                raise SpecError(f"{of}: arguments: {name}: {claim['arguments'][name]!r} must be a list")
-            for one in claim["arguments"][name] if name in ("labels", "groups", "against") else ():
-                require_name(f"{of}: arguments: {name}", one, groups if name == "groups" else labels)
-        if set(parameters) != set(claim["arguments"]):
-            raise SpecError(f"{of}: arguments: {', '.join(parameters)} must be given")
-        for name in {"holds", "part"} & claim.keys():
-            interval = claim[name]
-            if not (isinstance(interval, list) and len(interval) == 2 and interval[0] <= interval[1]):
-                raise SpecError(f"{of}: {name}: {interval!r} must be an interval [lowest, highest]")
+        if claim["id"] in ids:
+            raise SpecError(f"{where}: claims.{claim['id']}: id is given twice; each claim needs its own")
+        ids.add(claim["id"])
+        for name, allowed in (("labels", labels), ("groups", groups), ("against", labels)):
+            for one in claim.get("arguments", {}).get(name, []):
+                require_name(f"{where}: claims.{claim['id']}.arguments.{name}", one, allowed)
     return content
 
 
@@ -115,23 +190,27 @@ def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
 
     Otherwise its best learning rate would be the best of those that happen to be there.
     """
-    found = list(record.fresh(specs(paper, profile, root=root), root))
-    partial = {(spec.label, spec.group, spec.split) for spec, _, reason in found if reason}
-    records = [r for spec, r, _ in found if r is not None and (spec.label, spec.group, spec.split) not in partial]
-    result = []
+    runs, rounds = results.read(paper, profile, root=root)
+    partial = set(runs.loc[runs["state"] != results.FRESH, [*CASE]].itertuples(index=False, name=None))
+    whole = runs[[case not in partial for case in runs[[*CASE]].itertuples(index=False, name=None)]]
+    tables, scored = {"runs": whole, "rounds": rounds}, []
     for claim in read_published(paper, root)["claims"]:
         if "untested" in claim:
-            result.append(Score(paper, claim, UNTESTED, {}, claim["untested"]))
+            scored.append(Score(paper, claim, UNTESTED, {}, claim["untested"]))
             continue
         given = claim["arguments"]
-        values = MEASURES[claim["measure"]](records, **given)
+        values = MEASURES[claim["measure"]](**{name: tables[name] for name in TABLES & _parameters(claim)}, **given)
         verdict, note = judge(claim, values)
         labels, groups = {*given.get("labels", []), *given.get("against", [])}, given.get("groups", [])
         absent = sorted(", ".join(case) for case in partial if case[0] in labels and case[1] in groups)
         if values and absent:
             note = "; ".join(filter(None, [note, f"left out, since runs are missing: {'; '.join(absent)}"]))
-        result.append(Score(paper, claim, verdict, values, note))
-    return result
+        scored.append(Score(paper, claim, verdict, values, note))
+    return scored
+
+
+def _parameters(claim: dict[str, Any]) -> KeysView[str]:
+    return inspect.signature(MEASURES[claim["measure"]]).parameters.keys()
 
 
 def summary(results: list[Score]) -> dict[str, Any]:

@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+import numpy as np
+import pandas as pd
 
-from fedlib.runs.record import Record
+from fedlib.claims.results import join_rounds, where
 
 SHARE = 0.99  # of the best accuracy that full precision reaches in the same group, partition and seed
+PLACE = ["group", "split", "seed"]
 
 
-class Reached(NamedTuple):
-    """`ever` false: the target was missed, and the rest is what the whole run took, a lower bound."""
+def reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: pd.Series | float) -> pd.DataFrame:
+    """What each run spends until its accuracy (%) is at the target: a row a run, with the index of `runs`.
 
-    ever: bool
-    rounds: int
-    bits: float  # uploaded by all clients together, as the paper's definition counts them
-    megabytes: float  # uploaded, measured
-
-    def cost(self, quantity: str) -> float:
-        return float(getattr(self, quantity))
-
-
-def reached(r: Record, target: float) -> Reached:
-    """target: accuracy in [0, 1]."""
-    bits = itertools.accumulate(entry["paper_bits"] for entry in r["rounds"])
-    sent = itertools.accumulate(entry["uplink_bytes"] for entry in r["rounds"])
-    for entry, b, s in zip(r["rounds"], bits, sent, strict=True):
-        ever = entry["accuracy"] is not None and entry["accuracy"] >= target
-        found = Reached(ever, entry["round"], b, s / 1e6)
-        if ever:
-            break
-    return found
+    Columns: `ever`, false where the target was missed, and the rest is what the whole run took, a lower bound;
+    `rounds`; uploaded by all clients together, `bits` by the paper's definition and `megabytes` measured; `both ways`,
+    megabytes of uploads and downloads.
+    """
+    frame = join_rounds(runs.assign(target=target), rounds)
+    met, last = (
+        rows.set_index("run")
+        for rows in (
+            frame[frame["accuracy"] >= frame["target"]].drop_duplicates("run"),
+            frame.drop_duplicates("run", keep="last"),
+        )
+    )
+    end = pd.concat([met, last.drop(met.index)]).loc[runs["run"]]
+    columns = {"ever": end.index.isin(met.index), "rounds": end["round"], "bits": end["spent_bits"]}
+    columns |= {"megabytes": end["uplink_megabytes"], "both ways": end["megabytes"]}
+    return pd.DataFrame({name: np.asarray(column) for name, column in columns.items()}, index=runs.index)
 
 
-def best_accuracy(r: Record) -> float:
-    """The highest of all evaluated rounds."""
-    return max(entry["accuracy"] for entry in r["rounds"] if entry["accuracy"] is not None)
+def set_targets(runs: pd.DataFrame, rounds: pd.DataFrame, dense: str = "fedavg", share: float = SHARE) -> pd.Series:
+    """For each run `share` of the best accuracy (%) of the run of `dense` with its group, partition and seed.
+
+    ValueError where that run is missing, or where there are several.
+    """
+    best = rounds.groupby("run")["accuracy"].max()
+    model = where(runs, label=dense).set_index(PLACE)["run"]
+    places = pd.MultiIndex.from_frame(runs[PLACE])
+    if not model.index.is_unique or not places.isin(model.index).all():
+        raise ValueError(f"each group, partition and seed needs one run of {dense} to set the target")
+    return pd.Series(share * best[model[places]].to_numpy(), index=runs.index)
 
 
-def target(records: Sequence[Record], like: Record, dense: str = "fedavg", share: float = SHARE) -> float:
-    """`share` of the best accuracy of the run of `dense` with a run's group, partition and seed."""
-    (found,) = (r for r in records if place(r) == (dense, *place(like)[1:]))
-    return share * best_accuracy(found)
-
-
-def place(r: Record) -> tuple[str, str, str, int]:
-    """Label, group, partition and seed."""
-    s = r["spec"]
-    return s["label"], s["group"], s["split"], s["seed"]
-
-
-def saving(own: Reached, other: Reached, quantity: str) -> float:
-    """Percent of the other's cost that is saved; negative where more is spent.
+def save(own: pd.DataFrame, other: pd.DataFrame, quantity: str) -> np.ndarray:
+    """Percent of the other's cost that is saved, from rows of `reach` in the same order; negative where more is spent.
 
     Where the other missed the target, its whole run counts, so that the saving is a lower bound; where this one did, it
     saves nothing and is taken to have spent all over again what it spent (at most -100).
     """
-    mine = own.cost(quantity) if own.ever else 2 * max(own.cost(quantity), other.cost(quantity))
-    return 100 * (1 - mine / other.cost(quantity))
+    mine, theirs = own[quantity].to_numpy(float), other[quantity].to_numpy(float)
+    return 100 * (1 - np.where(own["ever"], mine, 2 * np.maximum(mine, theirs)) / theirs)

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator
 
 from fedlib.claims.benchmarks import benchmark
-from fedlib.claims.targets import reached
+from fedlib.claims.results import FRESH, MEGABYTE, each, list_columns, where
+from fedlib.claims.targets import reach
 from fedlib.errors import SpecError
 from fedlib.methods import registry
-from fedlib.pages.exhibit import MARKERS, MEGABYTE, Exhibit, canvas, drawn, spread, table
-from fedlib.pages.figures import provenance
-from fedlib.pages.tables import field
-from fedlib.runs.record import Record
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, drawn, scale_by_factors, spread, table
+from fedlib.pages.tables import Cells, average, deviate, summarize
 from fedlib.runs.spec import Spec
 
 UP, BOTH = "uploaded", "both ways"
+COSTS = {"label": "method", "split": "partition", "seed": "seed", "accuracy": "accuracy"}
+COSTS |= {"uplink_megabytes": UP, "megabytes": BOTH}
 PER_ROW = 5  # names in a legend
 
 
-def megabytes(r: Record, way: str, rounds: int | None = None) -> float:
-    """Of all messages of a run, or of its first rounds, measured."""
-    sent = sum(e["uplink_bytes"] + (e["downlink_bytes"] if way == BOTH else 0) for e in r["rounds"][:rounds])
-    return float(sent) / MEGABYTE
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def find_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Places of the points (cost, gain) that no other beats: none costs as little or less and gains more, or costs less
     and gains as much. In ascending order of cost."""
     best, found = -np.inf, []
@@ -42,160 +36,148 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def frame_of(records: Sequence[Record]) -> pd.DataFrame:
+def list_costs(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a run: method, partition, seed, accuracy (%), MB uploaded and both ways."""
-    return pd.DataFrame(
-        {
-            "method": r["spec"]["label"],
-            "partition": r["spec"]["split"],
-            "seed": r["spec"]["seed"],
-            "accuracy": 100 * r["final"]["accuracy"],
-            UP: megabytes(r, UP),
-            BOTH: megabytes(r, BOTH),
-        }
-        for r in records
-    )
+    return runs[list(COSTS)].rename(columns=COSTS)
 
 
-def front_figure(records: Sequence[Record], caption: str, name: str) -> Exhibit:
+def name_front(runs: pd.DataFrame, way: str) -> list[str]:
+    """The methods on the front of the mean accuracies over the mean MB of a way, in ascending order of MB."""
+    means = list_costs(runs).groupby("method", sort=False)[[way, "accuracy"]].mean()
+    return [str(means.index[i]) for i in find_front([tuple(point) for point in means.to_numpy()])]
+
+
+def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
     """Final accuracy against MB, a panel for the way up and one for both; the front of the means drawn through them.
 
-    One partition; bars from the lowest seed to the highest. Combinations have open marks.
+    One partition. Combinations have open marks.
     """
-    frame = frame_of(records)
-    names = list(dict.fromkeys(frame["method"]))
-    joined = {r["spec"]["label"] for r in records if r["spec"]["group"] == "combine"}
+    frame = list_costs(runs)
+    means = frame.groupby("method", sort=False)[["accuracy", UP, BOTH]].mean()
+    combined = set(where(runs, group="combine")["label"])
     figure, axes = canvas(2, height=4.6)
     facts = []
     for ax, way in zip(axes, (UP, BOTH), strict=True):
-        means = []
-        for index, method in enumerate(names):
-            own = frame[frame["method"] == method]
-            x, y = own[way].mean(), own["accuracy"].mean()
-            means.append((float(x), float(y)))
-            style = dict(fmt=MARKERS[index % len(MARKERS)], color=f"C{index % 10}", markersize=7, capsize=2)
-            fill = "none" if method in joined else None
-            bars = [[y - own["accuracy"].min()], [own["accuracy"].max() - y]]
-            ax.errorbar(x, y, bars, label=method, markerfacecolor=fill, **style)
-        on = front(means)
-        ax.plot(*zip(*(means[i] for i in on), strict=True), color="grey", linewidth=1, zorder=0)
-        for i in on if not joined else ():  # combinations have long names, and lie close together
-            ax.annotate(names[i], means[i], (-4, 6), textcoords="offset points", ha="right", fontsize="small")
-        ax.set(xscale="log", xlabel=f"MB of a run, {way} (logarithmic)")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
+        for index, (method, own) in enumerate(each(frame, "method")):
+            draw_point(ax, own[way], own["accuracy"], index, method, filled=method not in combined)
+        front = means.loc[name_front(runs, way)]
+        ax.plot(front[way], front["accuracy"], color="grey", linewidth=1, zorder=0)
+        for method, point in front.iterrows() if not combined else ():  # combinations have long names, and lie close
+            place = (point[way], point["accuracy"])
+            ax.annotate(method, place, (-4, 6), textcoords="offset points", ha="right", fontsize="small")
+        ax.set(xlabel=f"MB of a run, {way} (logarithmic)")
+        scale_by_factors(ax)
         ax.margins(x=0.2)  # room for names
-        facts.append(f"On the front by MB {way}: {', '.join(names[i] for i in on)}.")
+        facts.append(f"On the front by MB {way}: {', '.join(map(str, front.index))}.")
     axes[0].set_ylabel("test accuracy (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=PER_ROW)
+    add_legend(figure, axes, PER_ROW)
     alt = f"Two scatter plots of final test accuracy against megabytes sent. {' '.join(facts)}"
-    how = "Mean over seeds, bars from the lowest to the highest; the line joins what no other method beats."
-    return drawn(figure, alt, f"{caption} {how} {provenance(records)}", frame, name)
+    how = "Mean over seeds; bars: minimum to maximum over seeds; the line joins what no other method beats."
+    return drawn(figure, alt, f"{caption} {how}", frame, name, runs)
 
 
-def result_table(records: Sequence[Record], caption: str, name: str, against: str = "fedavg") -> Exhibit:
+def result_table(runs: pd.DataFrame, caption: str, name: str, against: str = "fedavg") -> Exhibit:
     """A row a method: accuracy, also less that of `against` seed by seed, MB each way, and how many times less than
     `against` that is, with an asterisk on the front."""
-    frame, rows = frame_of(records), []
-    names = list(dict.fromkeys(frame["method"]))
-    means = frame.groupby("method")[["accuracy", UP, BOTH]].mean()
-    accuracies = frame.pivot_table(index="seed", columns="method", values="accuracy")
-    on = {w: {names[i] for i in front([tuple(means.loc[n, [w, "accuracy"]]) for n in names])} for w in (UP, BOTH)}
-    for method in names:
-        own = accuracies[method].dropna()
-        more = spread(list((own - accuracies[against]).dropna())) if method != against else "–"
-        row: dict[str, Any] = {"method": method, "accuracy (%)": spread(list(own)), f"over {against} (points)": more}
-        for way in (UP, BOTH):
-            row[f"MB {way}"] = f"{means.loc[method, way]:.2f}"
-            less = f"{means.loc[against, way] / means.loc[method, way]:.1f}"
-            row[f"times less {way}"] = less + "*" * (method in on[way])
-        rows.append(row)
-    shown = table(pd.DataFrame(rows), f"{caption} An asterisk: on the front. {provenance(records)}", name)
-    return Exhibit(shown.body, shown.caption, frame, name)
+    base = where(runs, label=against).set_index("seed")
+    gap = runs["accuracy"] - base["accuracy"].reindex(runs["seed"]).to_numpy()
+
+    def more(own: pd.DataFrame) -> str:
+        return spread(own["gap"].dropna()) if own["label"].iloc[0] != against else "–"
+
+    cells: Cells = {"accuracy (%)": deviate("accuracy"), f"over {against} (points)": more}
+    for way, column in ((UP, "uplink_megabytes"), (BOTH, "megabytes")):
+        front, dense = name_front(runs, way), base[column].mean()
+
+        def less(own: pd.DataFrame, column: str = column, dense: float = dense, front: list[str] = front) -> str:
+            return f"{dense / own[column].mean():.1f}" + "*" * (own["label"].iloc[0] in front)
+
+        cells |= {f"MB {way}": average(column, ".2f"), f"times less {way}": less}
+    caption = f"{caption} An asterisk: on the front."
+    return summarize(runs.assign(gap=gap), {"label": "method"}, cells, caption, name, list_costs(runs))
 
 
-def tuning_table(runs: Sequence[tuple[Spec, Record | None]], name: str) -> Exhibit:
+def tuning_table(planned: pd.DataFrame, name: str) -> Exhibit:
     """Final accuracy at each point of the methods' grids: a row a value of a method's own setting, a column a rate.
 
-    A run without a record is shown as one that diverged; a method without any is left out.
+    A run without a fresh record is shown as one that diverged; a method without any is left out.
     """
     rows, numbers = [], []
-    records = [r for _, r in runs if r]
-    rates = sorted({spec.lr for spec, _ in runs})
-    for label in dict.fromkeys(r["spec"]["label"] for r in records):
-        own = [r or {"spec": spec.as_dict()} for spec, r in runs if spec.label == label]
-        setting = own_setting(own)
-        top = tuned([r for r in own if "final" in r])
-        for value in dict.fromkeys(field(r, setting) for r in own):
+    done = where(planned, state=FRESH)
+    rates = sorted(planned["lr"].unique())
+    for label, own in each(where(planned, label=set(done["label"])), "label"):
+        setting, best = find_setting(own), take_tuned(where(own, state=FRESH))["run"]
+        for value, part in each(own, setting):
             row: dict[str, Any] = {"method, its own setting": f"{label}, {setting.removeprefix('hyper.')} {value}"}
             row |= {f"lr {rate:g}": "" for rate in rates}
-            for r in (r for r in own if field(r, setting) == value):
-                rate, accuracy = r["spec"]["lr"], 100 * r["final"]["accuracy"] if "final" in r else np.nan
-                row[f"lr {rate:g}"] = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r is top)
-                numbers.append({"method": label, "lr": rate, "setting": setting, "value": value, "accuracy": accuracy})
+            for r in part.to_dict("records"):
+                accuracy = r["accuracy"] if r["state"] == FRESH else np.nan
+                shown = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r["run"] == best)
+                row[f"lr {r['lr']:g}"] = shown
+                point = {"method": label, "lr": r["lr"], "setting": setting, "value": value}
+                numbers.append(point | {"accuracy": accuracy})
             rows.append(row)
     caption = (
         "Tuning: final test accuracy (%) at each learning rate (lr) and value of the method's own setting; * marks the "
-        f"run taken{', – a run that diverged' * (len(records) < len(runs))}. {provenance(records)}"
+        f"run taken{', – a run that diverged' * (len(done) < len(planned))}."
     )
-    shown = table(pd.DataFrame(rows), caption, name)
-    return Exhibit(shown.body, shown.caption, pd.DataFrame(numbers), name)
+    return table(pd.DataFrame(rows), caption, name, done, pd.DataFrame(numbers))
 
 
-def own_setting(records: Sequence[Record]) -> str:
-    """The field beside lr that a method's tuning runs differ in: "momentum", or one of its hyper-parameters."""
-    found = [f"hyper.{key}" for r in records for key in r["spec"]["hyper"]] + ["momentum"]
-    return next(key for key in dict.fromkeys(found) if len({str(field(r, key)) for r in records}) > 1)
+def find_setting(runs: pd.DataFrame) -> str:
+    """The column beside lr that a method's tuning runs differ in: "momentum", or one of its settings."""
+    names = (*list_columns(runs, "hyper."), "momentum")
+    return next(name for name in names if runs[name].astype("str").nunique() > 1)
 
 
-def tuned(records: Sequence[Record]) -> Record:
+def take_tuned(runs: pd.DataFrame) -> pd.Series:
     """Of a method's tuning runs the most accurate; of equals the first."""
-    return max(records, key=lambda r: r["final"]["accuracy"])
+    return runs.iloc[int(runs["accuracy"].argmax())]
 
 
-def target_table(records: Sequence[Record], targets: Sequence[float], name: str) -> Exhibit:
+def target_table(runs: pd.DataFrame, rounds: pd.DataFrame, targets: Sequence[float], name: str) -> Exhibit:
     """MB, uploaded and both ways, until a method first reaches each accuracy (%), at the rounds that were evaluated."""
     rows, numbers = [], []
-    for label in dict.fromkeys(r["spec"]["label"] for r in records):
+    for label, own in each(runs, "label"):
         row: dict[str, Any] = {"method": label}
-        own = [r for r in records if r["spec"]["label"] == label]
         for target in targets:
-            found = [reached(r, target / 100) for r in own]
-            missed = sum(not f.ever for f in found)
-            note = f" ({missed} of {len(found)} missed it)" if missed else ""
-            values = {"method": label, "target": target}
-            for way in (UP, BOTH):
-                sent = [megabytes(r, way, f.rounds) for r, f in zip(own, found, strict=True)]
-                shown = f"{'≥ ' if missed else ''}{statistics.fmean(sent):.2f}"
-                row[f"{target:g} %, {way}"] = "not reached" if missed == len(found) else shown + note * (way == UP)
-                numbers += [
-                    {**values, "seed": r["spec"]["seed"], "way": way, "reached": f.ever, "MB": mb}
-                    for r, f, mb in zip(own, found, sent, strict=True)
-                ]
+            spent = reach(own, rounds, target)
+            missed = (~spent["ever"]).sum()
+            note = f" ({missed} of {len(own)} missed it)" if missed else ""
+            for way, column in ((UP, "megabytes"), (BOTH, "both ways")):
+                shown = f"{'≥ ' if missed else ''}{spent[column].mean():.2f}"
+                row[f"{target:g} %, {way}"] = "not reached" if missed == len(own) else shown + note * (way == UP)
+                numbers.append(
+                    pd.DataFrame(
+                        {"method": label, "target": target, "seed": own["seed"], "way": way}
+                        | {"reached": spent["ever"], "MB": spent[column]}
+                    )
+                )
         rows.append(row)
     caption = (
         "MB of all clients until the test accuracy was first reached, mean over seeds; one that missed it counts with "
-        f"its whole run, so that the mean is a lower bound (≥). {provenance(records)}"
+        "its whole run, so that the mean is a lower bound (≥)."
     )
-    made = table(pd.DataFrame(rows), caption, name)
-    return Exhibit(made.body, made.caption, pd.DataFrame(numbers), name)
+    return table(pd.DataFrame(rows), caption, name, runs, pd.concat(numbers, ignore_index=True))
 
 
-def skew_table(records: Sequence[Record], plain: str, skewed: str, name: str) -> Exhibit:
+def skew_table(runs: pd.DataFrame, plain: str, skewed: str, name: str) -> Exhibit:
     """A row a method: accuracy on two partitions, and what the skew costs, seed by seed."""
-    rows, frame = [], frame_of(records)
-    for label in dict.fromkeys(frame["method"]):
-        own = frame[frame["method"] == label].pivot_table(index="seed", columns="partition", values="accuracy")
-        gap = list(own[plain] - own[skewed])
-        row = {"method": label, plain: spread(list(own[plain])), skewed: spread(list(own[skewed]))}
-        rows.append(row | {"lost by the skew (points)": spread(gap)})
+
+    def lose(own: pd.DataFrame) -> str:
+        by_seed = own.pivot_table(index="seed", columns="split", values="accuracy")
+        return spread(by_seed[plain] - by_seed[skewed])
+
+    def show(own: pd.DataFrame, split: str) -> str:
+        return spread(where(own, split=split)["accuracy"])
+
+    cells: Cells = {split: functools.partial(show, split=split) for split in (plain, skewed)}
     caption = (
         f"Final test accuracy (%) with clients alike ({plain}) and skewed ({skewed}): mean ± sample deviation over "
-        f"seeds. {provenance(records)}"
+        "seeds."
     )
-    shown = table(pd.DataFrame(rows), caption, name)
-    return Exhibit(shown.body, shown.caption, frame, name)
+    cells |= {"lost by the skew (points)": lose}
+    return summarize(runs, {"label": "method"}, cells, caption, name, list_costs(runs))
 
 
 def work_table(name: str) -> Exhibit:
@@ -251,5 +233,4 @@ def _refusal(own: Spec, change: dict[str, Any]) -> str:
 
 def _hyper(method: str) -> dict[str, Any]:
     """Settings with which a method can be built without held-out samples."""
-    fields = {f.name for f in dataclasses.fields(registry.METHODS[method].Hyper)}
-    return {"least": 8, "most": 8} if "patience" in fields else {}
+    return {"least": 8, "most": 8} if "patience" in registry.METHODS[method].defaults() else {}

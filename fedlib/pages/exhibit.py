@@ -6,6 +6,7 @@ import base64
 import html
 import inspect
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 matplotlib.use("Agg")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,51 @@ class Exhibit:
         )
 
 
-def drawn(figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str) -> Exhibit:
-    """A matplotlib figure as an Exhibit: opaque PNG, readable in dark mode, with alt text."""
+def drawn(
+    figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str, runs: pd.DataFrame | None = None
+) -> Exhibit:
+    """A matplotlib figure as an Exhibit: opaque PNG, readable in dark mode, with alt text.
+
+    runs: those behind the figure, whose provenance ends the caption.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, facecolor="white", bbox_inches="tight", metadata={"Software": None})
     image = base64.b64encode(buffer.getvalue()).decode()
-    return Exhibit(f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}">', caption, frame, name)
+    body = f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}">'
+    return Exhibit(body, _complete(caption, runs), frame, name)
 
 
-def table(frame: pd.DataFrame, caption: str, name: str) -> Exhibit:
+def table(
+    frame: pd.DataFrame,
+    caption: str,
+    name: str,
+    runs: pd.DataFrame | None = None,
+    numbers: pd.DataFrame | None = None,
+) -> Exhibit:
+    """A table as an Exhibit. runs: as in `drawn`; numbers: the CSV, where it says more than the cells."""
     body = frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–")
-    return Exhibit(f'<div style="overflow-x: auto">{body}</div>', caption, frame, name)  # a wide one scrolls by itself
+    scrolling = f'<div style="overflow-x: auto">{body}</div>'  # a wide one scrolls by itself
+    return Exhibit(scrolling, _complete(caption, runs), frame if numbers is None else numbers, name)
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and sample deviation."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+def _complete(caption: str, runs: pd.DataFrame | None) -> str:
+    return caption if runs is None else f"{caption} {provenance(runs)}"
+
+
+def provenance(runs: pd.DataFrame) -> str:
+    """The line that a caption ends with: scale, data set, seeds, device."""
+    profiles, data, clients, cohorts, devices = (
+        ", ".join(map(str, runs[name].unique())) for name in ("profile", "data", "clients", "cohort", "device")
+    )
+    seeds = sorted(runs["seed"].unique())
+    note = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"a single seed ({seeds[0]})"
+    return f"Profile {profiles}; {data}; {clients} clients, {cohorts} a round; {note}; {devices}."
+
+
+def spread(values: Sequence[float] | pd.Series, form: str = ".1f") -> str:
+    """Mean and sample deviation of values over seeds."""
+    mean = f"{np.mean(values):{form}}"
+    return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean
 
 
 def canvas(
@@ -72,6 +101,39 @@ def canvas(
     return figure, axes
 
 
+def add_legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
+    """One legend for all panels, below them."""
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def draw_band(ax: Any, x: pd.Series, values: Any, index: int, label: str) -> None:
+    """A line and marks through the means of grouped `values`, and a band from their minimum to their maximum.
+
+    index: which of the colours and markers.
+    """
+    style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+    ax.plot(x, values.mean(), label=label, **style)
+    ax.fill_between(x, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
+    if len(x) == 1:  # a band of no width
+        ax.vlines(x, values.min(), values.max(), color=style["color"])
+
+
+def draw_point(ax: Any, x: pd.Series, y: pd.Series, index: int, label: str, filled: bool = True) -> None:
+    """A mark at the mean of x and y, with a bar from the minimum to the maximum of y."""
+    style = {"fmt": MARKERS[index % len(MARKERS)], "color": f"C{index % 10}", "markersize": 7, "capsize": 3}
+    bar = [[y.mean() - y.min()], [y.max() - y.mean()]]
+    ax.errorbar(x.mean(), y.mean(), bar, label=label, markerfacecolor=None if filled else "none", **style)
+
+
+def scale_by_factors(ax: Any) -> None:
+    """A logarithmic horizontal axis with plain numbers."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+
+
 def source(*functions: Any) -> Markdown:
     """The code of functions as it runs, to stand beside their equations."""
-    return Markdown("```python\n" + "\n\n".join(inspect.getsource(f).rstrip() for f in functions) + "\n```")
+    texts = (textwrap.dedent(inspect.getsource(function)).rstrip() for function in functions)
+    return Markdown("```python\n" + "\n\n".join(texts) + "\n```")

@@ -1,8 +1,9 @@
-"""Tables and figures of FedCompress: what clusters save by each meter, and what happens to them round by round."""
+"""The page of FedCompress: what clusters save by each meter, and what happens to them round by round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,147 +12,194 @@ import torch
 
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.measures import model_ratio, traffic_ratio
-from fedlib.core.client import staged, train
-from fedlib.core.plan import State
-from fedlib.core.task import Task
+from fedlib.claims.results import each, join_rounds, where
+from fedlib.core.client import Job, Member, train, walk
+from fedlib.core.method import AnyMethod, Phase, ServerState
+from fedlib.core.plan import Tensors
 from fedlib.data import synthetic
-from fedlib.methods import registry
 from fedlib.methods.fedcompress import clustering
-from fedlib.pages.exhibit import MARKERS, Exhibit, canvas, drawn, spread, table
-from fedlib.pages.figures import provenance
-from fedlib.rng import Rng
-from fedlib.runs.record import Record
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, drawn, spread, table
+from fedlib.pages.figures import BAND, count_rounds, draw_panels, message_table
+from fedlib.pages.page import NOT_RUN, Page, mean, span
+from fedlib.pages.tables import Cells, average, deviate, name_setting, summarize
+from fedlib.runs import build
+from fedlib.runs.experiments import specs
+from fedlib.runs.rounds import initial
 from fedlib.wire import codebook
 
+TASKS = ("main", "fashion", "speech")
 METER = {"ours": "our bytes", "fixed": "fixed width", "zip": "compressed file"}
-HISTORY: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
-    "clusters": ("clusters of a tensor", lambda entry: entry["notes"]["clusters"]),
-    "score": ("score (effective rank)", lambda entry: entry["notes"]["score"]),
-    "validation": ("validation accuracy (%)", lambda entry: 100 * entry["notes"]["validation"]),
-    "up": ("bytes of a mean upload", lambda entry: entry["uplink_bytes"] / max(1, len(entry["clients"]))),
-    "down": ("bytes of a broadcast", lambda entry: entry["notes"]["sent_bits"]["ours"] / 8),
+HISTORY = {
+    "clusters": "clusters of a tensor",
+    "score": "score (effective rank)",
+    "validation": "validation accuracy (%)",
+    "up": "bytes of a mean upload",
+    "down": "bytes of a broadcast",
 }
+ORDER = ("dense", "clustered", "looked up", "folded", "clustered, folded", "int8 linear", "clustered, int8 linear")
+VARIANTS = (*ORDER, "int8", "clustered, int8")
 
 
-def ratio_table(records: Sequence[Record], against: str, name: str) -> Exhibit:
+def ratio_table(runs: pd.DataFrame, rounds: pd.DataFrame, against: str, name: str) -> Exhibit:
     """A row a data set and method: accuracy and what it lost, CCR and MCR by each meter; means over seeds."""
-    rows: list[dict[str, Any]] = []
-    numbers: list[dict[str, Any]] = []
-    for group, label in dict.fromkeys((r["spec"]["group"], r["spec"]["label"]) for r in records):
-        own = [r for r in records if (r["spec"]["group"], r["spec"]["label"]) == (group, label)]
-        base = {r["spec"]["seed"]: r for r in records if (r["spec"]["group"], r["spec"]["label"]) == (group, against)}
-        accuracy = [100 * r["final"]["accuracy"] for r in own]
-        gaps = [a - 100 * base[r["spec"]["seed"]]["final"]["accuracy"] for a, r in zip(accuracy, own, strict=True)]
-        row = {"data": own[0]["spec"]["data"], "method": label, "accuracy (%)": spread(accuracy)}
-        row["points lost"] = "–" if label == against else spread([-gap for gap in gaps])
+    base = where(runs, label=against).set_index(["group", "seed"])["accuracy"]
+    lost = base.reindex(pd.MultiIndex.from_frame(runs[["group", "seed"]])).to_numpy() - runs["accuracy"]
+    rows, numbers = [], []
+    for (group, label), own in each(runs, "group", "label"):
+        row = {"data": own["data"].iloc[0], "method": label, "accuracy (%)": spread(own["accuracy"])}
+        row["points lost"] = "–" if label == against else spread(lost[own.index])
         for meter, what in METER.items():
-            pair = own if label == against else [*own, *base.values()]
-            ccr = _only(traffic_ratio(pair, [label], [group], [against], meter))
-            mcr = _only(model_ratio(pair, [label], [group], [against], meter))
+            case = ([label], [group], [against], meter)
+            (ccr,), (mcr,) = traffic_ratio(runs, rounds, *case).values(), model_ratio(runs, *case).values()
             row[f"CCR, {what}"], row[f"MCR, {what}"] = f"{np.mean(ccr):.2f}", f"{np.mean(mcr):.2f}"
-            numbers += [
-                {"group": group, "method": label, "seed": r["spec"]["seed"], "meter": what, "CCR": c, "MCR": m}
-                for r, c, m in zip(own, ccr, mcr, strict=True)
-            ]
+            values = {"group": group, "method": label, "seed": own["seed"], "meter": what, "CCR": ccr, "MCR": mcr}
+            numbers.append(pd.DataFrame(values))
         rows.append(row)
-    frame = pd.DataFrame(numbers)
+    frame = pd.concat(numbers)
     off = frame.groupby(["group", "method", "meter"])[["CCR", "MCR"]].std().max().max()
     several = f", whose deviation is {off:.2f} at most" if off >= 0 else ""  # of one seed it is no number
     caption = (
         "Accuracy of the model that is broadcast after the last round, mean and sample deviation over seeds. CCR: "
         f"bytes of both directions, of all rounds and clients, of {against} over those of the method; MCR: the same "
-        f"for the final model; by three meters, mean over seeds{several}. {provenance(records)}"
+        f"for the final model; by three meters, mean over seeds{several}."
     )
-    shown = table(pd.DataFrame(rows), caption, name)
-    return Exhibit(shown.body, shown.caption, frame, name)
+    return table(pd.DataFrame(rows), caption, name, runs, frame)
 
 
-def _only(values: Mapping[str, list[float]]) -> list[float]:
-    (found,) = values.values()
-    return found
-
-
-def history_figure(records: Sequence[Record], quantities: Sequence[str], caption: str, name: str) -> Exhibit:
-    """Quantities of HISTORY by round, a panel each: a line a method, mean over seeds, from lowest to highest a band."""
-    frame = pd.DataFrame(
-        {
-            "method": r["spec"]["label"],
-            "seed": r["spec"]["seed"],
-            "round": entry["round"],
-            "quantity": what,
-            "value": HISTORY[what][1](entry),
-        }
-        for r in records
-        for entry in r["rounds"]
-        for what in quantities
-    )
-    figure, axes = canvas(len(quantities), 3.4, sharey=False)
-    says = []
-    for ax, what in zip(axes, quantities, strict=True):
-        for index, label in enumerate(dict.fromkeys(frame["method"])):
-            own = frame[(frame["quantity"] == what) & (frame["method"] == label)].groupby("round")["value"]
-            ax.plot(own.mean(), label=label, color=f"C{index}", marker=MARKERS[index], markersize=5)
-            ax.fill_between(own.mean().index, own.min(), own.max(), color=f"C{index}", alpha=0.15, linewidth=0)
-            says.append(f"{label}, {HISTORY[what][0]}: {own.mean().iloc[0]:.3g} to {own.mean().iloc[-1]:.3g}")
-        ax.set(title=HISTORY[what][0], xlabel="communication round")
-        if what == "clusters":
+def history_figure(
+    runs: pd.DataFrame, rounds: pd.DataFrame, quantities: Sequence[str], caption: str, name: str
+) -> Exhibit:
+    """Quantities of HISTORY by round, a panel each: a line a method."""
+    frame = join_rounds(runs, rounds).rename(columns={"notes.clusters": "clusters", "notes.score": "score"})
+    frame = frame.assign(validation=100 * frame["notes.validation"], up=frame["uplink_bytes"] / frame["uploads"])
+    frame = frame.assign(down=frame["notes.sent_bits.ours"] / 8, order=range(len(frame)))
+    points = frame.melt(["label", "seed", "round", "order"], list(quantities), "quantity")
+    points = points.sort_values("order", kind="stable").drop(columns="order").rename(columns={"label": "method"})
+    named = points.assign(panel=points["quantity"].map(HISTORY))
+    figure, axes = draw_panels(named, "value", "round", "panel", "method", height=3.4, sharey=False)
+    for ax in axes:
+        ax.set(xlabel="communication round")
+        if ax.get_title() == HISTORY["clusters"]:
             ax.yaxis.get_major_locator().set_params(integer=True)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    count_rounds(axes)
+    add_legend(figure, axes)
+    says = []
+    for what, label in itertools.product(named["panel"].unique(), named["method"].unique()):
+        means = where(named, panel=what, method=label).groupby("round")["value"].mean()
+        says.append(f"{label}, {what}: {means.iloc[0]:.3g} to {means.iloc[-1]:.3g}")
     alt = f"Line charts by round, from the first to the last: {'; '.join(says)}."
-    return drawn(
-        figure, alt, f"{caption} Line: mean over seeds; band: lowest to highest. {provenance(records)}", frame, name
-    )
+    return drawn(figure, alt, f"{caption} {BAND}", points, name, runs)
 
 
-def distillation_table(records: Sequence[Record], name: str) -> Exhibit:
+def distillation_table(runs: pd.DataFrame, name: str) -> Exhibit:
     """A row a set of images and treatment of BatchNorm: loss of the last distillation, accuracy before and after it."""
-    rows = []
-    cases = dict.fromkeys(_images(r) for r in records)
-    for kind, norms in cases:
-        own = [r for r in records if _images(r) == (kind, norms)]
-        last = [r["rounds"][-1]["notes"] for r in own]
-        rows.append(
-            {
-                "images": "the clients' own" if kind == "clients" else kind,
-                "BatchNorm": norms,
-                "loss, first epoch": f"{np.mean([n['losses'][0] for n in last]):.4f}",
-                "last epoch": f"{np.mean([n['losses'][-1] for n in last]):.4f}",
-                "accuracy before (%)": spread([100 * n["before"] for n in last]),
-                "after (%)": spread([100 * r["final"]["accuracy"] for r in own]),
-                "seeds": len(own),
-            }
-        )
+    images = name_setting(runs, "foreign", "leaves").replace({"clients": "the clients' own"})
+    losses = runs["last.notes.losses"]
+    runs = runs.assign(
+        images=images, norms=name_setting(runs, "norms", "train"), first=losses.str[0], last=losses.str[-1]
+    )
+    cells: Cells = {"loss, first epoch": average("first", ".4f"), "last epoch": average("last", ".4f")}
+    cells |= {"accuracy before (%)": lambda own: spread(100 * own["last.notes.before"])}
+    cells |= {"after (%)": deviate("accuracy"), "seeds": len}
     caption = (
         "Distillation after the last round: its loss, and the test accuracy of the average before and after it. Mean "
-        f"and sample deviation over seeds. {provenance(records)}"
+        "and sample deviation over seeds."
     )
-    return table(pd.DataFrame(rows), caption, name)
+    return summarize(runs, {"images": "images", "norms": "BatchNorm"}, cells, caption, name)
 
 
-def _images(r: Record) -> tuple[str, str]:
-    hyper = r["spec"]["hyper"]
-    return hyper.get("foreign", "leaves"), hyper.get("norms", "train")
+def pull_table(runs: pd.DataFrame, name: str) -> Exhibit:
+    """A row a strength of the pull towards centroids: accuracy, and clusters in the last round."""
+    cells: Cells = {"accuracy (%)": deviate("accuracy")}
+    cells |= {"clusters in the last round": average("last.notes.clusters", ".1f")}
+    caption = "A loss that pulls weights to centroids, on digits; mean and sample deviation."
+    return summarize(runs, {"hyper.beta": "β"}, cells, caption, name)
 
 
-def client_stages(spec: Any, task: Task, state: State, client: int = 0) -> list[tuple[str, State]]:
-    """A client's tensors, by name of the moment: as received, after ordinary epochs, after clustered ones."""
-    module, hyper = registry.METHODS[spec.method], registry.hyper(spec.method, spec.hyper)
-    rng = Rng(spec.seed).child("client", 1, client)
-    trainable, frozen = module.start(module.broadcast(state, hyper, task), hyper, task, rng)
-    seen = [("as received", _copied(trainable))]
-    for number, stage in enumerate(registry.stages(module, hyper, task)):
-        registry.enter(module, number, trainable, frozen, hyper, stage, rng)
-        train(module, trainable, frozen, task.shard(client), hyper, stage, staged(rng, number))
-        seen.append(("after ordinary epochs" if not number else "after clustered epochs", _copied(trainable)))
-    return seen
+def quote_results(page: Page) -> dict[str, str]:
+    """Accuracies and ratios of each task and method, for the sentences."""
+    numbers = {}
+    for group in TASKS:
+        for label in ("fedavg", "fedzip", "client-only", "fedcompress"):
+            numbers[f"{group}-{label}"] = mean(page.select(group, label=label))
+            for key in ("ccr", "mcr"):
+                for meter in METER:
+                    numbers[f"{key}-{group}-{label}-{meter}"] = find_ratio(page, key, group, label, meter)
+    for key in ("ccr", "mcr"):
+        means = [float(numbers[f"{key}-{group}-fedcompress-zip"]) for group in TASKS if len(page.select(group))]
+        numbers[f"{key}-mean-zip"] = f"{np.mean(means):.2f}"
+    return numbers
 
 
-def _copied(state: State) -> State:
+def find_ratio(page: Page, key: str, group: str, label: str, meter: str) -> str:
+    """FedAvg's traffic (`ccr`) or model (`mcr`) over a method's, mean over seeds."""
+    case = ([label], [group], ["fedavg"], meter)
+    found = traffic_ratio(page.runs, page.rounds, *case) if key == "ccr" else model_ratio(page.runs, *case)
+    return f"{np.mean([*found.values()]):.2f}" if found else NOT_RUN
+
+
+def quote_parts(page: Page) -> dict[str, str]:
+    """Numbers on clusters, foreign images, BatchNorm and the pull, for the sentences."""
+    main, fashion, speech = (page.select(group, label="fedcompress") for group in TASKS)
+    numbers = {label: mean(page.select("fixed", label=label)) for label in ("fixed-4", "fixed-8", "fixed-16")}
+    numbers |= {label: mean(page.select("norms", label=label)) for label in ("batch-norms", "recalibrated")}
+    for kind in ("stripes", "noise", "clients"):
+        for group in ("foreign", "foreign-norms"):
+            numbers[f"{group}-{kind}"] = mean(page.select(group, hyper={"foreign": kind}))
+    clusters = page.rounds.loc[page.rounds["run"].isin(main["run"]), "notes.clusters"]
+    numbers |= {"clusters": span(clusters), "fixed-4-range": span(page.select("fixed", label="fixed-4")["accuracy"])}
+    numbers["held-main"] = _percent(main, "validation")
+    for beta in (1, 10000):
+        pulled = page.select("pull", hyper={"beta": beta})
+        numbers |= {f"pull-{beta}": mean(pulled), f"pull-before-{beta}": _percent(pulled, "before")}
+        numbers[f"held-{beta}"] = _percent(pulled, "validation")
+    numbers |= {"fashion-before": _percent(fashion, "before"), "speech-before": _percent(speech, "before")}
+    drops = 100 * fashion["last.notes.before"] - fashion["accuracy"]
+    numbers["fashion-worst"] = f"{drops.max():.0f}" if len(drops) else NOT_RUN
+    least = page.select("speech", label="fedzip")["accuracy"].min()
+    return numbers | {"speech-fedzip-least": NOT_RUN if np.isnan(least) else f"{least:.1f}"}
+
+
+def _percent(runs: pd.DataFrame, note: str) -> str:
+    return mean(runs.assign(percent=100 * runs[f"last.notes.{note}"]).dropna(subset="percent"), "percent")
+
+
+def look_inside(page: Page) -> tuple[Exhibit, Exhibit]:
+    """Weights of a client in the first round, phase by phase, and the fields of its upload."""
+    torch.set_num_threads(1)
+    spec = next(s for s in specs("fedcompress", page.profile, "main_fedcompress_*") if s.seed == 0)
+    job = build.job(spec, torch.device("cpu"))
+    phases, upload = client_phases(job, initial(job))
+    caption = (
+        "Weights of the second kernel of one client in round 1, and centroids (dashed); the vertical scale is "
+        f"logarithmic. Profile {page.profile}; digits; client 0 of {spec.clients}; a single seed (0); cpu."
+    )
+    weights = weights_figure(phases, "conv2.weight", caption, "weights")
+    return weights, message_table(upload, job.method.sections, "One upload of FedCompress, field by field.")
+
+
+def client_phases(job: Job, state: ServerState[Any], client: int = 0) -> tuple[list[tuple[str, Tensors]], bytes]:
+    """Tensors of a client by moment (as received, after ordinary epochs, after clustered ones), and its upload."""
+    seen: list[tuple[str, Tensors]] = []
+
+    def fit(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+        (member,) = members
+        if not seen:
+            seen.append(("as received", _copied(member.local.trainable)))
+        train(method, phase, members)
+        moment = "after ordinary epochs" if len(seen) == 1 else "after clustered epochs"
+        seen.append((moment, _copied(member.local.trainable)))
+
+    ((_, upload),) = walk(job, job.method.broadcast(state), 1, [client], None, fit)
+    assert isinstance(upload, bytes)
+    return seen, upload
+
+
+def _copied(state: Tensors) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def weights_figure(stages: Sequence[tuple[str, State]], tensor: str, caption: str, name: str) -> Exhibit:
+def weights_figure(stages: Sequence[tuple[str, Tensors]], tensor: str, caption: str, name: str) -> Exhibit:
     """Histograms of one tensor's weights at several moments, with the values that they have or are to take."""
     figure, axes = canvas(len(stages), 3.4)
     frames, says = [], []
@@ -187,10 +235,6 @@ def contact_sheet(shape: tuple[int, int, int], name: str, each: int = 8) -> Exhi
     caption = f"Images made on the spot, {height} x {width} pixels: the first {each} of each kind, seed 0."
     alt = f"Contact sheet of grey images, a row each: {', '.join(synthetic.KINDS)}."
     return drawn(figure, alt, caption, pd.concat(frames), name)
-
-
-ORDER = ("dense", "clustered", "looked up", "folded", "clustered, folded", "int8 linear", "clustered, int8 linear")
-VARIANTS = (*ORDER, "int8", "clustered, int8")
 
 
 def inference_table(name: str) -> Exhibit:

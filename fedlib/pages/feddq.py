@@ -1,94 +1,188 @@
-"""Tables and figures of what is sent: until an accuracy is reached, in parts and directions, and by resolution."""
+"""The page of FedDQ: ranges and widths by round, what is sent until an accuracy is reached, parts and directions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
 from fedlib.claims import targets
-from fedlib.claims.measures import last_bits, parameters
-from fedlib.pages.exhibit import Exhibit, canvas, drawn, table
-from fedlib.pages.figures import provenance
-from fedlib.pages.tables import field
-from fedlib.runs.record import Record
+from fedlib.claims.results import each, join_rounds, list_columns, where
+from fedlib.pages.client_diagnostics import gradient_noise
+from fedlib.pages.exhibit import Exhibit, drawn, spread, table
+from fedlib.pages.figures import BAND, draw_panels, lines_by_round
+from fedlib.pages.page import NOT_RUN, Page, mean, span
+from fedlib.pages.tables import Cells, deviate, gather_notes, name_setting, summarize
+from fedlib.runs.experiments import specs
+
+LAYERS = {  # of the networks, by the number in the names of their tensors
+    "vanilla": {"0": "first convolution", "3": "second convolution", "7": "hidden layer", "9": "output layer"},
+    "mlp": {"1": "hidden layer", "3": "output layer"},
+}
+QUOTED = {
+    "bits": ("bits", ".2f"),
+    "accuracy": ("accuracy", ".1f"),
+    "coded": ("coded", ".2f"),
+    "last": ("last.bits", ".2f"),
+}
 
 
-def quantizer_table(records: Sequence[Record], name: str) -> Exhibit:
+def name_tensor(model: str, tensor: str) -> str:
+    """A tensor in words."""
+    index, kind = tensor.split(".")
+    return LAYERS[model][index] + (", bias" if kind == "bias" else "")
+
+
+def follow_tensors(runs: pd.DataFrame, rounds: pd.DataFrame, note: str) -> pd.DataFrame:
+    """A row a round, run and tensor: what FedDQ notes of it (`ranges` or `widths`) as `value`, its name as `tensor`."""
+    prefix = f"notes.{note}."
+    there = list_columns(rounds[rounds["run"].isin(runs["run"])], prefix)
+    names = (name.removeprefix(prefix) for name in there)
+    tensors = sorted(names, key=lambda name: ("bias" in name, int(name.partition(".")[0])))
+    frame = gather_notes(runs, rounds, {prefix + name: name for name in tensors})
+    return frame.assign(tensor=[name_tensor(*pair) for pair in zip(frame["model"], frame["of"], strict=True)])
+
+
+def range_figure(groups: list[pd.DataFrame], rounds: pd.DataFrame) -> Exhibit:
+    """Range of each weight tensor's update by round, in groups of runs."""
+    frame = pd.concat(follow_tensors(runs, rounds, "ranges") for runs in groups)
+    frame = frame[~frame["tensor"].str.contains("bias")]
+    frame["case"] = frame["tensor"] + " (" + frame["group"] + ")"
+    alt = (
+        "Range of each weight tensor's update over rounds, in three groups of runs: all fall, fast in the first "
+        "rounds, then slowly or not at all."
+    )
+    caption = "Range of the updates of FedDQ, each weight tensor, mean over clients and seeds."
+    return lines_by_round(frame, "value", "range", alt, caption, "ranges", pd.concat(groups), "log y")
+
+
+def signal_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
+    """Ranges of the weight tensors and the root of the training loss, both relative to the first round."""
+    ranges = follow_tensors(runs, rounds, "ranges")
+    ranges = ranges[~ranges["tensor"].str.contains("bias")].assign(case="range, " + ranges["tensor"])
+    loss = gather_notes(runs, rounds, {"notes.loss": "loss"}).assign(case="square root of the training loss")
+    loss["value"] **= 0.5
+    frame = pd.concat([ranges, loss], ignore_index=True)
+    frame["value"] /= frame.groupby(["run", "case"])["value"].transform("first")
+    y = "relative to the first round"
+    alt = "Ranges and the square root of the training loss, each relative to the first round."
+    caption = (
+        "Ranges beside the square root of the training loss, by which AdaQuantFL sets its levels, both relative to the "
+        "first round."
+    )
+    return lines_by_round(frame, "value", y, alt, caption, "range-and-loss", runs, "log y")
+
+
+def width_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
+    """Bits an entry by round, by the released code's count."""
+    frame = join_rounds(runs, rounds).rename(columns={"label": "case"})
+    alt = "Bits an entry over rounds: FedDQ and the loss-based schedule descend, AdaQuantFL ascends, fixed width stays."
+    caption = "Bits an entry over rounds, mean over entries, clients and seeds."
+    return lines_by_round(frame, "bits", "bits an entry", alt, caption, "bits-over-rounds", runs)
+
+
+def layer_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
+    """FedDQ's width of each tensor by round."""
+    frame = follow_tensors(runs, rounds, "widths").rename(columns={"tensor": "case"})
+    alt = "Bits an entry of each tensor of the convolutional network over rounds under FedDQ."
+    caption = (
+        "FedDQ's width for each tensor of the script's network, mean over clients and seeds: each layer finds its own."
+    )
+    return lines_by_round(frame, "value", "bits an entry", alt, caption, "bits-of-each-tensor", runs)
+
+
+def entropy_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
+    """What an ideal entropy coder would take for the levels, by round."""
+    frame = join_rounds(runs, rounds).rename(columns={"label": "case"})
+    frame = frame.assign(entropy=frame["other_bits.entropy"] / frame["uploads"] / frame["parameters"])
+    y = "entropy of the levels, bits an entry"
+    alt = "Empirical entropy of the levels over rounds, for each schedule."
+    caption = "Empirical entropy of the levels, a histogram a tensor, mean over clients and seeds."
+    return lines_by_round(frame, "entropy", y, alt, caption, "entropy-over-rounds", runs)
+
+
+def quantizer_table(runs: pd.DataFrame, name: str) -> Exhibit:
     """A row a method, a column a quantizer: final accuracy, and bits an entry in the mean over the run."""
-    rows = []
-    for label in dict.fromkeys(r["spec"]["label"] for r in records):
-        row: dict[str, Any] = {"method": label}
-        for kind in dict.fromkeys(field(r, "hyper.quantizer") for r in records):
-            own = [r for r in records if r["spec"]["label"] == label and field(r, "hyper.quantizer") == kind]
-            accuracy = _spread([100 * r["final"]["accuracy"] for r in own]) if own else ""
-            bits = [r["final"]["paper_bits"] / r["final"]["uploads"] / parameters(r) for r in own]
-            shown = "affine_stochastic" if kind == "default" else kind
-            row[shown] = f"{accuracy} % at {np.mean(bits):.2f} bits" if own else "–"
-        rows.append(row)
+    runs = runs.assign(quantizer=name_setting(runs, "quantizer", "affine_stochastic"))
+
+    def show(own: pd.DataFrame, kind: str) -> str:
+        there = where(own, quantizer=kind)
+        return f"{spread(there['accuracy'], '.3g')} % at {there['bits'].mean():.2f} bits" if len(there) else "–"
+
+    cells: Cells = {kind: functools.partial(show, kind=kind) for kind in runs["quantizer"].unique()}
     caption = (
         "Test accuracy after the last round, mean and sample deviation over seeds, and bits an entry by the released "
-        f"code's count, mean over the run. {provenance(records)}"
+        "code's count, mean over the run."
     )
-    return table(pd.DataFrame(rows), caption, name)
+    return summarize(runs, {"label": "method"}, cells, caption, name)
 
 
-def downlink_table(records: Sequence[Record], name: str) -> Exhibit:
+def downlink_table(runs: pd.DataFrame, name: str) -> Exhibit:
     """A row a method and resolution of the broadcast: accuracy, bytes of a mean upload and download."""
-    rows = []
-    for label, resolution in dict.fromkeys((r["spec"]["label"], field(r, "hyper.downlink")) for r in records):
-        own = [r for r in records if (r["spec"]["label"], field(r, "hyper.downlink")) == (label, resolution)]
-        row = {"method": label, "resolution of the download": "float32" if resolution == "default" else resolution}
-        row["accuracy (%)"] = _spread([100 * r["final"]["accuracy"] for r in own])
-        for way in ("uplink_bytes", "downlink_bytes"):
-            row[way.replace("_", " ")] = _mean_bytes(own, lambda r, way=way: r["final"][way])
-        first, last = (
-            np.mean(
-                [8 * r["rounds"][i]["downlink_bytes"] / len(r["rounds"][i]["clients"]) / parameters(r) for r in own]
-            )
-            for i in (0, -1)
+    down = {
+        when: 8 * runs[f"{when}.downlink_bytes"] / runs[f"{when}.uploads"] / runs["parameters"]
+        for when in ("first", "last")
+    }
+    runs = runs.assign(resolution=name_setting(runs, "downlink", "float32"), begin=down["first"], end=down["last"])
+    cells: Cells = {"accuracy (%)": deviate("accuracy", ".3g")}
+    cells |= {f"{way} bytes": _average_message(runs[f"{way}_bytes"]) for way in ("uplink", "downlink")}
+    cells |= {
+        "bits a parameter down, first to last round": lambda own: (
+            f"{own['begin'].mean():.2f} to {own['end'].mean():.2f}"
         )
-        row["bits a parameter down, first to last round"] = f"{first:.2f} to {last:.2f}"
-        rows.append(row)
-    return table(pd.DataFrame(rows), f"Bytes of a mean message in each direction. {provenance(records)}", name)
+    }
+    by = {"label": "method", "resolution": "resolution of the download"}
+    return summarize(runs, by, cells, "Bytes of a mean message in each direction.", name)
 
 
-def sweep_figure(records: Sequence[Record], axis: str, guides: Mapping[str, float], name: str) -> Exhibit:
-    """Final accuracy, and bits an entry in the last round and in the mean, against a hyper-parameter on a log axis.
+def _average_message(totals: pd.Series) -> Any:
+    """A cell: bytes of all messages over the number of uploads, mean over runs; a dash where there are none."""
+
+    def cell(own: pd.DataFrame) -> str:
+        sizes = totals[own.index] / own["uploads"]
+        return f"{sizes.mean():,.0f}" if sizes.notna().any() else "–"
+
+    return cell
+
+
+def wire_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, name: str) -> Exhibit:
+    """A row a method: bytes of a mean upload, by definition, as measured and in parts; and of a mean download."""
+    parts = sorted(list_columns(runs, "part."), key=lambda column: column == "part.container")
+    entropy = rounds.groupby("run")["other_bits.entropy"].sum(min_count=1)[runs["run"]].set_axis(runs.index) / 8
+    cells: Cells = {
+        "payload, as the released code counts": _average_message(runs["paper_bits"] / 8),
+        "measured": _average_message(runs["uplink_bytes"]),
+    }
+    cells |= {column.removeprefix("part."): _average_message(runs[column]) for column in parts}
+    cells |= {"entropy of the levels": _average_message(entropy)}
+    cells |= {"download, measured": _average_message(runs["downlink_bytes"])}
+    return summarize(runs, {"label": "method"}, cells, caption, name)
+
+
+def sweep_figure(runs: pd.DataFrame, setting: str, guides: Mapping[str, float], name: str) -> Exhibit:
+    """Final accuracy, and bits an entry in the last round and in the mean, against a setting on a logarithmic axis.
 
     guides: values of it to be marked, by what they are.
     """
-    short = axis.partition(".")[2]
-    frame = pd.DataFrame(
-        {
-            short: field(r, axis),
-            "seed": r["spec"]["seed"],
-            "accuracy": 100 * r["final"]["accuracy"],
-            "bits in the mean": r["final"]["paper_bits"] / r["final"]["uploads"] / parameters(r),
-            "bits in the last round": last_bits(r),
-        }
-        for r in records
-    )
-    figure, _ = canvas(2, height=3.8)
-    figure.clear()
-    axes = figure.subplots(1, 2)  # which share no axis: their units differ
-    for ax, columns in zip(axes, (["accuracy"], ["bits in the mean", "bits in the last round"]), strict=True):
-        for index, column in enumerate(columns):
-            part = frame.groupby(short)[column]
-            ax.plot(part.mean().index, part.mean(), marker="os"[index], color=f"C{index}", label=column)
-            ax.fill_between(part.mean().index, part.min(), part.max(), color=f"C{index}", alpha=0.15, linewidth=0)
+    short = setting.removeprefix("hyper.")
+    shown = {setting: short, "seed": "seed", "accuracy": "accuracy"}
+    shown |= {"bits": "bits in the mean", "last.bits": "bits in the last round"}
+    frame = runs[list(shown)].rename(columns=shown).infer_objects()
+    points = frame.melt([short, "seed"], var_name="what")
+    points["unit"] = points["what"].map(lambda what: "test accuracy (%)" if what == "accuracy" else "bits an entry")
+    figure, axes = draw_panels(points, "value", short, "unit", "what", height=3.8, sharey=False)
+    values = sorted(set(frame[short]))
+    for ax in axes:
         for index, (what, value) in enumerate(guides.items()):
             ax.axvline(value, color="black", linestyle=("--", ":")[index], label=f"guide {what}")
-        ax.set(xscale="log", xlabel=short)
-        values = sorted(set(frame[short]))
+        ax.set(xscale="log", xlabel=short, ylabel=ax.get_title(), title="")
         ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
         ax.minorticks_off()
-    axes[0].set_ylabel("test accuracy (%)")
-    axes[1].set_ylabel("bits an entry")
-    axes[0].legend()
-    axes[1].legend()
+        ax.legend(handles=[line for line in ax.get_lines() if len(line.get_xdata())])
     means = frame.groupby(short)[["accuracy", "bits in the mean"]].mean()
     facts = "; ".join(
         f"{x:g}: {a:.1f} %, {b:.2f} bits" for x, (a, b) in zip(means.index, means.to_numpy(), strict=True)
@@ -96,74 +190,110 @@ def sweep_figure(records: Sequence[Record], axis: str, guides: Mapping[str, floa
     marks = ", ".join(f"{what} {value:.3g}" for what, value in guides.items())
     alt = f"Two line charts, accuracy and bits an entry against {short}. {facts}. Guide values: {marks}."
     caption = (
-        f"Accuracy after the last round and bits an entry against the {short}; line: mean over seeds, band: smallest "
-        f"to largest seed; vertical lines: guide value {marks}. {provenance(records)}"
+        f"Accuracy after the last round and bits an entry against the {short}. {BAND} Vertical lines: guide value "
+        f"{marks}."
     )
-    return drawn(figure, alt, caption, frame, name)
+    return drawn(figure, alt, caption, frame, name, runs)
 
 
-def target_table(records: Sequence[Record], caption: str, against: str) -> Exhibit:
+def show_sweep(page: Page, group: str, last: int) -> Exhibit | Markdown:
+    """The sweep of the resolution in a group of runs, with the guide values before round 1 and before round `last`."""
+
+    def draw(runs: pd.DataFrame) -> Exhibit:
+        (spec,) = (s for s in plans if (s.group, s.seed, s.hyper.get("resolution")) == (group, 0, 0.005))
+        noise = gradient_noise(replace(spec, rounds=last), last)
+        guides = {f"before round {r}": guide for r, guide in zip(noise["round"], noise["guide"], strict=True)}
+        return sweep_figure(runs, "hyper.resolution", guides, f"resolution-{group}")
+
+    plans = specs("feddq", page.profile)
+    return page.show(draw, page.select(group))
+
+
+def target_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, against: str) -> Exhibit:
     """A row a group, partition and method: what it takes to reach 99 % of FedAvg's best accuracy; saved over another.
 
     A method reaches the target when it does with every seed; otherwise the table says with how many.
     """
-    rows, numbers = [], []
-    cases = dict.fromkeys((r["spec"]["group"], r["spec"]["split"], r["spec"]["label"]) for r in records)
-    for group, split, label in cases:
-
-        def of(label: str, group: str = group, split: str = split) -> list[Record]:
-            place = (group, split, label)
-            found = [r for r in records if (r["spec"]["group"], r["spec"]["split"], r["spec"]["label"]) == place]
-            return sorted(found, key=lambda r: r["spec"]["seed"])
-
-        own = of(label)
-        goals = [targets.target(records, r) for r in own]
-        reached = [targets.reached(r, goal) for r, goal in zip(own, goals, strict=True)]
-        row = {"group": group, "partition": split, "target (%)": f"{100 * np.mean(goals):.1f}", "method": label}
-        for quantity, shown in (("rounds", "rounds"), ("bits", "Mbit"), ("megabytes", "MB measured")):
-            values = [x.cost(quantity) / (1e6 if quantity == "bits" else 1) for x in reached]
-            row[shown] = _spread(values) if all(x.ever for x in reached) else "not reached"
-        missed = sum(not x.ever for x in reached)
-        row["seeds that reach it"] = f"{len(own) - missed} of {len(own)}"
-        others = [targets.reached(r, goal) for r, goal in zip(of(against), goals, strict=False)]
-        for quantity in ("rounds", "bits"):
-            saved = [targets.saving(a, b, quantity) for a, b in zip(reached, others, strict=False)]
-            row[f"{quantity} saved over {against} (%)"] = _spread(saved, ",.0f") if saved and not missed else "–"
-        rows.append(row)
-        numbers += [
-            {"group": group, "partition": split, "method": label, "seed": r["spec"]["seed"]} | x._asdict()
-            for r, x in zip(own, reached, strict=True)
-        ]
-    shown_table = table(pd.DataFrame(rows), f"{caption} {provenance(records)}", "targets")
-    return Exhibit(shown_table.body, shown_table.caption, pd.DataFrame(numbers), "targets")
-
-
-def _spread(values: Sequence[float], form: str = ".3g") -> str:
-    deviation = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
-    return f"{np.mean(values):{form}}{deviation}"
-
-
-def wire_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
-    """A row a method: bytes of a mean upload, by definition, as measured and in parts; and of a mean download."""
+    spent = list_spent(runs, rounds)
     rows = []
-    parts = dict.fromkeys(part for r in records for part in r["final"]["uplink_parts"] if part != "container")
-    for label in dict.fromkeys(r["spec"]["label"] for r in records):
-        own = [r for r in records if r["spec"]["label"] == label]
-        row: dict[str, Any] = {"method": label}
-        row["payload, as the released code counts"] = _mean_bytes(own, lambda r: r["final"]["paper_bits"] / 8)
-        row["measured"] = _mean_bytes(own, lambda r: r["final"]["uplink_bytes"])
-        for part in (*parts, "container"):
-            there = part in own[0]["final"]["uplink_parts"]
-            row[part] = _mean_bytes(own, lambda r, part=part: r["final"]["uplink_parts"][part]) if there else "–"
-        row["entropy of the levels"] = _mean_bytes(own, _entropy) if "other_bits" in own[0]["rounds"][0] else "–"
-        row["download, measured"] = _mean_bytes(own, lambda r: r["final"]["downlink_bytes"])
+    for (group, split, label), own in each(spent, "group", "split", "label"):
+        reached = own["ever"].sum()
+        row = {"group": group, "partition": split, "target (%)": f"{own['target'].mean():.1f}", "method": label}
+        for column, head, unit in (("rounds", "rounds", 1), ("bits", "Mbit", 1e6), ("megabytes", "MB measured", 1)):
+            row[head] = spread(own[column] / unit, ".3g") if reached == len(own) else "not reached"
+        row["seeds that reach it"] = f"{reached} of {len(own)}"
+        for quantity in ("rounds", "bits"):
+            saved = list_savings(own, spent, against, quantity)
+            shown = spread(saved, ",.0f") if len(saved) and reached == len(own) else "–"
+            row[f"{quantity} saved over {against} (%)"] = shown
         rows.append(row)
-    return table(pd.DataFrame(rows), f"{caption} {provenance(records)}", name)
+    names = {"group": "group", "split": "partition", "label": "method", "seed": "seed"}
+    names |= {name: name for name in ("ever", "rounds", "bits", "megabytes")}
+    ordered = pd.concat([own.sort_values("seed") for _, own in each(spent, "group", "split", "label")])
+    return table(pd.DataFrame(rows), caption, "targets", runs, ordered[list(names)].rename(columns=names))
 
 
-def _entropy(r: Record) -> float:
-    return float(sum(entry["other_bits"]["entropy"] for entry in r["rounds"]) / 8)
+def list_spent(runs: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: group, split, label, seed, its target, and the columns of `targets.reach`."""
+    goals = targets.set_targets(runs, rounds)
+    frame = runs[["group", "split", "label", "seed"]].assign(target=goals)
+    return frame.join(targets.reach(runs, rounds, goals))
 
 
-def _mean_bytes(records: Sequence[Record], total: Any) -> str:
-    return f"{np.mean([total(r) / r['final']['uploads'] for r in records]):,.0f}"
+def list_savings(own: pd.DataFrame, spent: pd.DataFrame, against: str, quantity: str) -> list[float]:
+    """Percent saved over the run of another label with the same group, partition and seed, for each that has one."""
+    other = where(spent, label=against).set_index(targets.PLACE)
+    mine = own.sort_values("seed", kind="stable").set_index(targets.PLACE)
+    both = mine.index[mine.index.isin(other.index)]
+    return list(targets.save(mine.loc[both], other.loc[both], quantity))
+
+
+def quote_savings(page: Page, one_bit: pd.DataFrame) -> dict[str, Any]:
+    """Numbers for the sentences on targets; one_bit: runs that are set beside those of group fashion."""
+    everything = page.select("main", "fashion", "digits")
+    spent = list_spent(pd.concat([everything, one_bit]), page.rounds)
+
+    def save(runs: pd.DataFrame, over: str) -> pd.Series:
+        return pd.Series(list_savings(spent.loc[runs.index], spent, over, "bits"), dtype=float)
+
+    of = functools.partial(where, everything)
+    two = of(label="fixed-2")
+    numbers: dict[str, Any] = {"two-runs": len(two)}
+    for label in ("feddq", "ascending"):
+        numbers[f"two-beats-{label}"] = int((save(two, label) > 0).sum())
+    numbers["fashion-saves"] = span(save(of(label="feddq", group="fashion"), "ascending"))
+    numbers["digits-spends"] = span(-save(of(label="feddq", group="digits"), "ascending"))
+    numbers["one-bit-saves"] = span(save(one_bit, "fixed-2"))
+    numbers["one-bit-bits"] = mean(one_bit, "bits", ".2f")
+    numbers["two-saves"] = span(save(of(label="fixed-2", group="fashion"), "fixed-8"))
+    rounds = where(spent, group="digits", split="iid").pivot_table(index="seed", columns="label", values="rounds")
+    pairs = rounds.reindex(columns=["feddq", "ascending"]).dropna().astype(int).itertuples(index=False)
+    told = "; ".join(f"{own} against {other}" for own, other in pairs)
+    return numbers | {"rounds-digits": told or NOT_RUN}
+
+
+def quote_results(page: Page) -> dict[str, Any]:
+    """Bits an entry, over the run, in the last round and ideally coded, and accuracies, for the sentences."""
+    numbers: dict[str, Any] = {}
+    coded = page.runs["last.other_bits.entropy"] / page.runs["last.uploads"] / page.runs["parameters"]
+    runs = page.runs.assign(coded=coded)
+    fedavg = {}
+    for group in ("main", "fashion", "digits"):
+        own = where(runs, group=group)
+        own = where(own, split="iid") if group == "digits" else own
+        fedavg[group] = where(own, label="fedavg")
+        numbers[f"{group}-fedavg-accuracy"] = mean(fedavg[group])
+        for label in ("feddq", "feddq-code", "ascending", "fixed-1", "fixed-2", "fixed-4"):
+            for key, (column, form) in QUOTED.items():
+                numbers[f"{group}-{label}-{key}"] = mean(where(own, label=label), column, form)
+    symmetric = page.select("quantizers", label="fixed-1", hyper={"quantizer": "symmetric_nearest"})
+    code = page.select("main", label="feddq-code")
+    loss = fedavg["main"]["accuracy"].mean() - code["accuracy"].mean()
+    numbers["main-feddq-code-loss"] = f"{loss:.1f}" if len(code) else NOT_RUN
+    return numbers | {"one-symmetric": mean(symmetric)}
+
+
+def set_beside_fashion(page: Page) -> pd.DataFrame:
+    """FedDQ with one bit at least and a coarser resolution, as runs of group fashion, whose settings they have."""
+    fine = page.select("fine", hyper={"resolution": 0.02})
+    return fine.assign(group="fashion", label="feddq-one-bit, ρ = 0.02")

@@ -1,86 +1,109 @@
-"""A look inside clients while a run goes on: what travels is measured by the record, this is what does not."""
+"""The page of FedMRN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from IPython.display import Markdown
 
-from fedlib.core.client import train
-from fedlib.core.plan import State
-from fedlib.core.task import Task
-from fedlib.core.uploads import Uploads
-from fedlib.engines.in_process import InProcess, task_of
-from fedlib.methods import fedmrn, registry
-from fedlib.rng import Rng
-from fedlib.runs.rounds import draw_cohort, one_round
-from fedlib.runs.spec import Spec
+from fedlib.claims.measures import take_best
+from fedlib.claims.results import each, where
+from fedlib.pages.client_diagnostics import inside
+from fedlib.pages.exhibit import Exhibit
+from fedlib.pages.figures import lines
+from fedlib.pages.page import NOT_RUN, Page, mean
+from fedlib.pages.tables import heat_map
+from fedlib.runs.experiments import specs
 
-
-def inside(specs: Sequence[Spec], edges: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run FedMRN specs and look: shares of u / n between `edges` in the first and last round; share of ones by round.
-
-    The ratios are those at the end of local training, all weights of all clients; values outside fall into the end
-    bins. Ones (+1 where signed) are counted in the masks as uploaded, mean over clients.
-    """
-    ratios, ones = [], []
-    for spec in specs:
-        for number, counts, share in _rounds(spec, edges):
-            ones.append({"method": spec.label, "round": number, "share of ones": share})
-            if number in (1, spec.rounds):
-                column = {"u / n": (edges[:-1] + edges[1:]) / 2, "share of entries": counts / counts.sum()}
-                ratios.append(pd.DataFrame({"method": spec.label, "round": number} | column))
-    return pd.concat(ratios, ignore_index=True), pd.DataFrame(ones)
+INSIDE = (
+    "Digits, Dirichlet 0.3, 20 clients, 5 a round, uniform noise of magnitude 0.1, learning rate 0.3, a single seed "
+    "(0), measured while this page was made."
+)
 
 
-def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
-    task, hyper = task_of(spec.key(), torch.device("cpu")), registry.hyper(spec.method, spec.hyper)
-    state = registry.initial(spec, task)
-    for number in range(1, spec.rounds + 1):
-        message = fedmrn.broadcast(state, hyper, task)
-        uploads, counts, ones = [], np.zeros(len(edges) - 1), []
-        for client in draw_cohort(spec, task, number):
-            rng, shard = Rng(spec.seed).child("client", number, client), task.shard(client)
-            trainable, frozen = fedmrn.start(message, hyper, task, rng)
-            train(fedmrn, trainable, frozen, shard, hyper, task, rng)
-            upload = fedmrn.finish(trainable, frozen, len(shard[0]), hyper, task, rng)
-            ratio = (trainable["u"].detach() / frozen["n"]).clamp(float(edges[0]), float(edges[-1])).numpy()
-            counts += np.histogram(ratio, edges)[0]
-            update = fedmrn.sent(upload, frozen, hyper, task)
-            ones.append(float((update / frozen["n"] > 0.5).float().mean()))
-            uploads.append((client, upload))
-        state = fedmrn.server(state, Uploads(uploads), hyper, task)
-        yield number, counts, float(np.mean(ones))
+def look_inside() -> tuple[Exhibit, Exhibit, dict[str, str]]:
+    """Histograms of u / n, the share of ones by round, and numbers for the sentences on both."""
+    chosen = specs("fedmrn", "lab", "noise_*_noise-uniform_magnitude-0.1_seed0")
+    ratios, density = inside(chosen, np.linspace(-2, 2, 41))
+    ratios["case"] = ratios["method"] + ", round " + ratios["round"].astype(str)
+    fits, ends = [], []
+    for (label, number), part in each(ratios, "method", "round"):
+        fitting = part["u / n"].between(0 if label == "fedmrn-binary" else -1, 1)
+        fits.append(f"{label}, round {number}: {100 * part.loc[fitting, 'share of entries'].sum():.0f} %")
+    for label, part in each(density, "method"):
+        first, last = part["share of ones"].iloc[[0, -1]]
+        ends.append(f"{label}: {first:.2f} to {last:.2f}")
+    histograms = lines(
+        *(ratios, "u / n", "share of entries", "case"),
+        "Histogram of u over n, symmetric about zero with a peak at zero and with large end bins that collect the "
+        "clipped entries.",
+        f"Ratio of update to noise at the end of local training; the end bins hold all beyond them. {INSIDE}",
+        "ratios",
+    )
+    shares = lines(
+        *(density, "round", "share of ones", "method"),
+        "Share of ones in the masks by round: signed near one half throughout, binary about a quarter and falling.",
+        f"Share of ones in the uploaded masks. {INSIDE}",
+        "density",
+    )
+    return histograms, shares, {"fits": "; ".join(fits), "density": "; ".join(ends)}
 
 
-def gradient_noise(spec: Spec, every: int, batches: int = 40) -> pd.DataFrame:
-    """Run a FedDQ spec, and measure the noise of a mini-batch's gradient at the model of every so many rounds.
-
-    sigma: the root of E ||g - mean g||^2 over `batches` batches, all parameters together. guide: 1.5 eta sigma
-    sqrt(tau / d), the resolution whose quantization noise is as large as that of sampling; eta is lr / (1 - momentum).
-    """
-    task = task_of(spec.key(), torch.device("cpu"))
-    state, engine, rows = registry.initial(spec, task), InProcess(torch.device("cpu")), []
-    for number in range(1, spec.rounds + 1):
-        if number == 1 or number % every == 0:
-            sigma = _noise(spec, task, state, number, batches)
-            size, steps = (
-                sum(shape.numel() for shape in task.parameters.values()),
-                task.plan.steps(len(task.shard(0)[1])),
-            )
-            guide = 1.5 * spec.lr / (1 - spec.momentum) * sigma * (steps / size) ** 0.5
-            rows.append({"round": number, "sigma": sigma, "guide": guide})
-        state, _ = one_round(spec, task, engine, state, number, {})
-    return pd.DataFrame(rows)
+def masking_map(page: Page, lr: float) -> Exhibit | Markdown:
+    """Accuracy by masking rule and magnitude at one learning rate."""
+    what = f"Final test accuracy at learning rate {lr:g} by masking rule and noise magnitude, a panel a mask alphabet."
+    runs = page.select("psm", lr=lr)
+    return page.show(heat_map, runs, "hyper.masking", "hyper.magnitude", "label", f"masking-{lr:g}", what)
 
 
-def _noise(spec: Spec, task: Task, state: State, number: int, batches: int) -> float:
-    model = {name: state[name].detach().requires_grad_() for name in task.parameters}
-    generator, gradients = Rng(spec.seed).child("noise", number).torch(), []
-    for _ in range(batches):
-        index = torch.randint(len(task.train[1]), (spec.batch,), generator=generator)
-        loss = task.loss(model, (task.train[0][index], task.train[1][index]))
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.values()))]))
-    return float(torch.stack(gradients).var(dim=0).sum().sqrt())
+def quote_methods(page: Page) -> dict[str, str]:
+    """Accuracy and bits of the methods of group wide, each at its best rate, and the noise, for the sentences."""
+    numbers: dict[str, str] = {}
+    wide = page.select("wide")
+    wide = wide.assign(measured=8 * wide["upload_bytes"] / wide["weights"])
+    best = take_best(wide)
+    for label in ("fedavg", "fedmrn-binary", "fedmrn-signed", "small-signed", "after-signed", "terngrad", "eden"):
+        own = where(best, label=label)
+        numbers |= {f"wide-{label}": mean(own), f"wide-{label}-bits": mean(own, "measured", ".2f")}
+        numbers[f"wide-{label}-fast"] = mean(where(wide, label=label, lr=1.0, split="dirichlet-0.3"))
+    for label in ("fedavg", "fedmrn-binary", "fedmrn-signed"):
+        numbers[f"wide-{label}-few"] = mean(where(best, label=label, split="labels-3"))
+    for group in ("fashion", "wide"):
+        for mask in ("binary", "signed"):
+            own = page.select(group, label=f"fedmrn-{mask}")
+            numbers[f"{group}-{mask}-magnitude"] = f"{own['hyper.magnitude'].iloc[0]:g}" if len(own) else NOT_RUN
+    return numbers
+
+
+def set_beside_wide(page: Page) -> pd.DataFrame:
+    """The runs with error feedback, after those of group wide that are alike but for it."""
+    feedback = page.select("feedback")
+    wide = page.select("wide", split="dirichlet-0.3", label=list(feedback["label"]))
+    return pd.concat([wide, feedback])
+
+
+def quote_feedback(page: Page) -> dict[str, str]:
+    """Points that error feedback gains, each at its best rate."""
+    numbers, runs = {}, set_beside_wide(page)
+    for label in ("signsgd", "topk", "fedmrn-signed", "terngrad", "eden"):
+        best = take_best(where(runs, label=label))
+        gap = where(best, group="feedback")["accuracy"].mean() - where(best, group="wide")["accuracy"].mean()
+        numbers[label] = NOT_RUN if np.isnan(gap) else f"{gap:+.1f}"
+    return numbers
+
+
+def quote_bytes(page: Page) -> dict[str, Any]:
+    """Bytes of a mean upload, the share of its parts, and gaps to FedAvg on the scripts' network."""
+    dense, masked = (page.select("main", label=label).iloc[0] for label in ("fedavg", "fedmrn-binary"))
+    gaps = next(s for s in page.scores if s.claim["id"] == "close-to-fedavg").means
+    told = [f"{case}: {gap:+.1f} points" for case, gap in gaps.items() if ", main, " in case]
+    return {
+        "fedmrn-upload": f"{masked['upload_bytes']:,.0f}",
+        "fedavg-upload": f"{dense['upload_bytes']:,.0f}",
+        "fedmrn-ratio": round(float(dense["upload_bytes"] / masked["upload_bytes"]), 2),
+        "fedmrn-both-ways": round(float(100 * masked["megabytes"] / dense["megabytes"]), 1),
+        "fedmrn-full-share": round(float(100 * masked["part.full precision"] / masked["uplink_bytes"]), 1),
+        "fedmrn-gaps": "; ".join(told) or "not measured at this scale",
+    }

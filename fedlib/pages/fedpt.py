@@ -1,31 +1,46 @@
-"""Tables and figures of partial training: what each policy saves, and what it costs in accuracy."""
+"""The page of FedPT: what each policy saves, what it costs in accuracy, and what freezing does under noise."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fedlib.claims.benchmarks import benchmark
-from fedlib.claims.measures import parameters, upload_bytes
+from fedlib.claims.measures import accuracy_gap
+from fedlib.claims.results import DEFAULT, each, where
 from fedlib.methods.fedpt import mechanisms
-from fedlib.pages.exhibit import MARKERS, Exhibit, canvas, drawn, spread, table
-from fedlib.pages.figures import provenance
-from fedlib.runs.record import Record
+from fedlib.models import freezing
+from fedlib.models.registry import build
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, drawn, table
+from fedlib.pages.figures import accuracy_by_setting
+from fedlib.pages.page import NOT_RUN, Page, mean
+from fedlib.pages.tables import Cells, average, deviate, name_setting, summarize
+from fedlib.rng import Rng
 
 BUDGET = ("mechanism", "clip_norm", "noise_multiplier", "epsilon")  # of what a record says of privacy
 PERCENT = ("bytes each way", "products", "time of a step", "memory, SGD", "memory, Adam")
+SHORT = {"bytes": PERCENT[0], "products": PERCENT[1], "time": PERCENT[2], "sgd": PERCENT[3], "adam": PERCENT[4]}
+QUOTED = (
+    ("emnist", "emnist/dense1"),
+    ("emnist", "emnist/conv"),
+    ("resnet18-gn", "cifar/s1234"),
+    ("transformer", "so/blocks"),
+)
+WIDTHS = {"emnist-hidden8": 8, "emnist-narrow": 128, "emnist-hidden2048": 2048}  # hidden units
+LAWS = {"he": "He's law", "glorot": "Glorot's law"}
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "yogi": "Yogi"}
+FROZEN, WHOLE = "hidden layer frozen", "all trained"
 
 
-def trained(r: Record) -> int:
+def count_trained(runs: pd.DataFrame) -> pd.Series:
     """Entries of the tensors that travel: the method's own definition counts 32 bits for each."""
-    return round(r["final"]["paper_bits"] / r["final"]["uploads"] / 32)
+    return (runs["paper_bits"] / runs["uploads"] / 32).round().astype(int)
 
 
-def relative(network: str) -> pd.DataFrame:
+def compare_with_full(network: str) -> pd.DataFrame:
     """A row a policy of a network, in percent of full training, as `bench/partial.py` has measured it."""
     rows = [r for r in benchmark("partial")["rows"] if r["network"] == network]
     full = rows[0]
@@ -49,7 +64,7 @@ def savings_figure(networks: Sequence[str], name: str) -> Exhibit:
     figure, axes = canvas(len(networks), 3.8)
     frames, says = [], []
     for ax, network in zip(axes, networks, strict=True):
-        frame = relative(network).iloc[1:]
+        frame = compare_with_full(network).iloc[1:]
         places = np.arange(len(frame))
         for index, column in enumerate(shown):
             ax.bar(places + (index - 1.5) * 0.2, frame[column], 0.2, label=column, color=f"C{index}")
@@ -63,7 +78,7 @@ def savings_figure(networks: Sequence[str], name: str) -> Exhibit:
             for _, row in frame.iterrows()
         ]
     axes[0].set_ylabel("% of full training")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    add_legend(figure, axes)
     alt = f"Bar charts of what is left in percent of full training. Bytes, time, memory with SGD: {'; '.join(says)}."
     made = benchmark("partial")
     caption = (
@@ -73,105 +88,200 @@ def savings_figure(networks: Sequence[str], name: str) -> Exhibit:
     return drawn(figure, alt, caption, pd.concat(frames), name)
 
 
-def policy_table(records: Sequence[Record], name: str) -> Exhibit:
-    """A row a policy: entries trained, reduction, measured bytes of a message each way, accuracy and its spread."""
-    rows = []
-    for label in dict.fromkeys(r["spec"]["label"] for r in records):
-        own = [r for r in records if r["spec"]["label"] == label]
-        first = own[0]
-        clients = sum(len(entry["clients"]) + len(entry["refused"]) for entry in first["rounds"])
-        accuracy = [100 * r["final"]["accuracy"] for r in own]
-        rows.append(
-            {
-                "method": label,
-                "trained": f"{trained(first):,}",
-                "share": f"{100 * trained(first) / parameters(first):.2f} %",
-                "reduction": f"{parameters(first) / trained(first):.2f}",
-                "bytes down": f"{first['final']['downlink_bytes'] / clients:,.0f}",
-                "bytes up": f"{upload_bytes(first):,.0f}",
-                "accuracy (%)": spread(accuracy),
-            }
-        )
-    caption = f"Messages as measured; accuracy after the last round, mean and sample deviation. {provenance(records)}"
-    return table(pd.DataFrame(rows), caption, name)
-
-
-def spread_figure(
-    records: Sequence[Record],
-    x: Callable[[Record], Any],
-    axis: str,
-    caption: str,
-    name: str,
-    by: Callable[[Record], str] = lambda r: str(r["spec"]["label"]),
-    panel: Callable[[Record], str] = lambda r: "",
-    scale: str = "linear",
-) -> Exhibit:
-    """Final accuracy against a setting: mean over seeds, and a band from the lowest to the highest of them.
-
-    scale: "linear", "log", or "each" for values that stand side by side, such as names.
-    """
-    frame = pd.DataFrame(
-        {
-            "panel": panel(r),
-            "case": by(r),
-            axis: x(r),
-            "seed": r["spec"]["seed"],
-            "accuracy": 100 * r["final"]["accuracy"],
+def savings_table(networks: list[str], name: str) -> Exhibit:
+    """The numbers of `savings_figure`, measured beside counted: products, and bytes of tensors by a formula."""
+    bench = benchmark("partial")
+    frames = []
+    for network in networks:
+        states = [row["state_bytes"] for row in bench["rows"] if row["network"] == network]
+        formula = {
+            f"formula, {label}": [100 * state[key] / states[0][key] for state in states]
+            for key, label in (("sgd", "SGD"), ("adam", "Adam"))
         }
-        for r in records
+        frames.append(compare_with_full(network).assign(network=network, **formula))
+    columns = ["network", "frozen", *PERCENT[:3], "formula, SGD", "memory, SGD", "formula, Adam", "memory, Adam"]
+    caption = (
+        "The same in numbers, measured beside counted; percent of full training. Products: multiply-accumulates of "
+        "training on one example, counted. Formula: bytes of parameters, gradients and the local optimizer, counted; "
+        "memory: most bytes in tensors, measured. Random inputs, batches of 20 images or 10 texts; "
+        f"{bench['cpu']}."
     )
-    panels, cases, places = (list(dict.fromkeys(frame[column])) for column in ("panel", "case", axis))
-    figure, axes = canvas(len(panels), 4.0)
-    for ax, title in zip(axes, panels, strict=True):
-        for index, case in enumerate(cases):
-            own = frame[(frame["panel"] == title) & (frame["case"] == case)].groupby(axis, sort=False)["accuracy"]
-            at = [places.index(value) for value in own.mean().index] if scale == "each" else own.mean().index
-            style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            ax.plot(at, own.mean(), label=case, **style)
-            ax.fill_between(at, own.min(), own.max(), color=style["color"], alpha=0.15, linewidth=0)
-            if len(at) == 1:  # a band of no width
-                ax.vlines(at, own.min(), own.max(), color=style["color"])
-        ax.set(title=title, xlabel=axis)
-        if scale == "each":
-            ax.set_xticks(range(len(places)), places)
-        else:
-            ax.set_xscale(scale)
-            ordered = sorted(places)
-            if scale == "log" and all(b > 1.4 * a for a, b in itertools.pairwise(ordered)):
-                ax.set_xticks(ordered, [f"{place:g}" for place in ordered])
-                ax.minorticks_off()
-            elif scale == "log":
-                ax.xaxis.set_major_formatter("{x:g}")
-    axes[0].set_ylabel("test accuracy (%)")
-    if len(cases) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    means = frame.groupby(["panel", "case", axis], sort=False)["accuracy"].mean().reset_index()
-    says = "; ".join(f"{p} {case} {at}: {mean:.1f}".strip() for p, case, at, mean in means.itertuples(index=False))
-    alt = f"Line chart of test accuracy against {axis}. Means: {says}."
-    return drawn(figure, alt, f"{caption} Mean, lowest and highest of the seeds. {provenance(records)}", frame, name)
+    return table(pd.concat(frames)[columns].round(1), caption, name)
 
 
-def private_table(records: Sequence[Record], caption: str, name: str) -> Exhibit:
-    """A row a mechanism, bound and noise: epsilon, accuracy, share of clipped updates, length of the mean's noise."""
-    rows = []
-    cases = dict.fromkeys((r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) for r in records)
-    for case in cases:
-        own = [r for r in records if (r["spec"]["label"], *(r["final"]["privacy"][key] for key in BUDGET)) == case]
-        label, _, bound, noise, epsilon = case
-        accuracy = [100 * r["final"]["accuracy"] for r in own]
-        shares = [np.mean([entry["notes"]["clipped"] for entry in r["rounds"]]) for r in own]
-        length = mechanisms.expected_norm(trained(own[0]), noise * bound / own[0]["spec"]["cohort"])
-        rows.append(
-            {
-                "method": label,
-                "C": bound,
-                "noise multiplier": noise,
-                "ε": "none" if epsilon is None else f"{epsilon:.2f}",
-                "accuracy (%)": spread(accuracy),
-                "clipped": f"{100 * np.mean(shares):.0f} %",
-                "length of the noise": f"{length:.2f}",
-            }
-        )
-    deltas = ", ".join(f"{delta:g}" for delta in dict.fromkeys(r["final"]["privacy"]["delta"] for r in records))
-    caption = f"{caption} δ = {deltas}; mean and sample deviation over seeds. {provenance(records)}"
+def policies_table(name: str) -> Exhibit:
+    """What each policy freezes, by patterns of names."""
+    rows = [
+        {"policy": policy, "patterns of the frozen tensors' names": ", ".join(patterns) or "–"}
+        for policy, patterns in freezing.POLICIES.items()
+    ]
+    caption = (
+        "Policies by name: for the network for EMNIST (two convolutions, a hidden and an output layer), the ResNet for "
+        "CIFAR-10, the Transformer for text. Also random/p, which trains whole tensors picked by a hash of their "
+        "names, a share p of all entries at most."
+    )
     return table(pd.DataFrame(rows), caption, name)
+
+
+def policy_table(runs: pd.DataFrame, name: str) -> Exhibit:
+    """A row a policy: entries trained, reduction, measured bytes of a message each way, accuracy and its spread."""
+    trained = count_trained(runs)
+    runs = runs.assign(trained=trained, share=100 * trained / runs["parameters"], times=runs["parameters"] / trained)
+    runs = runs.assign(download=runs["downlink_bytes"] / runs["downloads"])
+    first = runs[~runs["label"].duplicated()].set_index("label")
+
+    def show(column: str, form: str) -> Any:
+        return lambda own: f"{first.loc[own['label'].iloc[0], column]:{form}}"
+
+    cells: Cells = {"trained": show("trained", ","), "share": lambda own: show("share", ".2f")(own) + " %"}
+    cells |= {"reduction": show("times", ".2f"), "bytes down": show("download", ",.0f")}
+    cells |= {"bytes up": show("upload_bytes", ",.0f"), "accuracy (%)": deviate("accuracy")}
+    caption = "Messages as measured; accuracy after the last round, mean and sample deviation."
+    return summarize(runs, {"label": "method"}, cells, caption, name)
+
+
+def private_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, name: str) -> Exhibit:
+    """A row a mechanism, bound and noise: epsilon, accuracy, share of clipped updates, length of the mean's noise."""
+    clipped = 100 * rounds.groupby("run")["notes.clipped"].mean()[runs["run"]].set_axis(runs.index)
+    bound, noise = (runs[f"privacy.{field}"].astype(float) for field in ("clip_norm", "noise_multiplier"))
+    sizes = zip(count_trained(runs), noise * bound / runs["cohort"], strict=True)
+    runs = runs.assign(clipped=clipped, length=[mechanisms.expected_norm(*size) for size in sizes])
+    runs = runs.assign(epsilon=["none" if pd.isna(spent) else f"{spent:.2f}" for spent in runs["privacy.epsilon"]])
+    by = {"label": "method", "privacy.clip_norm": "C", "privacy.noise_multiplier": "noise multiplier", "epsilon": "ε"}
+    cells: Cells = {"accuracy (%)": deviate("accuracy"), "clipped": lambda own: f"{own['clipped'].mean():.0f} %"}
+    cells |= {"length of the noise": average("length", ".2f")}
+    deltas = ", ".join(f"{delta:g}" for delta in runs["privacy.delta"].unique())
+    return summarize(runs, by, cells, f"{caption} δ = {deltas}; mean and sample deviation over seeds.", name)
+
+
+def share_figure(runs: pd.DataFrame) -> Exhibit:
+    """Accuracy against the share of the network of `none` that is trained and sent."""
+    whole = where(runs, group="main", label="none")["parameters"].iloc[0]
+    runs = runs.assign(share=100 * count_trained(runs) / whole)
+    caption = "Accuracy against what is trained and sent. thin is a network of its own, placed by its size."
+    axis = "entries that are sent, % of the network's"
+    return accuracy_by_setting(runs, "share", axis, caption, "share", scale="log")
+
+
+def scale_figure(runs: pd.DataFrame) -> Exhibit:
+    """Accuracy by a factor on the frozen weights."""
+    runs = runs.assign(factor=name_setting(runs, "scale", 1.0), last=runs["label"] != "dense1")
+    runs = runs.sort_values(["last", "factor"], kind="stable")
+    caption = "Accuracy when the frozen weights, drawn by Glorot's law, are multiplied by a factor."
+    return accuracy_by_setting(runs, "factor", "factor on the frozen weights", caption, "scale", scale="log")
+
+
+def width_figure(runs: pd.DataFrame) -> Exhibit:
+    """Accuracy by the width of the hidden layer, trained and frozen."""
+    runs = runs.assign(width=runs["model"].map(WIDTHS), policy=name_policy(runs), law=runs["hyper.law"].map(LAWS))
+    caption = "Accuracy with the hidden layer trained and frozen, by its width and by the law of initial values."
+    return accuracy_by_setting(runs, "width", "hidden units", caption, "width", by="policy", panel="law", scale="log")
+
+
+def server_figure(runs: pd.DataFrame) -> Exhibit:
+    """Accuracy by the server's optimizer and its learning rate."""
+    settings = zip(
+        name_setting(runs, "optimizer", "sgd"),
+        name_setting(runs, "momentum", 0),
+        name_setting(runs, "server_lr", 1),
+        strict=True,
+    )
+    names = [f"{OPTIMIZERS[o]}{' with momentum' if momentum else ''}\n{lr:g}" for o, momentum, lr in settings]
+    caption = "Accuracy by the server's optimizer, one learning rate each, not tuned."
+    axis = "server's optimizer and its learning rate"
+    return accuracy_by_setting(runs.assign(server=names), "server", axis, caption, "server", scale="each")
+
+
+def noise_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
+    """Accuracy by the noise multiplier, with everything trained and with the hidden layer frozen."""
+    spent = zip(runs["privacy.noise_multiplier"], runs["privacy.epsilon"], strict=True)
+    budgets = [f"{noise:g}\nno ε" if pd.isna(epsilon) else f"{noise:g}\nε {epsilon:.2g}" for noise, epsilon in spent]
+    runs = runs.assign(budget=budgets, policy=name_policy(runs))
+    return accuracy_by_setting(runs, "budget", "noise multiplier", caption, name, by="policy", scale="each")
+
+
+def name_policy(runs: pd.DataFrame) -> pd.Series:
+    """Whether the hidden layer is frozen, in words."""
+    return name_setting(runs, "policy", DEFAULT).map(lambda policy: WHOLE if policy == DEFAULT else FROZEN)
+
+
+def quote_policies(page: Page) -> dict[str, str]:
+    """Accuracy and reduction of each policy, for the sentences."""
+    numbers = {}
+    for group, labels in (
+        ("main", ("none", "dense1", "conv", "all-but-head", "random-2")),
+        ("he", ("none-he", "dense1-he", "conv-he", "all-but-head-he")),
+        ("thin", ("thin",)),
+    ):
+        for label in labels:
+            own = page.select("main", label=label)
+            numbers[label] = mean(page.select(group, label=label))
+            own = own.assign(times=own["parameters"] / count_trained(own))
+            numbers[f"{label}-times"] = mean(own, "times")
+    failing = page.select("he", label="conv-he")["accuracy"]
+    for key, value in (("low", failing.min()), ("high", failing.max())):
+        numbers[f"conv-he-{key}"] = f"{value:.1f}" if len(failing) else NOT_RUN
+    return numbers
+
+
+def quote_resnet() -> dict[str, str]:
+    """Parameters of the ResNet with all of its convolutions in blocks frozen."""
+    module = build("resnet18-gn-100head", 3, 24, 10, Rng(0))
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+    size = {name: shape.numel() for name, shape in shapes.items()}
+    whole = sum(size.values())
+    left = whole - sum(size[name] for name in freezing.frozen_names("cifar/s1234", shapes))
+    return {"all": f"{whole:,}", "trained": f"{left:,}", "times": f"{whole / left:.2f}"}
+
+
+def quote_savings() -> dict[str, str]:
+    """What is left under the policies of the text, by the benchmark."""
+    numbers = {}
+    for network, policy in QUOTED:
+        row = compare_with_full(network).set_index("frozen").loc[policy]
+        for key, column in SHORT.items():
+            numbers[f"{policy.partition('/')[2]}-{key}"] = f"{row[column]:.0f}"
+    return numbers
+
+
+def quote_settings(page: Page) -> dict[str, str]:
+    """Numbers on learning rate, initial values, width and text, for the sentences."""
+    numbers = {}
+    for key, own in (("tuned", page.select("rates")), ("shared", page.select("rates", lr=0.1))):
+        gaps = accuracy_gap(own, ["dense1"], ["rates"], ["none"])
+        numbers[f"rates-gap-{key}"] = f"{-np.mean([*gaps.values()]):.1f}" if gaps else NOT_RUN
+    for label in ("none", "dense1", "all-but-head"):
+        for law in ("he", "glorot", "torch"):
+            numbers[f"law-{label}-{law}"] = mean(page.select("laws", label=label, hyper={"law": law}))
+        numbers[f"scale-{label}-4"] = mean(page.select("scale", label=label, hyper={"scale": 4}))
+    for model, width in WIDTHS.items():
+        for law, tail in (("glorot", ""), ("he", "-he")):
+            own = page.select("width", model=model, label=["none" + tail, "dense1" + tail])
+            numbers[f"width-{law}-{width}"] = _tell_gap(own, WHOLE, FROZEN, ".1f")
+    return numbers | {f"text-{label}": mean(page.select("text", label=label)) for label in ("none", "ffn", "blocks")}
+
+
+def quote_privacy(page: Page) -> dict[str, str]:
+    """What freezing gains under noise, and what noise spends, for the sentences."""
+    numbers = {}
+    for group, noises in (("private", (0, 2, 4)), ("clipping", (4,)), ("tree", (0, 8))):
+        for noise in noises:
+            own = page.select(group, hyper={"noise_multiplier": noise})
+            numbers[f"{group}-gap-{noise}"] = _tell_gap(own, FROZEN, WHOLE, "+.1f")
+            if noise:
+                spent = own["privacy.epsilon"].iloc[0] if len(own) else None
+                numbers[f"{group}-epsilon-{noise}"] = f"{spent:.2g}" if spent else NOT_RUN
+    strong = pd.concat([page.select("private", hyper={"noise_multiplier": 4}), page.select("clipping")])
+    best = {}
+    for label, key in (("private", "private-best"), ("private-dense1", "private-best-dense1")):
+        bounds = [own for _, own in each(where(strong, label=label), "privacy.clip_norm")]
+        best[label] = max(bounds, key=lambda own: own["accuracy"].mean(), default=strong.iloc[:0])
+        numbers[key] = mean(best[label])
+    gap = best["private-dense1"]["accuracy"].mean() - best["private"]["accuracy"].mean()
+    return numbers | {"private-best-gap": f"{gap:+.1f}" if len(strong) else NOT_RUN}
+
+
+def _tell_gap(runs: pd.DataFrame, first: str, second: str, form: str) -> str:
+    """Mean accuracy under one policy less that under another."""
+    means = {policy: own["accuracy"].mean() for policy, own in each(runs.assign(policy=name_policy(runs)), "policy")}
+    return f"{means[first] - means[second]:{form}}" if first in means and second in means else NOT_RUN

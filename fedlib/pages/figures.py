@@ -1,172 +1,150 @@
-"""Figures and tables of the pages, each drawn from records alone."""
+"""Figures and tables of the pages, each drawn from the tables of `fedlib.claims.results` alone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator
+from matplotlib.figure import Figure
 
-from fedlib.claims.measures import upload_bytes
+from fedlib.claims.results import FRESH, NOT_RUN, each, join_rounds
 from fedlib.claims.score import Score
-from fedlib.pages.exhibit import MARKERS, MEGABYTE, Exhibit, canvas, drawn, table
-from fedlib.runs.record import Record
-from fedlib.runs.spec import Spec
+from fedlib.pages.exhibit import MARKERS, Exhibit, add_legend, canvas, draw_band, drawn, scale_by_factors, table
 from fedlib.wire import container
-
-
-def provenance(records: Sequence[Record]) -> str:
-    """The line that every caption ends with: scale, data set, seeds, device."""
-
-    def each(values: Any) -> str:
-        return ", ".join(dict.fromkeys(str(v) for v in values))
-
-    specs = [r["spec"] for r in records]
-    seeds = sorted({s["seed"] for s in specs})
-    note = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"a single seed ({seeds[0]})"
-    return (
-        f"Profile {each(s['profile'] for s in specs)}; {each(s['data'] for s in specs)}; "
-        f"{each(s['clients'] for s in specs)} clients, {each(s['cohort'] for s in specs)} a round; {note}; "
-        f"{each(r['made']['device'] for r in records)}."
-    )
-
-
-def long(records: Sequence[Record]) -> pd.DataFrame:
-    """One row an evaluated round of each record: label, data, split, seed, lr, round, accuracy in %, loss, bytes so
-    far, the bits a parameter of the round's mean upload, as the paper's definition counts them, and the training loss
-    that clients reported, if they did."""
-    rows = []
-    for r in records:
-        up = np.cumsum([entry["uplink_bytes"] for entry in r["rounds"]])
-        down = np.cumsum([entry["downlink_bytes"] for entry in r["rounds"]])
-        for entry, u, d in zip(r["rounds"], up, down, strict=True):
-            if entry["accuracy"] is not None:
-                row = {name: r["spec"][name] for name in ("label", "data", "split", "seed", "lr")}
-                row |= {"round": entry["round"], "accuracy": 100 * entry["accuracy"], "loss": entry["loss"]}
-                bits = entry["paper_bits"] / max(1, len(entry["clients"])) / sum(r["parameters"].values())
-                row["reported"] = entry.get("notes", {}).get("loss", math.nan)
-                row |= {"bits": bits, "uplink_megabytes": u / MEGABYTE, "downlink_megabytes": d / MEGABYTE}
-                rows.append(row | {"megabytes": (u + d) / MEGABYTE})
-    return pd.DataFrame(rows)
-
 
 QUANTITIES = {
     "accuracy": "test accuracy (%)",
     "bits": "bits a parameter, by definition",
     "reported": "training loss, reported by clients",
 }
-
-
 AXES = {
     "round": "communication round",
     "uplink_megabytes": "MB uploaded by all clients so far, measured",
     "megabytes": "MB in both directions so far, measured",
 }
+POINTS = ("label", "data", "split", "seed", "lr", "round", "accuracy", "loss", "reported", "bits")  # of a curve
+BAND = "Line: mean over seeds; band: minimum to maximum over seeds."
+
+
+def evaluate(runs: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """One row an evaluated round of these runs: POINTS and AXES; `reported` is the loss that clients note, if any."""
+    frame = join_rounds(runs, rounds).rename(columns={"notes.loss": "reported"})
+    columns = dict.fromkeys([*POINTS, "uplink_megabytes", "downlink_megabytes", "megabytes"])
+    return frame[frame["accuracy"].notna()].reindex(columns=list(columns)).reset_index(drop=True)
+
+
+def draw_panels(
+    frame: pd.DataFrame,
+    y: str,
+    x: str,
+    panel: str,
+    case: str,
+    at: str | None = None,
+    order: Sequence[Any] = (),
+    labels: Mapping[str, str] | None = None,
+    height: float = 3.6,
+    sharey: bool = True,
+) -> tuple[Figure, Sequence[Any]]:
+    """A panel a value of `panel`, with a band a value of `case`: column `y` against the mean of `x` at each `at`.
+
+    at: `x` itself unless given; order: of the cases, by which they get their colours; labels: in place of their names.
+    """
+    panels, cases = list(frame[panel].unique()), list(frame[case].unique())
+    order = list(order) or cases
+    figure, axes = canvas(len(panels), height, sharey=sharey)
+    for ax, title in zip(axes, panels, strict=True):
+        for name in cases:
+            groups = frame[(frame[panel] == title) & (frame[case] == name)].groupby(at or x)
+            draw_band(ax, groups[x].mean(), groups[y], order.index(name), (labels or {}).get(name, str(name)))
+        ax.set(title=title)
+    return figure, axes
+
+
+def count_rounds(axes: Sequence[Any]) -> None:
+    """Whole numbers on the horizontal axes."""
+    for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def accuracy_curves(
-    records: Sequence[Record],
+    runs: pd.DataFrame,
+    rounds: pd.DataFrame,
     against: str = "round",
     quantity: str = "accuracy",
-    among: Sequence[Record] = (),
+    among: pd.DataFrame | None = None,
     panel: str = "split",
 ) -> Exhibit:
     """Test accuracy (or another of QUANTITIES) against one of AXES: a line a method, a panel a split, or data set.
 
-    among: records in whose order methods get their colours, where several figures are to agree.
+    among: runs in whose order methods get their colours, where several figures are to agree.
     """
-    frame = long(records)
-    splits = list(dict.fromkeys(frame[panel]))
-    tuned = frame.groupby(panel)["lr"].nunique().max() > 1
-    figure, axes = canvas(len(splits))
-    labels = list(dict.fromkeys(frame["label"]))
-    colours = list(dict.fromkeys(r["spec"]["label"] for r in among or records))
-    axis = AXES[against]
-    for ax, split in zip(axes, splits, strict=True):
-        for label in labels:
-            own = frame[(frame[panel] == split) & (frame["label"] == label)]
-            rates, part = ", ".join(f"{lr:g}" for lr in dict.fromkeys(own["lr"])), own.groupby("round")
-            index, mean, x = colours.index(label), part[quantity].mean(), part[against].mean()
-            style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            ax.plot(x, mean, label=f"{label} (lr {rates})" if tuned else label, **style)
-            ax.fill_between(
-                x, part[quantity].min(), part[quantity].max(), color=style["color"], alpha=0.15, linewidth=0
-            )
-            if len(x) == 1:  # a band of no width
-                ax.vlines(x, part[quantity].min(), part[quantity].max(), color=style["color"])
-        ax.set(title=split, xlabel=axis)
-        if against == "round":
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        else:
-            ax.set_xscale("log")
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.minorticks_off()
-    axes[0].set_ylabel(QUANTITIES[quantity])
+    frame, axis, what = evaluate(runs, rounds), AXES[against], QUANTITIES[quantity]
+    labels = {}
+    if frame.groupby(panel)["lr"].nunique().max() > 1:
+        for label, own in each(frame[frame[panel] == frame[panel].iloc[0]], "label"):
+            labels[label] = f"{label} (lr {', '.join(f'{lr:g}' for lr in own['lr'].unique())})"
+    order = list((runs if among is None else among)["label"].unique())
+    figure, axes = draw_panels(frame, quantity, against, panel, "label", at="round", order=order, labels=labels)
+    for ax in axes:
+        ax.set(xlabel=axis)
+        if against != "round":
+            scale_by_factors(ax)
+    if against == "round":
+        count_rounds(axes)
+    axes[0].set_ylabel(what)
     if quantity == "reported":  # a loss falls by factors
         axes[0].set_yscale("log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    add_legend(figure, axes)
     last = frame[frame["round"] == frame.groupby(["label", panel, "seed"])["round"].transform("max")]
     ends = last.groupby([panel, "label"])[quantity].mean()
-    alt = f"Line chart of {QUANTITIES[quantity]} against {axis}. Mean at the end: " + "; ".join(
+    alt = f"Line chart of {what} against {axis}. Mean at the end: " + "; ".join(
         f"{where}: {value:.3g}" for where, value in zip((", ".join(key) for key in ends.index), ends, strict=True)
     )
-    what = QUANTITIES[quantity].capitalize()
-    caption = f"{what} against {axis}. Line: mean over seeds; band: smallest to largest seed. {provenance(records)}"
-    return drawn(figure, alt, caption, frame, f"{quantity}-against-{against.replace('_', '-')}")
+    caption = f"{what.capitalize()} against {axis}. {BAND}"
+    return drawn(figure, alt, caption, frame, f"{quantity}-against-{against.replace('_', '-')}", runs)
 
 
-def accuracy_table(records: Sequence[Record]) -> Exhibit:
-    """Final test accuracy per method and partition: mean, sample deviation, and each seed's value."""
-    frame = pd.DataFrame(
-        {
-            "method": r["spec"]["label"],
-            "partition": r["spec"]["split"],
-            "lr": r["spec"]["lr"],
-            "seed": r["spec"]["seed"],
-            "accuracy": 100 * r["final"]["accuracy"],
-        }
-        for r in records
-    )
-    rows = []
-    for (method, split, lr), part in frame.groupby(["method", "partition", "lr"], sort=False):
-        seeds = ", ".join(f"{v:.2f}" for v in part.sort_values("seed")["accuracy"])
-        spread = f"{part['accuracy'].std():.2f}" if len(part) > 1 else "single seed"
-        mean = f"{part['accuracy'].mean():.2f}"
-        rows.append(
-            {
-                "method": method,
-                "partition": split,
-                "lr": f"{lr:g}",
-                "mean (%)": mean,
-                "deviation": spread,
-                "each seed (%)": seeds,
-            }
-        )
-    caption = f"Test accuracy after the last round. {provenance(records)}"
-    return table(pd.DataFrame(rows), caption, "accuracy")
+def accuracy_by_setting(
+    runs: pd.DataFrame,
+    setting: str,
+    axis: str,
+    caption: str,
+    name: str,
+    by: str = "label",
+    panel: str | None = None,
+    scale: str = "linear",
+) -> Exhibit:
+    """Final accuracy against a column, `setting`: a line a value of column `by`, a panel a value of column `panel`.
 
-
-def payload_table(records: Sequence[Record], expected: dict[str, dict[str, int]] | None = None) -> Exhibit:
-    """Measured bytes of one mean upload, part by part, beside what the specification works out where it does."""
-    rows = []
-    for label in dict.fromkeys(r["spec"]["label"] for r in records):
-        chosen = [r for r in records if r["spec"]["label"] == label]
-        final = chosen[0]["final"]
-        for part, total in final["uplink_parts"].items():
-            bytes_ = total / final["uploads"]
-            worked = (expected or {}).get(label, {}).get(part)
-            rows.append({"method": label, "part": part, "measured bytes": f"{bytes_:,.0f}", "worked out": worked})
-        mean = upload_bytes(chosen[0])
-        rows.append({"method": label, "part": "whole upload", "measured bytes": f"{mean:,.0f}", "worked out": None})
-    frame = pd.DataFrame(rows)
-    frame["worked out"] = [f"{int(v):,}" if pd.notna(v) else "–" for v in frame["worked out"]]
-    return table(
-        frame, f"Bytes of one upload, measured on the messages that were sent. {provenance(records)}", "payload"
-    )
+    scale: "linear", "log", or "each" for values that stand side by side, such as names.
+    """
+    columns = {"panel": runs[panel] if panel else "", "case": runs[by], axis: runs[setting]}
+    frame = pd.DataFrame(columns | {"seed": runs["seed"], "accuracy": runs["accuracy"]}).infer_objects()
+    places = list(frame[axis].unique())
+    at = frame.assign(position=frame[axis].map(places.index) if scale == "each" else frame[axis])
+    figure, axes = draw_panels(at, "accuracy", "position", "panel", "case", height=4.0)
+    for ax in axes:
+        ax.set(xlabel=axis)
+        if scale == "each":
+            ax.set_xticks(range(len(places)), places)
+            continue
+        ax.set_xscale(scale)
+        ordered = sorted(places)
+        if scale == "log" and all(b > 1.4 * a for a, b in itertools.pairwise(ordered)):
+            ax.set_xticks(ordered, [f"{place:g}" for place in ordered])
+            ax.minorticks_off()
+        elif scale == "log":
+            ax.xaxis.set_major_formatter("{x:g}")
+    axes[0].set_ylabel(QUANTITIES["accuracy"])
+    if frame["case"].nunique() > 1:
+        add_legend(figure, axes)
+    means = frame.groupby(["panel", "case", axis], sort=False)["accuracy"].mean().reset_index()
+    says = "; ".join(f"{p} {case} {at}: {mean:.1f}".strip() for p, case, at, mean in means.itertuples(index=False))
+    alt = f"Line chart of test accuracy against {axis}. Means: {says}."
+    return drawn(figure, alt, f"{caption} {BAND}", frame, name, runs)
 
 
 def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "authors' scripts") -> Exhibit:
@@ -177,15 +155,8 @@ def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "author
     rows = []
     for name, setting in experiments["settings"].items():
         value, paper = setting.get(profile, "–"), setting.get("paper", "not stated")
-        rows.append(
-            {
-                "setting": name,
-                theirs: paper,
-                "here": value,
-                "unit": setting["unit"],
-                "source": setting["source"],
-            }
-        )
+        row = {"setting": name, theirs: paper, "here": value}
+        rows.append(row | {"unit": setting["unit"], "source": setting["source"]})
     for label, method in experiments["methods"].items():
         if "paper" not in method:  # a check of this project's own, which the authors' scripts do not have
             continue
@@ -222,24 +193,14 @@ def _case(name: str, values: list[float], what: str) -> str:
     return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} {what if len(values) > 1 else what.removesuffix('s')}"
 
 
-def record_table(found: Sequence[tuple[Spec, Record | None, str]], caption: str) -> Exhibit:
-    """Every run with its record: state, day, seconds, device, versions, commit."""
-    rows = []
-    for spec, r, reason in found:
-        made = r["made"] if r else {}
-        rows.append(
-            {
-                "run": f"{spec.paper}/{spec.profile}/{spec.name}",
-                "state": "fresh" if not reason else f"STALE: {reason}" if r else "not run",
-                "made": made.get("time", "–")[:10],
-                "seconds": made.get("seconds", "–"),
-                "device": made.get("device", "–"),
-                "torch": made.get("versions", {}).get("torch", "–"),
-                "commit": made.get("commit", "–")[:8],
-                "code": r["code"][:8] if r else "–",
-            }
-        )
-    return table(pd.DataFrame(rows), caption, "records")
+def record_table(runs: pd.DataFrame, caption: str) -> Exhibit:
+    """Every planned run with its record: state, day, seconds, device, versions, commit."""
+    shown = runs.reindex(columns=["run", "state", "time", "seconds", "device", "torch", "commit", "code"])
+    stale = ~shown["state"].isin([FRESH, NOT_RUN])
+    shown["state"] = shown["state"].where(~stale, "STALE: " + shown["state"])
+    for name, letters in (("time", 10), ("commit", 8), ("code", 8)):
+        shown[name] = shown[name].astype("str").str[:letters].where(shown[name].notna())
+    return table(shown.where(shown.notna(), "–").rename(columns={"time": "made"}), caption, "records")
 
 
 def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
@@ -265,27 +226,46 @@ def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit
 
 
 def lines(
-    frame: pd.DataFrame, x: str, y: str, by: str, alt: str, caption: str, name: str, scale: str = "linear"
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    alt: str,
+    caption: str,
+    name: str,
+    scale: str = "linear",
+    runs: pd.DataFrame | None = None,
 ) -> Exhibit:
     """Column `y` against `x`, one line a value of `by`; column names are the axis labels.
 
-    scale: of both axes, "linear" or "log"; "log y" is for the vertical one alone.
+    scale: of both axes, "linear" or "log"; "log y" is for the vertical one alone. runs: as in `exhibit.drawn`.
     """
     figure, axes = canvas(height=4.0)
     figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
     for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
-        style = {
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": ("-", "--", "-.", ":")[index % 4],
-            "markersize": 5,
-        }
+        style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": ("-", "--", "-.", ":")[index % 4]}
         every = max(1, len(part) // 12)
-        axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, **style)
+        axes[0].plot(part[x], part[y], color=f"C{index}", label=label, markevery=every, markersize=5, **style)
     axes[0].set(xlabel=x, ylabel=y, xscale="linear" if scale == "log y" else scale, yscale=scale.split()[0])
     if x == "round" and scale != "log":
-        axes[0].xaxis.get_major_locator().set_params(integer=True)
+        count_rounds(axes)
     if frame[by].nunique() <= 6:
         axes[0].legend()
     else:  # too many for a corner
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return drawn(figure, alt, caption, frame, name)
+        add_legend(figure, axes, columns=3)
+    return drawn(figure, alt, caption, frame, name, runs)
+
+
+def lines_by_round(
+    frame: pd.DataFrame,
+    value: str,
+    y: str,
+    alt: str,
+    caption: str,
+    name: str,
+    runs: pd.DataFrame,
+    scale: str = "linear",
+) -> Exhibit:
+    """`lines` of a column of rounds in the mean over seeds, one line a value of their column `case`; y: its name."""
+    means = frame.groupby(["case", "round"], sort=False)[value].mean().reset_index().rename(columns={value: y})
+    return lines(means, "round", y, "case", alt, caption, name, scale, runs)

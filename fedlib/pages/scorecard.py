@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedlib.claims import score
+from fedlib.claims import results, score
 from fedlib.claims.scorecard import evidence
 from fedlib.pages import figures
 from fedlib.pages.exhibit import Exhibit, table
-from fedlib.runs import record
-from fedlib.runs.experiments import specs
 
 
 def overview(paper: str, at: Sequence[str], root: Path | None = None) -> Exhibit:
@@ -27,13 +25,12 @@ def overview(paper: str, at: Sequence[str], root: Path | None = None) -> Exhibit
 
 def card(paper: str, profile: str, root: Path | None = None) -> Exhibit:
     """The scores of a paper at a profile. The CSV names the records behind each claim as well, and gives its id."""
-    results = score.scores(paper, profile, root)
-    shown = figures.score_table(results, f"Claims of {paper} against the records of profile {profile}.")
-    found = list(record.fresh(specs(paper, profile, root=root), root))
-    fresh = [(spec.label, spec.group, spec.name) for spec, r, reason in found if r is not None and not reason]
+    scores = score.scores(paper, profile, root)
+    shown = figures.score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
+    runs, _ = results.read(paper, profile, root=root)
     frame = shown.frame.assign(
-        id=[s.claim["id"] for s in results],
+        id=[s.claim["id"] for s in scores],
         profile=profile,
-        records=[" ".join(evidence(s, fresh, f"records/{paper}/{profile}")) for s in results],
+        records=[" ".join(evidence(s, runs, f"records/{paper}/{profile}")) for s in scores],
     )
     return replace(shown, frame=frame, name=f"scorecard-{paper}-{profile}")

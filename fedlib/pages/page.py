@@ -1,0 +1,131 @@
+"""What every page begins with: the results of its paper, trained where they are missing, by group of runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown, display
+from myst_nb import glue
+
+from fedlib.claims import results, score
+from fedlib.data import sources
+from fedlib.engines import select
+from fedlib.errors import DataError
+from fedlib.pages.exhibit import Exhibit
+from fedlib.runs import grid
+from fedlib.runs.experiments import read_experiments, specs
+
+ABSENT = Markdown("Not part of this profile.")
+NOT_RUN = "(not run)"  # in a sentence, in place of a number
+
+
+@dataclass(frozen=True)
+class Page:
+    """The tables behind a page, as `fedlib.claims.results` describes them."""
+
+    paper: str
+    profile: str  # the one that is shown
+    planned: pd.DataFrame  # a row a run, also of those without a record
+    rounds: pd.DataFrame
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """The runs with a record, fresh or stale; the table of records marks the stale ones."""
+        return self.planned[self.planned["state"] != results.NOT_RUN]
+
+    @cached_property
+    def experiments(self) -> dict[str, Any]:
+        return read_experiments(self.paper)
+
+    @cached_property
+    def scores(self) -> list[score.Score]:
+        return score.scores(self.paper, self.profile)
+
+    @cached_property
+    def payload(self) -> dict[str, dict[str, int]]:
+        """Sizes of the parts of an upload, worked out by hand for the networks of profile lab."""
+        return dict(score.read_published(self.paper)["payload"])
+
+    def select(self, *groups: str, hyper: Mapping[str, Any] | None = None, **fields: Any) -> pd.DataFrame:
+        """The runs of these groups, group by group (none: all), whose columns have these values, as `results.where`."""
+        runs = pd.concat([results.where(self.runs, group=group) for group in groups]) if groups else self.runs
+        return results.where(runs, hyper, **fields)
+
+    def stand_in(self, group: str) -> pd.DataFrame:
+        """The runs of a group, or of group main, so that a small profile without it tries the same figures."""
+        runs = self.select(group)
+        return runs if len(runs) else self.select("main")
+
+    def show(self, draw: Callable[..., Exhibit], runs: pd.DataFrame, *rest: Any, **more: Any) -> Exhibit | Markdown:
+        """The figure or table that `draw` makes of these runs, or the note that the profile has none of them."""
+        return draw(runs, *rest, **more) if len(runs) else ABSENT
+
+    def show_full_scale(self, what: str, draw: Callable[..., Exhibit]) -> Exhibit | Markdown | None:
+        """`draw(runs, rounds)` of the fresh records of profile paper; nothing on a page that shows it anyway."""
+        runs, rounds = results.read(self.paper, "paper")
+        runs = results.where(runs, state=results.FRESH)
+        if not len(runs):
+            return Markdown(f"{what}, **has not been run**: it stands ready for a machine with a GPU.")
+        return draw(runs, rounds) if self.profile != "paper" else None
+
+    def count_cost(self) -> dict[str, Any]:
+        """Minutes of training of all records, added up over processes, and the devices."""
+        minutes = round(float(self.runs["seconds"].sum()) / 60, 1)
+        return {"minutes": minutes, "device": ", ".join(self.runs["device"].unique())}
+
+
+def open_page(paper: str, profile: str, train: bool = True) -> Page:
+    """The page of a paper at a profile, whose missing runs are trained first; a run that searches settings may diverge.
+
+    Profile paper is trained on request only (`python -m fedlib run`); without any record of it, lab is shown. Runs
+    whose data set is not there are left out with a note, but for those of group main: DataError.
+    """
+    logging.basicConfig(format="%(message)s")
+    planned, rounds = results.read(paper, profile)
+    if profile == "paper" and not len(rounds):
+        display(Markdown("Profile `paper`, the scale of the papers, has not been run: this page shows profile `lab`."))
+        return open_page(paper, "lab", train)
+    missing = planned[planned["state"] != results.FRESH]
+    if train and profile != "paper" and len(missing):
+        _train(paper, profile, missing)
+        planned, rounds = results.read(paper, profile)
+    return Page(paper, profile, planned, rounds)
+
+
+def _train(paper: str, profile: str, missing: pd.DataFrame) -> None:
+    absent = set()
+    for name in missing["data"].unique():
+        try:
+            sources.get(name)
+        except DataError as error:
+            if "main" in set(results.where(missing, data=name)["group"]):
+                raise
+            absent.add(name)
+            display(Markdown(f"The data set `{name}` is not here, so what needs it was not run. {error}"))
+    names = set(missing.loc[~missing["data"].isin(absent), "name"])
+    with select.open_engine("auto") as engine:
+        for spec in specs(paper, profile):
+            made = grid.attempt(spec, engine) if spec.name in names else None
+            if isinstance(made, Exception) and not spec.tuning:
+                raise made
+
+
+def keep(numbers: Mapping[str, Any], prefix: str = "") -> None:
+    """Numbers for the page's sentences, each under its name."""
+    for name, value in numbers.items():
+        glue(prefix + name, value)
+
+
+def mean(runs: pd.DataFrame, column: str = "accuracy", form: str = ".1f") -> str:
+    """The mean of a column for a sentence."""
+    return f"{runs[column].mean():{form}}" if len(runs) and column in runs else NOT_RUN
+
+
+def span(values: pd.Series, form: str = ".0f") -> str:
+    """Minimum to maximum for a sentence."""
+    return f"{min(values):{form}} to {max(values):{form}}" if len(values) else NOT_RUN
