@@ -15,10 +15,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
-import yaml
+from common import ROOT
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, Route, expect, sync_playwright
+from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[1]
 HTML = Path(os.environ.get("FEDLIB_BOOK") or ROOT / "book" / "_build" / "html")
 PATIENCE = 120_000  # ms: a machine may be busy with something else
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -26,7 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 def chapters() -> list[str]:
     """The pages of the table of contents, in reading order, the first one included."""
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    toc = YAML(typ="safe").load((ROOT / "book" / "_toc.yml").read_text())
 
     def walk(node: dict[str, Any]) -> Iterator[str]:
         if "file" in node:

@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
+from common import ROOT
+from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[1]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)")
 
 
@@ -60,7 +60,7 @@ def test_the_lock_pins_each_package_once(lock: list[str]) -> None:
 
 
 def test_conda_installs_the_lock(lock: list[str]) -> None:
-    recipe = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    recipe = YAML(typ="safe").load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = (entry["pip"] for entry in recipe if isinstance(entry, dict))
     assert "-r requirements.lock" in pip
     # What either section pins by itself agrees with the lock.

@@ -1,0 +1,124 @@
+"""What it takes to reach an accuracy, and the claims and tables made of it, against runs written by hand."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fedlib.claims import measures, targets
+from fedlib.claims.results import rounds, runs
+from fedlib.pages import feddq
+
+Record = dict[str, Any]
+
+
+def run(label: str, accuracies: list[float | None], bits: float, seed: int = 0, **more: Any) -> Record:
+    """A record of one client a round, whose uploads take `bits` by definition and a byte more than that measured."""
+    spec = {"label": label, "group": "main", "split": "iid", "seed": seed, "lr": 0.1, "profile": "lab"}
+    spec |= {"data": "digits", "clients": 1, "cohort": 1, "hyper": {}, "name": f"{label}-{seed}-{more}", **more}
+    entries = [
+        {
+            "round": number,
+            "accuracy": accuracy,
+            "paper_bits": bits,
+            "uplink_bytes": bits / 8 + 1,
+            "downlink_bytes": 100,
+            "clients": [0],
+            "notes": {"ranges": {"a": 8.0 / number, "b": 4.0 / number}, "loss": 1.0},
+            "other_bits": {"entropy": bits / 2},
+        }
+        for number, accuracy in enumerate(accuracies, 1)
+    ]
+    n = len(entries)
+    final: dict[str, Any] = {
+        "accuracy": accuracies[-1],
+        "paper_bits": n * bits,
+        "uploads": n,
+        "uplink_bytes": n * (bits / 8 + 1),
+    }
+    final |= {"downlink_bytes": 100 * n, "uplink_parts": {"levels": n * bits / 8, "container": n}}
+    made = {"device": "cpu", "seconds": 1.0}
+    return {"spec": spec, "rounds": entries, "final": final, "parameters": {"weights": 10, "others": 0}, "made": made}
+
+
+def test_the_first_evaluated_round_at_or_above_the_target() -> None:
+    r = [run("a", [0.5, None, 0.8, 0.7, 0.9], 1e6)]
+
+    def reach(target: float) -> list[Any]:
+        return list(targets.reach(runs(r), rounds(r), target).iloc[0])[:4]
+
+    assert reach(80) == [True, 3, 3e6, pytest.approx(3 * 0.125001)]
+    assert reach(85)[1] == 5
+    assert reach(95)[:3] == [False, 5, 5e6], "the whole run"
+
+
+def test_the_target_is_a_share_of_the_same_seed_and_group() -> None:
+    records = [run("fedavg", [0.5, 0.6], 320, seed) for seed in (0, 1)] + [run("fedavg", [1.0], 320, 1, group="other")]
+    records[1]["rounds"][0]["accuracy"] = 0.8
+    records += [run("a", [0.1], 1, seed) for seed in (0, 1)]
+    found = targets.set_targets(runs(records), rounds(records))
+    assert found.tolist() == pytest.approx([0.99 * 60, 0.99 * 80, 99, 0.99 * 60, 0.99 * 80])
+    for more in (run("a", [0.1], 1, seed=2), run("fedavg", [0.1], 1, seed=0, lr=0.5)):
+        with pytest.raises(ValueError, match="needs one run of fedavg"):
+            targets.set_targets(runs([*records, more]), rounds([*records, more]))
+
+
+@pytest.mark.parametrize(
+    "own, other, percent",
+    [
+        ((True, 3), (True, 4), 25.0),
+        ((True, 4), (True, 3), -100 / 3),
+        ((True, 3), (False, 10), 70.0),  # at least: the other was not there yet
+        ((False, 10), (True, 4), -400.0),
+        ((False, 10), (False, 10), -100.0),
+    ],
+)
+def test_savings(own: tuple[bool, int], other: tuple[bool, int], percent: float) -> None:
+    mine, theirs = (pd.DataFrame([spent], columns=["ever", "rounds"]) for spent in (own, other))
+    assert targets.save(mine, theirs, "rounds").tolist() == pytest.approx([percent])
+
+
+def records() -> list[Record]:
+    """FedAvg is at its best, 0.8, in round 3; a gets to 99 % of that in round 2, b in round 4, c never."""
+    found = []
+    for seed in (0, 1, 2):
+        found += [run("fedavg", [0.5, 0.6, 0.8, 0.8], 320, seed), run("a", [0.5, 0.8, 0.8, 0.8], 40, seed)]
+        found += [run("b", [0.4, 0.5, 0.6, 0.8], 10, seed), run("c", [0.1, 0.1, 0.1, 0.1], 10, seed)]
+    return found
+
+
+TABLES = runs(records()), rounds(records())
+
+
+def test_claims_on_savings() -> None:
+    given: dict[str, Any] = {"labels": ["a"], "groups": ["main", "absent"], "against": ["b", "c"]}
+    found = measures.saving_to_target(*TABLES, **given, quantity="rounds", largest=False)
+    assert found == {"a against b, main, iid": [50.0] * 3, "a against c, main, iid": [50.0] * 3}
+    bits = measures.saving_to_target(*TABLES, **given, quantity="bits", largest=True)
+    assert bits == {"a against b, main, iid": [-100.0] * 3}  # 80 against 40: the larger of two equals is the first
+    without = TABLES[0].query("label != 'fedavg'")
+    assert measures.saving_to_target(without, TABLES[1], **given, quantity="bits", largest=True) == {}
+
+
+def test_claims_on_ranges() -> None:
+    assert measures.range_ratio(TABLES[0], ["a"], ["main"]) == {"a, main, iid": [0.25] * 3}
+
+
+def test_the_table_of_targets_tells_what_was_not_reached() -> None:
+    shown = feddq.target_table(*TABLES, "Caption.", "b")
+    assert shown.frame[shown.frame["method"] == "a"]["rounds"].tolist() == [2, 2, 2]
+    assert shown.body.count("not reached") == 3 and "0 of 3" in shown.body
+    assert "50 ± 0" in shown.body and "-100 ± 0" in shown.body  # rounds and bits that a saves over b
+
+
+def test_the_table_of_messages_adds_up() -> None:
+    body = feddq.wire_table(*TABLES, "Caption.", "wire").body
+    assert [f">{number}<" in body for number in ("40", "41", "5", "6", "1", "20", "100")] == [True] * 7
+
+
+def test_a_sweep_marks_its_guides() -> None:
+    found = [run("a", [0.5, 0.6 + 0.1 * x], 10 * x, seed, hyper={"x": x}) for x in (1, 2, 3) for seed in (0, 1)]
+    shown = feddq.sweep_figure(runs(found), "hyper.x", {"here": 1.5}, "sweep")
+    assert shown.frame["bits in the mean"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert 'alt="Two line charts, accuracy and bits an entry against x. 1: 70.0 %, 1.00 bits; 2: 80.0 %' in shown.body
+    assert "here 1.5" in shown.caption

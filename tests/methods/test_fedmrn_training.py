@@ -1,0 +1,196 @@
+"""FedMRN's local training: properties 5 to 7, 12 and 15 of its specification (section 10), by number, all its options
+against a plain loop, and the engines for a GPU."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fedmrn_references import (
+    LAYERS,
+    MAGNITUDE,
+    begun_at,
+    flat,
+    fresh,
+    of,
+    perceptron_loss,
+    plain_training,
+    plain_update,
+    received,
+    uniform,
+)
+from small_task import CPU, begun, digits_task, make_task, served, state_of, train, trained, uploaded
+from torch.nn import functional
+from typing_extensions import override
+
+from fedlib.core.method import AnyMethod, Draws
+from fedlib.core.plan import Plan, Samples, Tensors
+from fedlib.engines.cuda_graph import Graphed
+from fedlib.engines.in_process import InProcess
+from fedlib.engines.vmapped import Stacked
+from fedlib.methods.fedavg import FedAvg
+from fedlib.methods.fedmrn import FedMRN
+from fedlib.models.registry import build as network
+from fedlib.rng import Rng
+from fedlib.runs import build
+from fedlib.runs.spec import Spec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MASKINGS = ("psm", "sm", "pm", "after")
+each_mask = pytest.mark.parametrize("mask", ["binary", "signed"])
+each_masking = pytest.mark.parametrize("masking", MASKINGS)
+
+
+@each_mask
+@pytest.mark.parametrize("p", [0.01, 0.5, 1.0])
+def test_05_gradient_of_u_is_that_of_the_effective_weight(mask: str, p: float) -> None:
+    method = of(mask)
+    shard = method.task.shard(0)
+    # Two thirds of the binary entries and more are saturated.
+    local = begun_at(method, torch.linspace(-3, 3, 4736), Rng(1))
+    u, n = local.trainable["u"], local.frozen["n"]
+    loss = method.loss(local.trainable, local.frozen, shard, (p, uniform(4736)))
+    (gradient,) = torch.autograd.grad(loss, u)
+
+    effective = flat(method.task.initial()) + plain_update(u, n, p, uniform(4736), mask)
+    plain = perceptron_loss(effective.requires_grad_(), *shard)
+    (expected,) = torch.autograd.grad(plain, effective)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(gradient, expected)
+    assert float(expected.abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(23, 15), (20, 12), (1, 3)])
+def test_06_schedule_of_progressive_masking(samples: int, steps: int) -> None:
+    """tau / S for tau = 1..S with S = 3 ceil(D / 5), seen by a made-up method that only notes what it is told."""
+    seen: list[float] = []
+
+    class Toy(FedMRN):
+        @override
+        def draw(self, progress: float, generator: torch.Generator) -> Draws:
+            seen.append(progress)
+
+        @override
+        def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Draws) -> torch.Tensor:
+            return trainable["u"].sum()
+
+    method = Toy().bind(dataclasses.replace(digits_task(), plan=Plan(epochs=3, batch=5, lr=0.1)))
+    shard = (torch.zeros(samples, 1), torch.zeros(samples, dtype=torch.int64))
+    u = trained(method, shard, Rng(0)).trainable["u"]
+    assert seen == [tau / steps for tau in range(1, steps + 1)]
+    assert u.tolist() == pytest.approx([-0.1 * steps] * 4736), "one step of SGD each"
+
+
+@each_mask
+def test_07_with_tiny_progress_the_forward_is_that_of_the_clipped_update(mask: str) -> None:
+    method, ratios = of(mask), torch.linspace(-3, 3, 4736)
+    local, shard = begun_at(method, ratios, Rng(1)), method.task.shard(0)
+    found = method.loss(local.trainable, local.frozen, shard, (1e-9, uniform(4736)))
+    clipped = ratios.clamp(0 if mask == "binary" else -1, 1) * local.frozen["n"]
+    torch.testing.assert_close(found, perceptron_loss(flat(method.task.initial()) + clipped, *shard))
+
+
+@each_mask
+def test_12_base_weights_do_not_move(mask: str) -> None:
+    method = of(mask, make_task(network("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1)))
+    generator = torch.Generator().manual_seed(1)
+    shard = torch.randn(6, 1, 28, 28, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+    local, task = begun(method, shard, Rng(0)), method.task
+    w, n = local.frozen["w"].clone(), local.frozen["n"].clone()
+    vectors = {name: local.trainable[name].detach().clone() for name in task.vectors}
+    train(method, local, shard, Rng(0))
+    assert torch.equal(local.frozen["w"], w) and torch.equal(local.frozen["n"], n)
+    assert torch.equal(w, torch.cat([task.initial()[name].flatten() for name in task.weights]))
+    assert local.trainable["u"].count_nonzero() > 300_000
+    assert all(not torch.equal(local.trainable[name], before) for name, before in vectors.items()), "also BatchNorm"
+
+
+@each_mask
+@each_masking
+def test_training_equals_the_plain_loop(mask: str, masking: str) -> None:
+    """Whatever the option, upload included; an entry on the edge of its draw may fall to either side."""
+    method, place = of(mask, masking=masking), Rng(9).child("client", 4, 2)
+    shard = method.task.shard(2)
+    local = trained(method, shard, place)
+    u, n = local.trainable["u"].detach(), local.frozen["n"]
+    torch.testing.assert_close(u, plain_training(method, 2, place), rtol=1e-4, atol=1e-6)
+    assert float(u.norm()) > 0.05
+    expected = plain_update(u, n, 1.0, fresh(place), mask, masking)
+    assert int((received(method, uploaded(method, shard, place)) != expected).sum()) <= 2
+
+
+@each_mask
+def test_the_options_differ(mask: str) -> None:
+    """So that the test above can fail: four different updates from one seed."""
+    methods = [of(mask, masking=masking) for masking in MASKINGS]
+    ends = [trained(method, method.task.shard(2), Rng(4)).trainable["u"].detach() for method in methods]
+    for index, one in enumerate(ends):
+        assert all(float((one - other).norm() / one.norm()) > 0.01 for other in ends[:index])
+
+
+@each_mask
+def test_masking_after_training_trains_like_fedavg_and_uploads_like_sm(mask: str) -> None:
+    method, place = of(mask, masking="after"), Rng(6)
+    task, (x, y) = method.task, method.task.shard(0)
+    local = trained(method, (x, y), place)
+    u, n = local.trainable["u"].detach(), local.frozen["n"]
+    w = [task.initial()[name].clone().requires_grad_() for name in LAYERS]
+    optimizer, order = torch.optim.SGD(w, lr=task.plan.lr), place.child("order").torch()
+    for _ in range(task.plan.epochs):
+        for batch in torch.randperm(len(y), generator=order).split(task.plan.batch):
+            optimizer.zero_grad()
+            logits = functional.linear(functional.linear(x[batch].flatten(1), w[0]).relu(), w[1])
+            torch.autograd.backward(functional.cross_entropy(logits, y[batch]))
+            optimizer.step()
+    expected = torch.cat([v.detach().flatten() for v in w]) - flat(task.initial())
+    torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)
+    other = dataclasses.replace(method, noise="gauss")
+    assert trained(other, (x, y), place).trainable["u"].equal(u), "whatever the noise"
+    found = received(method, method.upload(local, task.held(0), place))
+    assert int((found != plain_update(u, n, 1.0, fresh(place), mask, "sm")).sum()) <= 2
+    assert set((found / n).tolist()) == ({-1.0, 1.0} if mask == "signed" else {0.0, 1.0})
+
+
+def test_15_many_signed_clients_tend_to_fedavg() -> None:
+    """Identical data, one step, noise +-alpha four times the largest update: unbiased, with variance alpha^2 / K."""
+    task = dataclasses.replace(digits_task(), plan=Plan(epochs=1, batch=72, lr=1e-3))
+    shard = task.shard(0)
+
+    def moved(method: AnyMethod, *uploads: bytes) -> torch.Tensor:
+        return flat(served(method, *uploads)) - flat(task.initial())
+
+    plain = FedAvg().bind(task)
+    exact = moved(plain, uploaded(plain, shard, Rng(0)))
+    alpha = 4 * float(exact.abs().max())
+    method = of("signed", task, noise="bernoulli", magnitude=alpha)
+    uploads = [uploaded(method, shard, Rng(0).child(k)) for k in range(400)]
+    for count in (25, 400):
+        mean = moved(method, *uploads[:count])
+        assert float((mean - exact).square().mean()) == pytest.approx(alpha**2 / count, rel=0.1)
+    slope, error = float(mean @ exact / exact.square().sum()), alpha / 400**0.5 / float(exact.norm())
+    assert slope == pytest.approx(1, abs=5 * error)
+    assert error < 0.1
+
+
+@each_masking
+@pytest.mark.parametrize("kind", [Graphed, Stacked])
+def test_the_engines_for_a_gpu_know_every_option(
+    tiny: Callable[..., Spec], kind: type[InProcess], masking: str
+) -> None:
+    """Two rounds' clients with unequal shards; what Stacked sums in another order may turn a few bits of the masks."""
+    settings: dict[str, Any] = {"magnitude": MAGNITUDE["binary"], "masking": masking}
+    partition = {"kind": "dirichlet", "beta": 0.3, "seed": 7}
+    job = build.job(tiny(method="fedmrn", hyper=settings, partition=partition), CPU)
+    method = job.method
+    assert isinstance(method, FedMRN)
+    message = method.broadcast(state_of(method))
+    expected = dict(InProcess(CPU).train(job, message, 1, [3, 1, 8]))
+    found = dict(kind(CPU).train(job, message, 1, [3, 1, 8]))
+    for client, upload in expected.items():
+        assert isinstance(upload, bytes)
+        other = found[client]
+        assert isinstance(other, bytes)
+        differ = int((received(method, upload) != received(method, other)).sum())
+        assert differ == 0 if kind is Graphed else differ <= 4

@@ -1,0 +1,253 @@
+"""FedPM's messages: properties 9 and 10 of the specification's section 9, by number, and malformed messages."""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fedpm_toys import bernoulli, flat, images, masks, random_mask, server, small, state_of, uniform, upload_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedlib.core.uploads import Uploads
+from fedlib.errors import PayloadError, SpecError
+from fedlib.methods import registry
+from fedlib.methods.fedsparse.masks import pack_mask, unpack_mask
+from fedlib.methods.fedsparse.method import FedPM
+from fedlib.rng import Rng
+from fedlib.wire import container
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# The coder
+
+
+def unpacked(sections: list[bytes], n: int) -> np.ndarray:
+    return unpack_mask([memoryview(section) for section in sections], n, None).numpy()
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1000, 1_000_000])
+@pytest.mark.parametrize("density", [0, "1/n", 1e-4, 0.01, 0.3, 0.5, 1])
+def test_09_masks_survive_the_coder_in_few_bits(n: int, density: float | str) -> None:
+    """n H(k/n) + log2(n) / 2 + 128 bits, and what a range coder of 32 bits with counts of 24 bits loses by truncation:
+    of a range between 2^32 and 2^64 half of 2^24, on average 1.3e-4 bits an entry."""
+    mask = random_mask(n, 1 / max(1, n) if density == "1/n" else float(density))
+    sections = pack_mask(mask, None)
+    assert np.array_equal(unpacked(sections, n), mask)
+    k = int(mask.sum())
+    p = k / max(1, n)
+    entropy = -sum(q * math.log2(q) for q in (p, 1 - p) if q)
+    assert 8 * sum(map(len, sections)) <= n * entropy + 0.5 * math.log2(max(1, n)) + 128 + 1.5e-4 * n
+    assert len(sections[0]) == 4 and int.from_bytes(sections[0], "little") == k
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_09_masks_of_one_value_cost_almost_nothing(value: bool) -> None:
+    mask = np.full(100_000, value)
+    sections = pack_mask(mask, None)
+    assert sum(map(len, sections)) <= 12
+    assert np.array_equal(unpacked(sections, 100_000), mask)
+
+
+def test_09_a_mask_whose_entries_the_receiver_foresees_costs_almost_nothing() -> None:
+    """By layers: ones in one, none in the other. By the global theta: a mask of density 1/2 that equals it."""
+    mask = torch.arange(8000) < 4000
+    assert len(upload_of(flat(4000, 4000, coding="layers"), mask, theta=torch.zeros(8000))) < 80
+    assert len(upload_of(flat(4000, 4000), mask)) > 1000
+    mask, method = masks(1, 8000, 0.5)[0], flat(4000, 4000, coding="global")
+    upload = upload_of(method, mask, theta=mask.float())
+    assert len(upload) < 80
+    assert torch.equal(server(method, state_of(mask.float()), upload).model["theta"], mask.float())
+
+
+def test_09_contexts() -> None:
+    theta = torch.tensor([0.0, 1.0, 0.5, 0.1, 0.9])
+    assert flat(2, 3).contexts(theta) is None
+    by_layer = flat(2, 3, coding="layers").contexts(theta)
+    assert by_layer is not None and by_layer.tolist() == [0, 0, 1, 1, 1]
+    known = flat(10_001, coding="global").contexts(torch.linspace(0, 1, 10_001))
+    assert known is not None and known.min() >= 0 and known.max() < 2**16
+    low = known[:5001]
+    assert bool((np.diff(low) >= 0).all()) and len(set(low.tolist())) > 10, "finer and finer towards 0"
+    assert set(low.tolist()).isdisjoint(known[5001:].tolist()), "what is likely to be 1 is apart from what is not"
+    assert len(set(known[5001:].tolist())) > 10
+
+
+# Definitions of the bits
+
+
+def test_10_paper_bits() -> None:
+    method = small()
+    sizes = [method.sizes(upload_of(method, torch.arange(271) < k)).paper for k in range(272)]
+    assert sizes[0] == sizes[271] == 0
+    assert all(0 <= size <= 271 for size in sizes)
+    assert sizes == pytest.approx(sizes[::-1], abs=1e-9)
+    expected = [-k * math.log2(k / 271) - (271 - k) * math.log2(1 - k / 271) for k in range(1, 271)]
+    assert sizes[1:271] == pytest.approx(expected, rel=1e-9)
+    scattered = masks(1, 271)[0]
+    upload = upload_of(method, scattered, 9)
+    assert method.sizes(bytearray(upload)).paper == pytest.approx(sizes[int(scattered.sum())])
+
+
+@pytest.mark.parametrize(("density", "bits"), [(0.0, 0.0808), (0.01, 0.140), (0.1, 0.494), (0.5, 1.0), (1.0, 0.0808)])
+def test_10_the_official_formula_never_falls_below_its_floor(density: float, bits: float) -> None:
+    """Section 8, item 5: the masks hold 0.01 and 0.99; log2(n) bits come on top (5.1)."""
+    n = 100_000
+    upload = upload_of(flat(n), torch.from_numpy(random_mask(n, density)))
+    (found,) = flat(n).sizes(upload).others.values()
+    assert (found - math.log2(n)) / n == pytest.approx(bits, abs=5e-4)
+    assert found / n >= 0.0808 - 5e-5
+
+
+# The broadcast
+
+
+@pytest.mark.parametrize(
+    "theta",
+    [
+        torch.zeros(3000),
+        torch.ones(3000),
+        (uniform(3000) * 11).floor() / 10,
+        uniform(3000),
+        torch.cat([torch.zeros(2999), torch.tensor([1e-45])]),
+        torch.tensor([0.0, -0.0, 1.0] * 1000),
+    ],
+    ids=["zeros", "ones", "eleven values", "all differ", "subnormal", "minus zero"],
+)
+@pytest.mark.parametrize("downlink", ["full", "levels"])
+def test_levels_are_theta_to_the_bit(theta: Tensor, downlink: str) -> None:
+    method = flat(3000, downlink=downlink)
+    message = method.broadcast(state_of(theta))
+    seed, found = method.read_broadcast(message)
+    assert seed == 7 and torch.equal(found, theta)
+    assert len(message) <= 8 + 12_000 + 64
+
+
+def test_more_levels_than_the_coder_takes_travel_in_full() -> None:
+    method = flat(70_000, downlink="levels")
+    for theta in (torch.linspace(0, 1, 70_000), torch.linspace(0, 1, 65_535).repeat(2)[:70_000]):
+        assert torch.equal(method.read_broadcast(method.broadcast(state_of(theta)))[1], theta)
+
+
+def packed(method: FedPM, *sections: bytes) -> bytes:
+    return container.pack("fedpm.down", method.fingerprint(), 0, sections)
+
+
+def float_bytes(*values: float) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+BAD_THETA = {
+    "above one": ([0.5, 1.5, 0.5], "expected probabilities"),
+    "just above one": ([0.5, 1.0000001, 0.5], "expected probabilities"),
+    "negative": ([0.5, -0.001, 0.5], "expected probabilities"),
+}
+
+
+@pytest.mark.parametrize(("values", "complaint"), BAD_THETA.values(), ids=BAD_THETA)
+@pytest.mark.parametrize("downlink", ["full", "levels"])
+def test_a_theta_that_is_none_is_refused(values: list[float], complaint: str, downlink: str) -> None:
+    method = flat(3, downlink=downlink)
+    with pytest.raises(PayloadError, match=complaint):
+        method.begin(packed(method, bytes(8), float_bytes(*values)), images(), Rng(0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("downlink", ["full", "levels"])
+def test_a_theta_that_is_no_number_is_not_sent(value: float, downlink: str) -> None:
+    with pytest.raises(PayloadError, match="theta"):
+        flat(3, downlink=downlink).broadcast(state_of(torch.tensor([0.5, value, 0.5])))
+
+
+LEVELS = {
+    "index past the values": (float_bytes(0.5), b"\x00\x02"),
+    "no values": (b"", b"\x00"),
+    "level above one": (float_bytes(0.5, 1.5), b"\x00\x02"),
+    "more values than entries": (float_bytes(0.1, 0.2, 0.3, 0.4, 0.5), b"\x00\x00\x00"),
+    "unknown codec": (float_bytes(0.5, 1.0), b"\x07\x02"),
+}
+
+
+@pytest.mark.parametrize(("values", "index"), LEVELS.values(), ids=LEVELS)
+def test_malformed_levels_are_refused(values: bytes, index: bytes) -> None:
+    method = flat(3, downlink="levels")
+    good = packed(method, bytes(8), float_bytes(0.5, 1.0), b"\x00\x02")
+    assert method.read_broadcast(good)[1].tolist() == [0.5, 1.0, 0.5]
+    for other in (method, flat(3)):
+        with pytest.raises(PayloadError):
+            other.read_broadcast(packed(other, bytes(8), values, index))
+
+
+# Malformed uploads
+
+
+def test_an_upload_for_other_weights_or_of_no_sample_is_refused() -> None:
+    method, mask = flat(30, 10), masks(1, 40)[0]
+    bad = [upload_of(method, mask, 5, seed=8), upload_of(method, mask, 0)]
+    uploads = Uploads(enumerate([*bad, upload_of(method, mask, 5)]))
+    found = method.aggregate(state_of(torch.zeros(40)), uploads)
+    assert uploads.accepted == [len(bad)]
+    assert torch.equal(found.model["theta"], mask.float())
+
+
+def test_an_upload_that_lies_about_its_ones_is_refused() -> None:
+    method, mask = flat(40), masks(1, 40)[0]
+    ones, coded = pack_mask(mask.numpy(), None)
+    lies = [(int(mask.sum()) + 1).to_bytes(4, "little"), bytes(4), b"\xff" * 4, ones]
+    messages = [container.pack("fedpm.up", method.fingerprint("fedpm 7"), 5, [lie, coded]) for lie in lies]
+    uploads = Uploads(enumerate(messages))
+    method.aggregate(state_of(torch.zeros(40)), uploads)
+    assert uploads.accepted == [3] and all("ones: the message states" in reason for _, reason in uploads.refused)
+
+
+METHODS = [small(), small(coding="layers"), small(coding="global")]
+THETA = (uniform(271, seed=6) * 8).floor() / 7
+
+
+@functools.cache
+def honest(which: int) -> list[bytes]:
+    mask = bernoulli(THETA, torch.Generator().manual_seed(1))
+    return pack_mask(mask.numpy(), METHODS[which].contexts(THETA))
+
+
+def ones_of(which: int, sections: list[bytes]) -> Tensor:
+    return unpack_mask([memoryview(part) for part in sections], 271, METHODS[which].contexts(THETA))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, len(METHODS) - 1), st.integers(0, 10**6), st.integers(1, 255))
+def test_the_code_of_a_mask_stands_for_one_mask_only(which: int, at: int, change: int) -> None:
+    """Another byte is refused, or is another mask with as many ones."""
+    ones, coded = honest(which)
+    altered = bytearray(coded)
+    altered[at % len(coded)] ^= change
+    before = ones_of(which, [ones, coded])
+    try:
+        found = ones_of(which, [ones, bytes(altered)])
+    except PayloadError:
+        return
+    assert int(found.sum()) == int(before.sum()) and not torch.equal(found, before)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"lam": v} for v in (-0.1, math.nan, math.inf, "x", True)),
+        *({"keep": v} for v in (0, 1.1, math.nan)),
+        *({"prior": v} for v in (0.5, 0, math.nan)),
+        *({"reset_period": v} for v in (0, -1, 1.5)),
+        *({"delta": v} for v in (0, 0.5, math.nan)),
+        *({name: v} for name in ("penalty", "masking", "ste", "weight_scale", "aggregation") for v in ("other", None)),
+        *({name: v} for name in ("weighting", "coding", "downlink", "evaluated") for v in ("other", None)),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(values: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"hyper.{next(iter(values))}: "):
+        registry.make("fedpm", values)

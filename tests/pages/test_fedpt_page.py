@@ -1,0 +1,131 @@
+"""Tables, figures and measures of partial training, against runs and a benchmark written by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlib.claims import benchmarks, measures, score
+from fedlib.claims.results import rounds, runs
+from fedlib.pages import fedpt, figures
+
+Record = dict[str, Any]
+
+
+def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, group: str = "main", **more: Any) -> Record:
+    """One round of two clients, whose uploads are 48 bytes beside their entries; the network has 100 parameters."""
+    entry = {"round": 1, "accuracy": accuracy, "clients": [0, 1], "refused": [], "notes": {"clipped": 0.5}}
+    entry |= {"uplink_bytes": 0, "downlink_bytes": 0, "paper_bits": 0}
+    final: dict[str, Any] = {"accuracy": accuracy, "uploads": 2, "paper_bits": 64 * trained, "uplink_parts": {}}
+    final |= {"uplink_bytes": 2 * (4 * trained + 48), "downlink_bytes": 2 * (4 * trained + 56)}
+    if "noise" in more:
+        final["privacy"] = {
+            "mechanism": "dp_fedavg",
+            "clip_norm": 0.5,
+            "noise_multiplier": more["noise"],
+            "delta": 0.01,
+        }
+        final["privacy"]["epsilon"] = 3.0 if more["noise"] else None
+    spec = {"label": label, "group": group, "split": "iid", "seed": seed, "lr": 0.1, "profile": "lab"}
+    spec |= {"data": "digits", "clients": 10, "cohort": 2, "hyper": {}, "name": f"{label}-{seed}-{more}-{trained}"}
+    parameters = {"weights": 90, "others": 10}
+    return {"spec": spec, "rounds": [entry], "final": final, "parameters": parameters, "made": {"device": "cpu"}}
+
+
+FULL = [run("none", 0.9, 100, seed) for seed in (0, 1, 2)]
+HALF = [run("half", 0.89, 50, seed) for seed in (0, 1, 2)]
+TENTH = [run("tenth", 0.6, 10, seed) for seed in (0, 1, 2)]
+ALL = [*FULL, *HALF, *TENTH]
+WHERE: dict[str, Any] = {"labels": ["half", "tenth"], "groups": ["main"], "against": ["none"]}
+
+
+@pytest.mark.parametrize(
+    "points, case, ratio", [(2, "half", 448 / 248), (31, "tenth", 448 / 88), (0.5, "none of them", 1.0)]
+)
+def test_the_largest_reduction_at_a_small_cost(points: float, case: str, ratio: float) -> None:
+    """Half the entries cost one point, a tenth of them 30."""
+    found = measures.largest_reduction(runs(ALL), **WHERE, points=points)
+    assert found == {case if case == "none of them" else f"{case}, main, iid": [pytest.approx(ratio)] * 3}
+
+
+def test_without_runs_there_is_no_reduction_to_judge() -> None:
+    assert measures.largest_reduction(runs(HALF), **WHERE, points=2) == {}
+
+
+def test_the_private_gap_is_that_at_the_most_noise() -> None:
+    records = [run("a", 0.5, noise=1, seed=s) for s in (0, 1)] + [run("b", 0.7, noise=1, seed=s) for s in (0, 1)]
+    records += [run("a", 0.4, noise=4, seed=s) for s in (0, 1)] + [run("b", 0.3, noise=4, seed=s) for s in (0, 1)]
+    records += [run("b", 0.0, seed=s) for s in (0, 1)]
+    where: dict[str, Any] = {"labels": ["b"], "groups": ["main", "other"], "against": ["a"]}
+    assert measures.private_gap(runs(records), **where) == {"b, main, iid": [pytest.approx(-10)] * 2}
+    assert measures.private_gap(runs(FULL), **where) == {}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(network: str, policy: str, *numbers: float) -> dict[str, Any]:
+        size, time = numbers
+        peak = {"sgd": 10 * size, "momentum": 20 * size, "adam": 30 * size}
+        ratios = {"step_ratio": time, "step_ratios": [time, time + 0.1], "macs_ratio": time}
+        return {"network": network, "policy": policy, "bytes_up": size, "peak_bytes": peak} | ratios
+
+    rows = [row("net", "none", 100, 1.0), row("net", "x/some", 50, 0.7), row("net", "x/most", 10, 0.4)]
+    content = {"rows": [*rows, row("other", "none", 8, 1.0), row("other", "y/z", 4, 0.5)], "turns": 2, "cpu": "a chip"}
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "bench" / "results" / "partial.json").write_text(json.dumps(content))
+    monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("bench")
+def test_time_and_memory_come_from_the_benchmark() -> None:
+    assert benchmarks.step_time(["net"]) == {"net, x/some": [0.7, 0.7 + 0.1], "net, x/most": [0.4, 0.5]}
+    assert benchmarks.peak_memory(["net", "other"]) == {
+        "net, x/some": [0.5] * 3,
+        "net, x/most": [0.1] * 3,
+        "other, y/z": [0.5] * 3,
+    }
+    shown = fedpt.compare_with_full("net")
+    assert shown["bytes each way"].tolist() == [100, 50, 10] and shown["memory, Adam"].tolist() == [100, 50, 10]
+    figure = fedpt.savings_figure(["net", "other"], "figure")
+    assert "x/most: 10, 40, 10; y/z: 50, 50, 50" in figure.body and "a chip" in figure.caption
+    assert figure.frame["network"].tolist() == ["net", "net", "other"]
+
+
+def test_policies_in_a_table() -> None:
+    body = fedpt.policy_table(runs(ALL), "table").body
+    for words in (
+        "<td>50.00 %</td>",
+        "<td>2.00</td>",
+        "<td>256</td>",
+        "<td>248</td>",
+        "<td>89.0 ± 0.0</td>",
+        "<td>10.00</td>",
+    ):
+        assert words in body
+
+
+def test_accuracy_against_a_setting() -> None:
+    """Mean, lowest and highest; cases and panels in the order of the records; names stand side by side."""
+    records = [run("a", 0.5), run("a", 0.7, seed=1), run("a", 0.8, 50), run("b", 0.2, 50)]
+    table = runs(records)
+    table = table.assign(size=fedpt.count_trained(table))
+    found = figures.accuracy_by_setting(table, "size", "entries", "What.", "spread", panel="label")
+    assert "a a 100: 60.0; a a 50: 80.0; b b 50: 20.0" in found.body
+    assert "seeds 0, 1" in found.caption and found.frame["accuracy"].tolist() == pytest.approx([50, 70, 80, 20])
+    named = table.assign(size=table["size"].astype("str") + " entries")
+    each = figures.accuracy_by_setting(named, "size", "size", "What.", "each", scale="each")
+    assert "a 100 entries: 60.0" in each.body
+
+
+def test_what_private_runs_spent_in_a_table() -> None:
+    records = [run("a", 0.5, noise=2, seed=s) for s in (0, 1)] + [run("a", 0.6, noise=0)]
+    body = fedpt.private_table(runs(records), rounds(records), "Spent.", "private").body
+    # The noise in the mean: 100 entries of deviation 2 * 0.5 / 2, whose length is 0.5 * 9.975 in the mean.
+    assert "<td>3.00</td>" in body and "<td>none</td>" in body and "<td>50 %</td>" in body and "<td>4.99</td>" in body
+
+
+def test_a_claim_on_the_benchmark_alone_is_judged() -> None:
+    claim = {"holds": [0, 0.95], "part": [0, 1]}
+    assert score.judge(claim, {"a": [0.4, 0.5, 0.6], "b": [0.97, 0.98, 0.99]})[0] == "holds in part"
+    assert score.judge(claim, {"a": [1.1, 1.0, 1.2]})[0] == "does not hold"

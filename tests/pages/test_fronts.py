@@ -1,0 +1,156 @@
+"""Pareto fronts, bytes to a target, tuning: by hand, and against the definition."""
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+import pytest
+from common import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlib.claims import results
+from fedlib.claims.results import rounds, runs
+from fedlib.pages import comparison
+from fedlib.pages.exhibit import Exhibit
+from fedlib.runs import experiments
+from fedlib.runs.record import Record
+
+
+def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int = 10**6, **fields: Any) -> Record:
+    """A record of rounds that each send so many bytes."""
+    own = {"label": label, "split": "iid", "seed": 0, "lr": 0.1, "momentum": 0.0, "hyper": {}, "profile": "lab"}
+    own |= {"group": "main", "data": "digits", "clients": 4, "cohort": 2} | fields
+    own.setdefault("name", f"{label}-{fields}")
+    entries = [
+        {"round": n, "accuracy": a, "uplink_bytes": up, "downlink_bytes": down, "paper_bits": 8 * up, "clients": [0, 1]}
+        for n, a in enumerate(accuracies, 1)
+    ]
+    final: dict[str, Any] = {
+        "accuracy": accuracies[-1],
+        "uplink_bytes": up * len(entries),
+        "downlink_bytes": down * len(entries),
+    }
+    final |= {"uploads": 2 * len(entries), "uplink_parts": {}}
+    return {"spec": own, "rounds": entries, "final": final, "made": {"device": "cpu"}, "parameters": {"weights": 10}}
+
+
+def test_a_front_by_hand() -> None:
+    points = [(4.0, 90.0), (1.0, 70.0), (2.0, 70.0), (2.0, 85.0), (3.0, 80.0), (8.0, 90.0), (1.0, 60.0)]
+    assert comparison.find_front(points) == [1, 3, 0], "what costs more must gain more; of equal costs the better"
+    assert comparison.find_front([]) == [] and comparison.find_front([(1.0, 1.0), (1.0, 1.0)]) == [0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    found = comparison.find_front([(float(c), float(g)) for c, g in points])
+
+    def beaten(i: int) -> bool:
+        return any((c <= points[i][0] and g >= points[i][1] and (c, g) != points[i]) for c, g in points)
+
+    assert {points[i] for i in found} == {points[i] for i in range(len(points)) if not beaten(i)}
+    assert len({points[i] for i in found}) == len(found)
+    assert all(points[a] < points[b] for a, b in itertools.pairwise(found))
+
+
+def test_bytes_until_a_target() -> None:
+    r = ran("fedavg", [None, 0.5, None, 0.8], up=2 * 10**6)
+    records = [r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])]
+    shown = comparison.target_table(runs(records), rounds(records), [50, 51, 81], "targets")
+    assert "≥ 3.00 (1 of 2 missed it)" in shown.body and "≥ 5.00 (1 of 2" in shown.body, "missed: the whole run counts"
+    assert ">≥ 5.00<" in shown.body and "not reached" in shown.body
+    up = shown.frame[shown.frame["way"] == comparison.UP]
+    assert list(up["reached"]) == [True, False, True, False, False, False, False, False, False]
+    assert list(up["MB"])[:3] == [4.0, 2.0, 8.0]
+    assert list(shown.frame[shown.frame["way"] == comparison.BOTH]["MB"])[:3] == [6.0, 4.0, 12.0]
+
+
+def test_tables_say_what_was_sent() -> None:
+    records = [ran("fedavg", [0.9], seed=s, up=4 * 10**6, down=4 * 10**6) for s in (0, 1)]
+    records += [ran("topk", [0.8], seed=s, up=10**6, down=4 * 10**6) for s in (0, 1)]
+    records += [ran("worse", [0.7], seed=s, up=2 * 10**6, down=4 * 10**6) for s in (0, 1)]
+    shown = comparison.result_table(runs(records), "Results.", "results")
+    rows = [row.split("</td>") for row in shown.body.split("<tr>")[1:]]
+    cells = {row[0].rpartition(">")[2]: [cell.rpartition(">")[2] for cell in row[1:7]] for row in rows}
+    assert cells["topk"] == ["80.0 ± 0.0", "-10.0 ± 0.0", "1.00", "4.0*", "5.00", "1.6*"]
+    assert cells["fedavg"][1] == "–" and cells["worse"][3] == "2.0" and "seeds 0, 1" in shown.caption
+    figure = comparison.front_figure(runs(records), "Front.", "front")
+    assert "On the front by MB uploaded: topk, fedavg." in figure.body and len(figure.frame) == 6
+
+
+def test_what_tuning_takes() -> None:
+    like = experiments.specs("compare", "lab", "tune-fedzip*")[0]
+    points = ((0.1, 0.2, 0.5), (0.1, 0.5, 0.7), (0.3, 0.2, 0.7), (0.3, 0.5, 0.6))
+    specs = [dataclasses.replace(like, lr=lr, hyper={"keep": keep, "decay": 0}) for lr, keep, _ in points]
+    specs = [dataclasses.replace(s, name=f"{s.group}_{place}") for place, s in enumerate(specs)]
+    planned = runs(ran(**s.as_dict(), accuracies=[a]) for s, (_, _, a) in zip(specs, points, strict=True))
+    assert comparison.find_setting(planned) == "hyper.keep"
+    assert comparison.take_tuned(planned)["run"] == planned["run"].iloc[1]
+    shown = comparison.tuning_table(planned, "tuning")
+    assert cells(shown)[-2:] == [
+        ["fedzip,", "keep", "0.2", "50.0", "70.0"],
+        ["fedzip,", "keep", "0.5", "70.0*", "60.0"],
+    ]
+    assert "diverged" not in shown.caption
+    with_momentum = runs(ran("fedavg", [0.1], momentum=m) for m in (0.0, 0.5))
+    assert comparison.find_setting(with_momentum) == "momentum"
+    diverged = planned.assign(state=[results.FRESH, results.FRESH, results.NOT_RUN, results.NOT_RUN])
+    shown = comparison.tuning_table(diverged, "tuning")
+    assert cells(shown)[-2:] == [["fedzip,", "keep", "0.2", "50.0", "–"], ["fedzip,", "keep", "0.5", "70.0*", "–"]]
+    assert "– a run that diverged" in shown.caption
+
+
+def cells(shown: Exhibit) -> list[list[str]]:
+    return [re.sub("<.*?>", " ", row).split() for row in shown.body.split("<tr>")[1:]]
+
+
+def test_what_a_skew_costs() -> None:
+    records = [
+        ran("fedavg", [a], split=split, seed=s)
+        for split, values in (("iid", (0.9, 0.8)), ("skew", (0.7, 0.7)))
+        for s, a in enumerate(values)
+    ]
+    assert "15.0 ± 7.1" in comparison.skew_table(runs(records), "iid", "skew", "skew").body
+
+
+def test_pairs_are_what_a_specification_allows() -> None:
+    like = experiments.specs("compare", "smoke", "main_fedavg*")[0]
+    shown = comparison.pair_table(like, ["fedavg", "fedpt", "fedmrn", "fedpm"], "pairs")
+    cells = {row["method"]: row for row in shown.frame.to_dict("records")}
+    assert set(cells["fedmrn"].values()) == {"fedmrn", "yes"}
+    assert cells["fedavg"]["error feedback"].startswith("True cannot go with fedavg")
+    assert "is for methods that train all" in cells["fedpt"]["a part frozen"]
+    assert "broadcast of its own" in cells["fedpm"]["sent down by FedDQ"] and cells["fedpm"]["a part frozen"] == "yes"
+
+
+# The experiment file says what tuning found
+
+
+def test_the_settings_compared_are_those_that_tuning_took() -> None:
+    found = results.where(results.read("compare", "lab", "tune-*")[0], state=results.FRESH)
+    if not len(found):
+        pytest.skip("no fresh records of tuning")
+    main = results.read("compare", "lab", "main_*")[0]
+    for label, own in results.each(found, "label"):
+        taken, setting = comparison.take_tuned(own), comparison.find_setting(own)
+        assert len(own) == 8 and taken["seed"] not in set(main["seed"])
+        kept = results.where(main, label=label)
+        assert set(kept["lr"]) == {taken["lr"]}, label
+        assert set(kept[setting]) == {taken[setting]}, label
+
+
+def test_combinations_run_at_the_settings_of_their_parts() -> None:
+    runs = {s.label: s for s in experiments.specs("compare", "lab", "*dirichlet-0.3_seed0")}
+    for label, one in runs.items():
+        if one.group != "combine":
+            continue
+        base = runs[one.method]
+        assert one.lr == base.lr and one.momentum == base.momentum and one.method == base.method, label
+        assert {k: v for k, v in one.hyper.items() if k != "coding"} == base.hyper, label
+
+
+def test_pages_of_no_paper_have_a_folder_of_their_own() -> None:
+    root = ROOT
+    papers = {path.stem for path in (root / "published").glob("*.yaml")}
+    assert {path.stem for path in (root / "notebooks").glob("*.md")} - papers == {"compare", "combine"}

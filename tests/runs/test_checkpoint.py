@@ -1,0 +1,179 @@
+"""Checkpoints: a run goes on from its own and from no other's; a write is whole or not at all."""
+
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from jobs import CPU, MakeSpec, Stopping, ran
+from known_answers import CASES, TINY
+
+from fedlib.engines.in_process import InProcess
+from fedlib.runs import checkpoint, record, rounds
+from fedlib.runs.checkpoint import Checkpoint
+from fedlib.runs.spec import Spec
+
+HalfWay = tuple[Spec, Path]
+
+
+@pytest.fixture
+def half_way(tiny: MakeSpec, tmp_path: Path) -> HalfWay:
+    """A spec with a checkpoint of its first two rounds."""
+    spec = tiny(rounds=4)
+    with pytest.raises(InterruptedError):
+        rounds.run(spec, Stopping(3), root=tmp_path, save_every=0)
+    loaded = Checkpoint(spec, tmp_path).load(spec.chosen)
+    assert loaded and len(loaded[2]["rounds"]) == 2
+    return spec, tmp_path
+
+
+def asked(spec: Spec, root: Path) -> list[int]:
+    """The rounds that a run trains; it ends as one that was never disturbed."""
+    engine = Stopping()
+    found = rounds.load_or_run(spec, engine, root=root)
+    assert json.dumps(record.stable(found)) == json.dumps(ran(spec, root / "reference"))
+    assert found["made"]["seconds"] >= 0 and all(entry["seconds"] >= 0 for entry in found["rounds"])
+    return engine.asked
+
+
+def test_a_run_goes_on_after_its_last_saved_round(half_way: HalfWay) -> None:
+    assert asked(*half_way) == [3, 4]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.get("rounds") != 1])
+def test_every_method_s_state_comes_back(name: str, tmp_path: Path) -> None:
+    spec = Spec.from_dict(TINY | CASES[name])
+    with pytest.raises(InterruptedError):
+        rounds.run(spec, Stopping(2), root=tmp_path, save_every=0)
+    assert asked(spec, tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr": 0.2}, {"seed": 1}, {"rounds": 5}, {"method": "fedmrn"}], ids=lambda changes: next(iter(changes))
+)
+def test_a_checkpoint_of_another_spec_is_ignored(tiny: MakeSpec, half_way: HalfWay, changes: dict[str, Any]) -> None:
+    other = tiny(**{"rounds": 4} | changes)  # of the same name, so of the same file
+    assert asked(other, half_way[1]) == list(range(1, other.rounds + 1))
+
+
+@pytest.mark.parametrize(
+    "owner, name, value",
+    [(checkpoint, "code_of", lambda spec: "0" * 16), (checkpoint, "LAYOUT", 1), (torch, "__version__", "0.0.0")],
+    ids=["code", "layout", "torch"],
+)
+def test_a_checkpoint_of_other_code_or_another_torch_is_ignored(
+    half_way: HalfWay, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: Any
+) -> None:
+    spec, root = half_way
+    monkeypatch.setattr(owner, name, value)
+    assert Checkpoint(spec, root).load(spec.chosen) is None
+    assert asked(spec, root) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
+def test_a_damaged_checkpoint_is_ignored(half_way: HalfWay, length: int) -> None:
+    file = Checkpoint(*half_way).file
+    file.write_bytes(file.read_bytes()[:length])
+    assert asked(*half_way) == [1, 2, 3, 4]
+
+
+def test_a_foreign_safetensors_file_in_its_place_is_ignored(half_way: HalfWay) -> None:
+    spec, root = half_way
+    Checkpoint(spec, root).file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+    assert Checkpoint(spec, root).load(spec.chosen) is None
+
+
+@pytest.mark.parametrize("missing", ["key", "model", "own", "log"])
+def test_a_checkpoint_that_does_not_say_everything_is_ignored(half_way: HalfWay, missing: str) -> None:
+    file = Checkpoint(*half_way).file
+    with safetensors.safe_open(file, "pt") as read:
+        metadata = {name: value for name, value in read.metadata().items() if name != missing}
+        tensors = {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
+    file.write_bytes(safetensors.torch.save(tensors, metadata))
+    assert asked(*half_way) == [1, 2, 3, 4]
+
+
+def test_a_temporary_file_left_by_a_kill_is_ignored(tiny: MakeSpec, tmp_path: Path) -> None:
+    spec = tiny()
+    for target in (record.path(spec, tmp_path), Checkpoint(spec, tmp_path).file):
+        target.parent.mkdir(parents=True)
+        (target.parent / f".{target.name}.abcdefgh").write_bytes(b'{"half')
+    assert record.load(spec, tmp_path) is None
+    assert Checkpoint(spec, tmp_path).load(spec.chosen) is None
+    assert asked(spec, tmp_path) == [1, 2, 3]
+    found = record.load(spec, tmp_path)
+    assert found and json.dumps(record.stable(found)) == json.dumps(ran(spec, tmp_path / "reference"))
+
+
+# Disk full
+
+
+@contextlib.contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """No file grows past `size` bytes: writing more fails like on a full disk (Python ignores SIGXFSZ)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, size: int) -> None:
+    target = tmp_path / "folder" / "file.json"
+    with disk_full_after(size), pytest.raises(OSError):
+        record.write(target, b"new" * 100_000)
+    assert files(tmp_path) == {}
+    record.write(target, b"old")
+    with disk_full_after(size), pytest.raises(OSError):
+        record.write(target, b"new" * 100_000)
+    assert files(tmp_path) == {"folder/file.json": b"old"}
+    record.write(target, b"new")
+    assert files(tmp_path) == {"folder/file.json": b"new"}
+
+
+def test_a_full_disk_at_a_checkpoint_or_the_record_keeps_the_old_ones(half_way: HalfWay) -> None:
+    spec, root = half_way
+    before = files(root)
+    with disk_full_after(500), pytest.raises(OSError):
+        rounds.run(spec, InProcess(CPU), root=root, save_every=0)
+    assert files(root) == before
+    with disk_full_after(500), pytest.raises(OSError):
+        rounds.load_or_run(spec, InProcess(CPU), root=root)
+    assert files(root) == before
+    found = rounds.load_or_run(spec, InProcess(CPU), root=root)
+    old = files(root)
+    with disk_full_after(500), pytest.raises(OSError):
+        rounds.load_or_run(spec, InProcess(CPU), root=root, again=True)
+    assert files(root) == old
+    assert rounds.load_or_run(spec, InProcess(CPU), root=root) == found
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    target, versions = tmp_path / "file", [bytes([index]) * 200_000 for index in range(2)]
+    record.write(target, versions[0])
+    reader = "import sys; from pathlib import Path\nseen = {Path(sys.argv[1]).read_bytes() for _ in range(3000)}\n"
+    check = "print(*sorted((len(s), s[0], len(set(s))) for s in seen))"
+    watching = subprocess.Popen([sys.executable, "-c", reader + check, str(target)], stdout=subprocess.PIPE, text=True)
+    count = 0
+    while watching.poll() is None:
+        count += 1
+        record.write(target, versions[count % 2])
+        time.sleep(0)
+    said = watching.communicate()[0]
+    assert watching.returncode == 0
+    assert set(said.strip().replace(") (", ")|(").split("|")) <= {"(200000, 0, 1)", "(200000, 1, 1)"}

@@ -1,0 +1,167 @@
+"""The command line: what is wrong is named with what is allowed, the status is 2, and nothing is written."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from common import ROOT
+from projects import RUN, Refused, edit, files, group, put
+
+from fedlib.__main__ import main
+from fedlib.claims import results
+from fedlib.data import sets
+from fedlib.pages import figures
+from fedlib.runs import experiments, record
+
+# Unknown names
+
+
+@pytest.mark.parametrize("command", ["run", "page"])
+def test_an_unknown_paper(refused: Refused, command: str) -> None:
+    said = refused(command, "fedmrm")
+    assert all(words in said for words in ("paper", "'fedmrm'", "allowed: ", "fedmrn"))
+
+
+@pytest.mark.parametrize("command", [("run", "fedmrn"), ("page", "fedmrn"), ("score",), ("status",)])
+def test_an_unknown_profile(refused: Refused, command: tuple[str, ...]) -> None:
+    said = refused(*command, "--profile", "laptop")
+    assert all(words in said for words in ("profile", "laptop", "smoke", "lab", "paper"))
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_pattern_that_matches_no_run(refused: Refused) -> None:
+    said = refused(*RUN, "--only", "*feddq*")
+    assert "only" in said and "'*feddq*'" in said
+
+
+@pytest.mark.parametrize("action", ["get", "check"])
+def test_an_unknown_data_set(refused: Refused, action: str) -> None:
+    said = refused("data", action, "mnist")
+    assert all(words in said for words in ("data", "'mnist'", "fashion-mnist", "digits"))
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize("option, value", [("--engine", "cluster"), ("--device", "tpu")])
+def test_an_unknown_engine_or_device(refused: Refused, option: str, value: str) -> None:
+    said = refused("run", "fedmrn", "--profile", "smoke", option, value)
+    assert all(words in said for words in (option[2:], repr(value), "allowed: auto"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize("value", ["-1", "0", "two"])
+def test_an_impossible_number_of_processes(refused: Refused, value: str) -> None:
+    said = refused(*RUN, "--engine", "auto", "--processes", value)
+    assert "processes" in said and value in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+@pytest.mark.parametrize("command", ["run", "page"])
+def test_absent_cuda_is_told_before_the_data_is_missed(refused: Refused, command: str) -> None:
+    said = refused(command, "fedmrn", "--profile", "smoke", "--device", "cuda")
+    assert "cuda" in said and "data" not in said
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("colour", "red", ["parameter", "'colour'", "notebooks/fedmrn.md", "profile"]),
+        ("profile", "lab", ["'profile' is given by --profile"]),
+    ],
+)
+def test_a_page_parameter_that_cannot_be_given(refused: Refused, name: str, value: str, words: list[str]) -> None:
+    said = refused("page", *RUN[1:], "-p", name, value)
+    assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize("command", [("run", "fedmrn"), ("page", "fedmrn"), ("score",), ("status",), ("labs",)])
+def test_outside_a_project(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Refused,
+    command: tuple[str, ...],
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    monkeypatch.setenv("FEDLIB_HOME", str(outside))
+    said = refused(*command)
+    assert str(outside) in said and "FEDLIB_HOME" in said
+    assert files(outside) == {}
+
+
+# Data
+
+
+@pytest.mark.parametrize("command", [RUN, ("data", "check", "fashion-mnist")])
+def test_missing_data(project: Path, refused: Refused, command: tuple[str, ...]) -> None:
+    said = refused(*command)
+    for name, expected in sets.ENTRIES["fashion-mnist"].files:
+        assert str(project / "data" / name) in said and expected in said
+    assert "missing" in said and "python -m fedlib data get fashion-mnist" in said
+
+
+def test_data_that_a_later_run_needs_is_missed_before_the_first_is_trained(digits: Path, refused: Refused) -> None:
+    edit(digits, put("profiles/smoke/later", group(data="fashion-mnist")))
+    assert "python -m fedlib data get fashion-mnist" in refused(*RUN)
+
+
+@pytest.mark.skipif(not (ROOT / "data" / "FashionMNIST").exists(), reason="Fashion-MNIST is not here")
+def test_altered_data(project: Path, refused: Refused) -> None:
+    shutil.copytree(ROOT / "data", project / "data")
+    assert main(["data", "check", "fashion-mnist"]) == 0
+    name = "FashionMNIST/raw/t10k-labels-idx1-ubyte"
+    file = project / "data" / name
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    said = refused(*RUN)
+    expected, found = dict(sets.ENTRIES["fashion-mnist"].files)[name], hashlib.sha256(raw).hexdigest()
+    assert all(words in said for words in (str(file), expected, found, "python -m fedlib data get fashion-mnist"))
+    assert "train-images" not in said
+
+
+# Records
+
+
+def status(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    assert main(["status", "--profile", "smoke"]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if "fedmrn/smoke/" in line]
+
+
+@pytest.mark.slow
+def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(line.startswith("-") and "not run" in line for line in status(capsys))
+    assert main(list(RUN)) == 0
+    assert [line.split()[0] for line in status(capsys)] == ["fresh", "fresh"]
+    edit(digits, put("methods/fedavg/lr", 0.04))
+    first, second = status(capsys)
+    assert first.startswith("STALE") and "spec differs in lr" in first and "main_fedavg_iid_seed0" in first
+    assert second.startswith("fresh")
+    exhibit = figures.record_table(results.read("fedmrn", "smoke")[0], "caption")
+    assert dict(zip(exhibit.frame["run"], exhibit.frame["state"], strict=True)) == {
+        "fedmrn/smoke/main_fedavg_iid_seed0": "STALE: spec differs in lr",
+        "fedmrn/smoke/main_fedmrn-binary_iid_seed0": "fresh",
+    }
+    assert "STALE: spec differs in lr" in exhibit._repr_html_()
+    capsys.readouterr()
+    assert main(list(RUN)) == 0
+    said = capsys.readouterr().out
+    assert "2 runs, 1 to train" in said and "(trained: spec differs in lr)" in said
+    assert [line.split()[0] for line in status(capsys)] == ["fresh", "fresh"]
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize(
+    "text", ["", "<<<<<<< HEAD\n{}", '{"format": 1', "[]", "null", "{}", '{"format": 1, "spec": null}']
+)
+def test_what_is_no_record_is_named(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    file = record.path(experiments.specs("fedmrn", "smoke")[0])
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    code = main(["status", "--profile", "smoke"])
+    shown = capsys.readouterr()
+    assert "main_fedavg_iid_seed0" in shown.out + shown.err
+    assert code == 2 or shown.out.startswith("STALE")
