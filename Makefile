@@ -5,11 +5,12 @@ PORT ?= 8000
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 AXE := 4.14.1
 
-BIN := $(abspath $(VENV))/bin
+# Targets are relative to this folder: names with a space in them, as the path of a clone may have, cannot be targets.
+BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST := python -m pytest -n 2 --dist loadfile
 HTML := book/_build/html
-export PATH := $(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help book test check lint smoke lab labs bench serve clean env data extra chromium axe
@@ -19,7 +20,7 @@ help: ## list these targets
 
 book: env data ## run the pipeline and build the book
 	dvc repro
-	@echo "The book: $(abspath $(HTML))/index.html"
+	@echo "The book: $(CURDIR)/$(HTML)/index.html"
 
 test: env chromium axe ## run all tests; where no book is built yet, the browser tests get one of profile smoke
 	@test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || test -f .smoke/$(HTML)/index.html || $(MAKE) smoke
@@ -45,7 +46,7 @@ rm -rf .$@ && mkdir .$@
 git ls-files -z --cached --others --exclude-standard -- ':!records' | tar --null --files-from=- -c | tar -x -C .$@
 mkdir -p data-extra && ln -s ../data ../data-extra .$@
 sed -i 's/^profile: .*/profile: $@/' .$@/params.yaml
-cd .$@ && PYTHONPATH=$(CURDIR)/.$@ dvc repro
+cd .$@ && PYTHONPATH="$$PWD" dvc repro
 @echo "The book: $(CURDIR)/.$@/$(HTML)/index.html"
 endef
 
