@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 
 from fedlib.core import optimizers
-from fedlib.core.loss import cross_entropy
 from fedlib.core.method import AnyMethod, Local, Phase
 from fedlib.core.plan import Samples, Tensors
-from fedlib.core.task import Task
+from fedlib.core.task import Task, cross_entropy
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng

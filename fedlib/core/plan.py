@@ -13,9 +13,20 @@ Samples = tuple[Tensor, Tensor]  # x [n, ...], y [n, ...]
 Shapes = Mapping[str, torch.Size]
 
 
-def count(shapes: Mapping[str, torch.Size]) -> int:
+def count(shapes: Shapes) -> int:
     """Entries of all tensors together."""
     return sum(shape.numel() for shape in shapes.values())
+
+
+def flat(tensors: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
+    """Those of the tensors that have a shape here, in the order of the shapes, as one vector [d]."""
+    return torch.cat([tensors[name].flatten() for name in shapes])
+
+
+def layers(vector: Tensor, shapes: Shapes) -> Tensors:
+    """The inverse: a vector [d] as tensors by name (views)."""
+    parts = vector.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 @dataclass(frozen=True)

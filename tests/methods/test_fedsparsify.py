@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from fedlib.core.method import ServerState
 from fedlib.core.uploads import NoUpdate, Uploads
 from fedlib.errors import PayloadError
-from fedlib.methods.baselines.fedsparsify import FedSparsify, prune
+from fedlib.methods.baselines.fedsparsify import FedSparsify
+from fedlib.methods.messages import largest
 from fedlib.rng import Rng
 from fedlib.wire import container, entropy
 
@@ -86,12 +87,12 @@ def test_when_nothing_is_left_the_round_still_goes_round() -> None:
 
 def test_prune_worked_by_hand() -> None:
     values = torch.tensor([1.0, -5.0, 0.5, 3.0, -0.25])
-    assert prune(values, 2).tolist() == [0, -5, 0, 3, 0]
-    assert prune(values, 4).tolist() == [1, -5, 0.5, 3, 0]
-    assert prune(values, 0).tolist() == [0] * 5
+    assert largest(values, 2).tolist() == [0, -5, 0, 3, 0]
+    assert largest(values, 4).tolist() == [1, -5, 0.5, 3, 0]
+    assert largest(values, 0).tolist() == [0] * 5
     for left in (5, 6, 100):
-        assert prune(values, left).tolist() == values.tolist()
-    assert prune(torch.zeros(0), 0).tolist() == []
+        assert largest(values, left).tolist() == values.tolist()
+    assert largest(torch.zeros(0), 0).tolist() == []
     assert values.tolist() == [1, -5, 0.5, 3, -0.25]
 
 
@@ -100,7 +101,7 @@ def test_prune_worked_by_hand() -> None:
 def test_prune_keeps_the_largest(entries: list[float], data: st.DataObject) -> None:
     """Also with ties: exactly `left` stay (or are zero themselves), none smaller than one that goes."""
     left, values = data.draw(st.integers(0, len(entries))), torch.tensor(entries, dtype=torch.float32)
-    found = prune(values, left)
+    found = largest(values, left)
     assert bool(((found == 0) | (found == values)).all())
     assert int((found != 0).sum()) == min(left, int((values != 0).sum()))
     sizes = values.abs().sort(descending=True).values

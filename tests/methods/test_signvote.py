@@ -20,8 +20,7 @@ from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods import registry
-from fedlib.methods.baselines.signsgd import SignSGD
-from fedlib.methods.baselines.signvote import SignVote
+from fedlib.methods.baselines.signsgd import SignSGD, SignVote
 from fedlib.rng import Rng
 from fedlib.runs import build, record, rounds
 from fedlib.runs.spec import Spec

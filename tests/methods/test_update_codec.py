@@ -28,15 +28,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fedlib.core.method import Local
-from fedlib.core.plan import Plan
+from fedlib.core.plan import Plan, layers
 from fedlib.core.uploads import Buffer, NoUpdate, Update, Uploads
 from fedlib.errors import PayloadError
-from fedlib.methods.baselines.drive import Drive
-from fedlib.methods.baselines.eden import Eden
+from fedlib.methods.baselines.drive import Drive, Eden
 from fedlib.methods.baselines.signsgd import SignSGD
 from fedlib.methods.baselines.terngrad import TernGrad
 from fedlib.methods.baselines.topk import TopK
-from fedlib.methods.update_codec import Section, UpdateCodec, layers
+from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,7 +80,7 @@ def test_local_training_of_u_is_fedavg_s_of_w(seed: int) -> None:
     train(method, local, images(23), Rng(seed))
     assert torch.equal(local.frozen["w"], w), "w is frozen"
     expected = plain_training(network, images(23), plan, Rng(seed))
-    found = layers(w + local.trainable["u"].detach(), method.task)
+    found = layers(w + local.trainable["u"].detach(), method.task.weights)
     here = local.trainable | local.frozen
     found |= {name: tensor.detach() for name, tensor in here.items() if name not in ("u", "w")}
     assert found.keys() == expected.keys()
@@ -93,13 +92,13 @@ def test_local_training_of_u_is_fedavg_s_of_w(seed: int) -> None:
 def test_layers_are_views_in_the_network_s_order() -> None:
     task = layers_task((2, 3), (1, 2), (2, 1, 1, 2))
     flat = torch.arange(12.0)
-    parts = layers(flat, task)
+    parts = layers(flat, task.weights)
     assert {name: part.shape for name, part in parts.items()} == task.weights
     assert [part.flatten().tolist() for part in parts.values()] == [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11]]
     parts["1"][0, 1] = -1
     assert flat[7] == -1
     with pytest.raises(RuntimeError):
-        layers(torch.zeros(11), task)
+        layers(torch.zeros(11), task.weights)
 
 
 @pytest.mark.parametrize(
