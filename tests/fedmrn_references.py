@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from small_task import begun, digits_task, served
 from torch import Tensor
@@ -17,6 +18,7 @@ from fedlib.methods.fedmrn import FedMRN
 from fedlib.rng import Rng
 
 MAGNITUDE = {"binary": 0.05, "signed": 0.025}
+each_mask = pytest.mark.parametrize("mask", ["binary", "signed"])
 LAYERS = {"1.weight": torch.Size([64, 64]), "3.weight": torch.Size([10, 64])}  # of the perceptron, d = 4,736
 
 

@@ -12,6 +12,7 @@ from common import range_coded
 from fedmrn_references import (
     LAYERS,
     begun_at,
+    each_mask,
     flat,
     fresh,
     of,
@@ -38,8 +39,6 @@ from fedlib.rng import Rng
 from fedlib.wire import bits, container, entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-each_mask = pytest.mark.parametrize("mask", ["binary", "signed"])
 
 
 @functools.cache

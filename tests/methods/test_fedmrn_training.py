@@ -1,16 +1,18 @@
 """FedMRN's local training: properties 5 to 7, 12 and 15 of its specification (section 10), by number, all its options
-against a plain loop, and the engines for a GPU."""
+against a plain loop, the engines for a GPU, and a magnitude that falls from round to round."""
 
 import dataclasses
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import small_task
 import torch
 from fedmrn_references import (
     LAYERS,
     MAGNITUDE,
     begun_at,
+    each_mask,
     flat,
     fresh,
     of,
@@ -20,26 +22,29 @@ from fedmrn_references import (
     received,
     uniform,
 )
+from jobs import MakeSpec, job_of, message_of, ran
 from small_task import CPU, begun, digits_task, make_task, served, state_of, train, trained, uploaded
 from torch.nn import functional
 from typing_extensions import override
 
-from fedlib.core.method import AnyMethod, Draws
+from fedlib.core import client
+from fedlib.core.method import AnyMethod, Draws, Phase
 from fedlib.core.plan import Plan, Samples, Tensors
+from fedlib.core.uploads import Uploads
 from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import InProcess
 from fedlib.engines.vmapped import Stacked
+from fedlib.errors import SpecError
 from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedmrn import FedMRN
 from fedlib.models.registry import build as network
 from fedlib.rng import Rng
-from fedlib.runs import build
-from fedlib.runs.spec import Spec
+from fedlib.runs import rounds
+from fedlib.wire import container
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MASKINGS = ("psm", "sm", "pm", "after")
-each_mask = pytest.mark.parametrize("mask", ["binary", "signed"])
 each_masking = pytest.mark.parametrize("masking", MASKINGS)
 
 
@@ -102,7 +107,7 @@ def test_12_base_weights_do_not_move(mask: str) -> None:
     vectors = {name: local.trainable[name].detach().clone() for name in task.vectors}
     train(method, local, shard, Rng(0))
     assert torch.equal(local.frozen["w"], w) and torch.equal(local.frozen["n"], n)
-    assert torch.equal(w, torch.cat([task.initial()[name].flatten() for name in task.weights]))
+    assert torch.equal(w, small_task.flat(task.initial(), task))
     assert local.trainable["u"].count_nonzero() > 300_000
     assert all(not torch.equal(local.trainable[name], before) for name, before in vectors.items()), "also BatchNorm"
 
@@ -176,21 +181,69 @@ def test_15_many_signed_clients_tend_to_fedavg() -> None:
 
 @each_masking
 @pytest.mark.parametrize("kind", [Graphed, Stacked])
-def test_the_engines_for_a_gpu_know_every_option(
-    tiny: Callable[..., Spec], kind: type[InProcess], masking: str
-) -> None:
+def test_the_engines_for_a_gpu_know_every_option(tiny: MakeSpec, kind: type[InProcess], masking: str) -> None:
     """Two rounds' clients with unequal shards; what Stacked sums in another order may turn a few bits of the masks."""
     settings: dict[str, Any] = {"magnitude": MAGNITUDE["binary"], "masking": masking}
     partition = {"kind": "dirichlet", "beta": 0.3, "seed": 7}
-    job = build.job(tiny(method="fedmrn", hyper=settings, partition=partition), CPU)
+    job = job_of(tiny(method="fedmrn", hyper=settings, partition=partition))
     method = job.method
     assert isinstance(method, FedMRN)
     message = method.broadcast(state_of(method))
     expected = dict(InProcess(CPU).train(job, message, 1, [3, 1, 8]))
     found = dict(kind(CPU).train(job, message, 1, [3, 1, 8]))
-    for client, upload in expected.items():
+    for number, upload in expected.items():
         assert isinstance(upload, bytes)
-        other = found[client]
+        other = found[number]
         assert isinstance(other, bytes)
         differ = int((received(method, upload) != received(method, other)).sum())
         assert differ == 0 if kind is Graphed else differ <= 4
+
+
+# A magnitude that the server makes smaller from round to round
+
+
+def test_magnitude_falls_by_its_factor_and_travels_with_the_model(tiny: MakeSpec) -> None:
+    job, plain = (job_of(tiny(method="fedmrn", hyper={"magnitude": 0.5} | more)) for more in ({"decay": 0.25}, {}))
+    method, state = job.method, rounds.initial(job)
+    assert len(message_of(job)) == len(message_of(plain)) + 4
+    for magnitude in (0.5, 0.125, 0.03125):
+        assert state.own == magnitude
+        message = method.broadcast(state)
+        member = client.begin(job, message, 1, 1, None)
+        client.train(method, Phase(job.task.plan), [member])
+        n = member.local.frozen["n"]
+        assert 0.9 * magnitude < n.abs().max() <= magnitude
+        upload = InProcess(CPU).client(job, message, 1, 1)
+        assert isinstance(upload, bytes)
+        assert container.section_sizes(upload)[0] == 8  # still the seed alone: the server knows the magnitude
+        update = method.sent(upload, member.local)
+        assert torch.equal(update[update != 0], n[update != 0])
+        before = flat(state.model)
+        state = method.aggregate(state, Uploads([(1, upload)]))
+        after = flat(state.model)
+        assert torch.equal(after, before + update)
+
+
+def test_without_a_schedule_nothing_is_kept_or_sent(tiny: MakeSpec) -> None:
+    job = job_of(tiny(method="fedmrn", hyper={"decay": 1.0}))
+    state = rounds.initial(job)
+    assert state.model.keys() == job.task.initial().keys() and state.own == 0.01
+    assert len(message_of(job)) == len(message_of(job_of(tiny(method="fedmrn"))))
+
+
+def test_entropy_coded_masks_follow_the_schedule(tiny: MakeSpec, tmp_path: Path) -> None:
+    """The coder's contexts depend on the magnitude: both sides must use that of the round."""
+    hyper = {"magnitude": 0.2, "decay": 0.5}
+    packed, coded = (
+        ran(tiny(method="fedmrn", hyper=hyper | {"coding": coding}, rounds=5), tmp_path)
+        for coding in ("packed", "entropy")
+    )
+    assert not any(entry["refused"] for entry in coded["rounds"])
+    assert [entry["loss"] for entry in coded["rounds"]] == [entry["loss"] for entry in packed["rounds"]]
+    assert coded["final"]["uplink_parts"]["mask"] < packed["final"]["uplink_parts"]["mask"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5, float("nan"), "fast"])
+def test_decay_out_of_range(tiny: MakeSpec, decay: object) -> None:
+    with pytest.raises(SpecError, match=r"hyper\.decay"):
+        tiny(method="fedmrn", hyper={"decay": decay})
