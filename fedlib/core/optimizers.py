@@ -8,22 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import Plan, Tensors, layers
+from fedlib.core.plan import Plan, Tensors, count, layers
 
 OPTIMIZERS = ("sgd", "adam")
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam: Kingma, Ba, ICLR 2015, the values of its Algorithm 1
 
 
 def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> Tensors:
-    """What the optimizer keeps between steps: nothing for plain SGD; with momentum one tensor a tensor; for Adam two,
-    and the count of steps.
+    """What the optimizer keeps between steps: with momentum one tensor a tensor; for Adam two, and the count of steps.
 
     kept: the bytes of earlier moments, to go on from; without them all is zero.
     ValueError where a tensor's entries do not lie in memory in their order: torch's kernel for Adam would mix them up
     without a word.
     """
-    if not plan.keeps:
-        return {}
     strided = [name for name, t in trainable.items() if not t.is_contiguous()]
     if strided:
         raise ValueError(f"{strided[0]}: strides {trainable[strided[0]].stride()}; call contiguous() on it first")
@@ -31,10 +28,8 @@ def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> T
     shapes = {f"{which} {name}": t.shape for which in orders for name, t in trainable.items()}
     if plan.optimizer == "adam":
         shapes["steps"] = torch.Size([])
-    where = next(iter(trainable.values())).device
-    if not kept:
-        return {name: torch.zeros(shape, device=where) for name, shape in shapes.items()}
-    vector = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(where)
+    vector = torch.frombuffer(bytearray(kept or bytes(4 * count(shapes))), dtype=torch.float32)
+    vector = vector.to(next(iter(trainable.values())).device)
     return {name: tensor.clone() for name, tensor in layers(vector, shapes).items()}
 
 

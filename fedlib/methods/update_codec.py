@@ -103,11 +103,6 @@ def start(task: Task, model: Tensors, samples: int, more: Shapes = NO_MORE) -> L
     return Local({name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen, samples)
 
 
-def layer_of_each_entry(task: Task) -> np.ndarray:
-    """Number of the layer that each of the d weights belongs to."""
-    return np.repeat(np.arange(len(task.weights)), [shape.numel() for shape in task.weights.values()])
-
-
 def loss_at(task: Task, effective: Tensor, trainable: Tensors, frozen: Tensors, batch: Samples) -> Tensor:
     """Loss of the network with the weights `effective` [d]."""
     rest = {name: trainable[name] for name in task.vectors} | {name: frozen[name] for name in task.statistics}

@@ -19,10 +19,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.method import Local, Sizes
-from fedlib.core.plan import count, layers
+from fedlib.core.plan import count, layer_of_each_entry, layers
 from fedlib.core.uploads import Buffer
 from fedlib.methods.baselines.signsgd import scaled
-from fedlib.methods.update_codec import Section, UpdateCodec, layer_of_each_entry
+from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
 from fedlib.wire import entropy, floats
 
@@ -42,13 +42,13 @@ class TernGrad(UpdateCodec[None]):
         for layer, scale in zip(layers(chance, task.weights).values(), scales, strict=True):
             layer.mul_(scale)  # compared with |u| rather than with |u| / s, which a layer of zeros does not have
         symbols = u.sign().mul_(chance < u.abs()).add_(1).to(torch.uint8)  # 0 for -s, 1 for 0, 2 for +s
-        coded = entropy.encode(symbols.cpu().numpy(), 3, layer_of_each_entry(task))
+        coded = entropy.encode(symbols.cpu().numpy(), 3, layer_of_each_entry(task.weights))
         return [coded, floats.encode([scales.cpu().numpy()], ["scales"])]
 
     @override
     def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
         task, (symbols, scales) = self.task, sections
-        u = torch.from_numpy(entropy.decode(symbols, count(task.weights), 3, layer_of_each_entry(task)))
+        u = torch.from_numpy(entropy.decode(symbols, count(task.weights), 3, layer_of_each_entry(task.weights)))
         return scaled(u.float().sub_(1), scales, task)
 
     @override
