@@ -75,9 +75,9 @@ class UpdateCodec(Method[Own], Generic[Own]):
         """w + sum_k omega_k u_k, and the mean of the rest."""
         shapes = {"u": torch.Size([count(self.task.weights)])} | self.task.others
         average = uploads.mean(lambda upload: self.read(upload, state.own), shapes, self.weight)
-        return self.moved(state, average.pop("u"), average)
+        return self.move(state, average.pop("u"), average)
 
-    def moved(self, state: ServerState[Own], step: Tensor, others: Tensors) -> ServerState[Own]:
+    def move(self, state: ServerState[Own], step: Tensor, others: Tensors) -> ServerState[Own]:
         """The weights moved by a step [d], beside all else as it has become."""
         steps = layers(step, self.task.weights)
         return dataclasses.replace(state, model={name: state.model[name] + steps[name] for name in steps} | others)

@@ -57,8 +57,7 @@ def _check_width(width: int) -> None:
 
 def _run(symbols: np.ndarray, width: int) -> bytes:
     """Integers of at most 8 bits: eight of them are `width` bytes, and lie in one word of 64 bits."""
-    padded = np.zeros(size(symbols.size) * 8, np.uint8)
-    padded[: symbols.size] = symbols
+    padded = np.pad(symbols, (0, -symbols.size % 8))
     words = np.zeros(padded.size // 8, "<u8")
     for place in range(8):
         words |= padded[place::8].astype(np.uint64) << np.uint64(place * width)
@@ -66,11 +65,9 @@ def _run(symbols: np.ndarray, width: int) -> bytes:
 
 
 def _integers(packed: np.ndarray, n: int, width: int) -> np.ndarray:
-    padded = np.zeros(size(n) * width, np.uint8)
-    padded[: packed.size] = packed
-    words = np.zeros((size(n), 8), np.uint8)
-    words[:, :width] = padded.reshape(-1, width)
+    padded = np.pad(packed, (0, size(n) * width - packed.size)).reshape(-1, width)
+    words = np.pad(padded, ((0, 0), (0, 8 - width))).view("<u8").reshape(-1)
     symbols = np.empty((size(n), 8), np.uint8)
     for place in range(8):
-        symbols[:, place] = words.view("<u8")[:, 0] >> np.uint64(place * width) & np.uint64(2**width - 1)
+        symbols[:, place] = words >> np.uint64(place * width) & np.uint64(2**width - 1)
     return symbols.reshape(-1)[:n]

@@ -130,12 +130,7 @@ class FedZip(Method[Metered]):
 
 
 def prefix_lengths(counts: Sequence[int] | np.ndarray) -> list[int]:
-    """Bits of each symbol in the best prefix code (Huffman, 1952), for symbols that occur so often; one alone takes 0.
-
-    ValueError where a count is not positive.
-    """
-    if not len(counts) or min(counts) < 1:
-        raise ValueError(f"counts: {list(counts)}, expected positive numbers")
+    """Bits of each symbol in the best prefix code (Huffman, 1952), by how often they occur; one alone takes 0."""
     lengths = [0] * len(counts)
     heap = [(int(count), place, [place]) for place, count in enumerate(counts)]
     heapq.heapify(heap)

@@ -46,14 +46,14 @@ class SignSGD(UpdateCodec[None]):
     @override
     def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
         signs, scales = sections
-        return scaled(unpack_signs(signs, count(self.task.weights)), scales, self.task)
+        return scale_layers(unpack_signs(signs, count(self.task.weights)), scales, self.task)
 
     @override
     def sizes(self, upload: Buffer) -> Sizes:
         return Sizes(count(self.task.weights) + 32.0 * len(self.task.weights))
 
 
-def scaled(u: Tensor, section: memoryview, task: Task) -> Tensor:
+def scale_layers(u: Tensor, section: memoryview, task: Task) -> Tensor:
     """u [d], in place, each layer times its scale. PayloadError: scales that cannot be read, or are below 0."""
     (scales,) = floats.decode(section, [(len(task.weights),)], ["scales"])
     if (scales < 0).any():
@@ -89,7 +89,7 @@ class SignVote(UpdateCodec[None]):
             votes += tensors["u"]
             mean.add(tensors, samples)
         moved = votes.sign() if self.vote == "majority" else votes / len(uploads.accepted)
-        return self.moved(state, self.step * moved.float(), mean.value())
+        return self.move(state, self.step * moved.float(), mean.value())
 
     @override
     def sizes(self, upload: Buffer) -> Sizes:

@@ -21,7 +21,7 @@ from typing_extensions import override
 from fedlib.core.method import Local, Sizes
 from fedlib.core.plan import count, layer_of_each_entry, layers
 from fedlib.core.uploads import Buffer
-from fedlib.methods.baselines.signsgd import scaled
+from fedlib.methods.baselines.signsgd import scale_layers
 from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
 from fedlib.wire import entropy, floats
@@ -49,7 +49,7 @@ class TernGrad(UpdateCodec[None]):
     def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
         task, (symbols, scales) = self.task, sections
         u = torch.from_numpy(entropy.decode(symbols, count(task.weights), 3, layer_of_each_entry(task.weights)))
-        return scaled(u.float().sub_(1), scales, task)
+        return scale_layers(u.float().sub_(1), scales, task)
 
     @override
     def sizes(self, upload: Buffer) -> Sizes:
