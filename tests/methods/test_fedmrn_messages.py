@@ -12,9 +12,11 @@ from common import range_coded
 from fedmrn_references import (
     LAYERS,
     begun_at,
+    cnn4_task,
     each_mask,
     flat,
     fresh,
+    noise_images,
     of,
     plain_update,
     received,
@@ -27,27 +29,15 @@ from torch import Tensor, nn
 
 from fedlib import rng
 from fedlib.core.method import Local
-from fedlib.core.plan import Plan, Samples
-from fedlib.core.task import Task
+from fedlib.core.plan import Plan
 from fedlib.core.uploads import NoUpdate
 from fedlib.errors import PayloadError
 from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedmrn import FedMRN
-from fedlib.models.registry import build
 from fedlib.rng import Rng
 from fedlib.wire import container, entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@functools.cache
-def cnn4_task() -> Task:
-    return make_task(build("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1))
-
-
-def noise_images() -> Samples:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(6, 1, 28, 28, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
 # Sizes

@@ -9,12 +9,13 @@ import pytest
 import small_task
 import torch
 from fedmrn_references import (
-    LAYERS,
     MAGNITUDE,
     begun_at,
+    cnn4_task,
     each_mask,
     flat,
     fresh,
+    noise_images,
     of,
     perceptron_loss,
     plain_training,
@@ -23,8 +24,7 @@ from fedmrn_references import (
     uniform,
 )
 from jobs import MakeSpec, job_of, message_of, ran
-from small_task import CPU, begun, digits_task, make_task, served, state_of, train, trained, uploaded
-from torch.nn import functional
+from small_task import CPU, begun, digits_task, served, state_of, train, trained, uploaded
 from typing_extensions import override
 
 from fedlib.core import client
@@ -37,7 +37,6 @@ from fedlib.engines.vmapped import Stacked
 from fedlib.errors import SpecError
 from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedmrn import FedMRN
-from fedlib.models.registry import build as network
 from fedlib.rng import Rng
 from fedlib.runs import rounds
 from fedlib.wire import container
@@ -99,9 +98,7 @@ def test_07_with_tiny_progress_the_forward_is_that_of_the_clipped_update(mask: s
 
 @each_mask
 def test_12_base_weights_do_not_move(mask: str) -> None:
-    method = of(mask, make_task(network("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1)))
-    generator = torch.Generator().manual_seed(1)
-    shard = torch.randn(6, 1, 28, 28, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+    method, shard = of(mask, cnn4_task()), noise_images()
     local, task = begun(method, shard, Rng(0)), method.task
     w, n = local.frozen["w"].clone(), local.frozen["n"].clone()
     vectors = {name: local.trainable[name].detach().clone() for name in task.vectors}
@@ -138,21 +135,13 @@ def test_the_options_differ(mask: str) -> None:
 @each_mask
 def test_masking_after_training_trains_like_fedavg_and_uploads_like_sm(mask: str) -> None:
     method, place = of(mask, masking="after"), Rng(6)
-    task, (x, y) = method.task, method.task.shard(0)
-    local = trained(method, (x, y), place)
+    task, shard = method.task, method.task.shard(0)
+    local = trained(method, shard, place)
     u, n = local.trainable["u"].detach(), local.frozen["n"]
-    w = [task.initial()[name].clone().requires_grad_() for name in LAYERS]
-    optimizer, order = torch.optim.SGD(w, lr=task.plan.lr), place.child("order").torch()
-    for _ in range(task.plan.epochs):
-        for batch in torch.randperm(len(y), generator=order).split(task.plan.batch):
-            optimizer.zero_grad()
-            logits = functional.linear(functional.linear(x[batch].flatten(1), w[0]).relu(), w[1])
-            torch.autograd.backward(functional.cross_entropy(logits, y[batch]))
-            optimizer.step()
-    expected = torch.cat([v.detach().flatten() for v in w]) - flat(task.initial())
-    torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)
+    expected = small_task.plain_training(task.network, shard, task.plan, place)
+    torch.testing.assert_close(u, flat(expected) - flat(task.initial()), rtol=1e-5, atol=1e-6)
     other = dataclasses.replace(method, noise="gauss")
-    assert trained(other, (x, y), place).trainable["u"].equal(u), "whatever the noise"
+    assert trained(other, shard, place).trainable["u"].equal(u), "whatever the noise"
     found = received(method, method.upload(local, task.held(0), place))
     assert int((found != plain_update(u, n, 1.0, fresh(place), mask, "sm")).sum()) <= 2
     assert set((found / n).tolist()) == ({-1.0, 1.0} if mask == "signed" else {0.0, 1.0})

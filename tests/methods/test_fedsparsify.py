@@ -287,20 +287,20 @@ def made(
 MASK = [1, 0, 1, 1, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("bad", "complaint"),
-    [
-        (made(MASK, [0.5, -0.25, 2]), "3 weights, but 4 are left"),
-        (made(MASK, [0.5, -0.25, 2, -1, 1]), "5 weights, but 4 are left"),
-        (made([0, 1, 0, 0, 1, 0], [0.5, -0.25, 2, -1]), "4 weights, but 2 are left"),
-        (made(MASK, [0.5, math.nan, 2, -1]), "weights: value 1 is nan"),
-        (made(MASK, [0.5, 1, math.inf, -1]), "weights: value 2 is inf"),
-        (made(MASK, [0.5, -0.25, 2, -1], bytes(4)), "section 2: 4 bytes, the model allows at most 0"),
-        (made(MASK * 2, [0.5, -0.25, 2, -1]), "expected 1 for 6 entries|altered|counts"),
-        (made(MASK, [0.5, -0.25, 2, -1], method=FedSparsify().bind(TASK)), "other settings"),
-        (made(MASK, [1, 2, 3, 4], way="up"), "'fedsparsify.up', expected 'fedsparsify.down'"),
-    ],
-)
+BAD = [
+    (made(MASK, [0.5, -0.25, 2]), "3 weights, but 4 are left"),
+    (made(MASK, [0.5, -0.25, 2, -1, 1]), "5 weights, but 4 are left"),
+    (made([0, 1, 0, 0, 1, 0], [0.5, -0.25, 2, -1]), "4 weights, but 2 are left"),
+    (made(MASK, [0.5, math.nan, 2, -1]), "weights: value 1 is nan"),
+    (made(MASK, [0.5, 1, math.inf, -1]), "weights: value 2 is inf"),
+    (made(MASK, [0.5, -0.25, 2, -1], bytes(4)), "section 2: 4 bytes, the model allows at most 0"),
+    (made(MASK * 2, [0.5, -0.25, 2, -1]), "expected 1 for 6 entries|altered|counts"),
+    (made(MASK, [0.5, -0.25, 2, -1], method=FedSparsify().bind(TASK)), "other settings"),
+    (made(MASK, [1, 2, 3, 4], way="up"), "'fedsparsify.up', expected 'fedsparsify.down'"),
+]
+
+
+@pytest.mark.parametrize(("bad", "complaint"), BAD, ids=[complaint for _, complaint in BAD])
 def test_broadcasts_that_nobody_sends_are_refused(bad: bytes, complaint: str) -> None:
     """The suite of malformed messages has many more."""
     assert made(MASK, [0.5, -0.25, 2, -1]) == broadcast(HALF, MODEL)

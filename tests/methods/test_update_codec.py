@@ -286,7 +286,9 @@ REFUSED["eden"] = REFUSED["drive"]
 EVERY = [(name, *case) for name, cases in REFUSED.items() for case in cases]
 
 
-@pytest.mark.parametrize(("name", "index", "part", "complaint"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "index", "part", "complaint"), EVERY, ids=[f"{name}: {text}" for name, *_, text in EVERY]
+)
 def test_what_is_refused_is_named(name: str, index: int, part: bytes, complaint: str) -> None:
     method = MEANS[name].bind(layers_task((2, 2), (1, 13)))
     parts = [memoryview(good) for good in GOOD[name]]
