@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import Plan, Tensors, count, layers
+from fedlib.core.plan import Plan, Tensors, layers
 
 OPTIMIZERS = ("sgd", "adam")
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam: Kingma, Ba, ICLR 2015, the values of its Algorithm 1
@@ -28,8 +28,10 @@ def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> T
     shapes = {f"{which} {name}": t.shape for which in orders for name, t in trainable.items()}
     if plan.optimizer == "adam":
         shapes["steps"] = torch.Size([])
-    vector = torch.frombuffer(bytearray(kept or bytes(4 * count(shapes))), dtype=torch.float32)
-    vector = vector.to(next(iter(trainable.values())).device)
+    where = next(iter(trainable.values())).device
+    if not kept:
+        return {name: torch.zeros(shape, device=where) for name, shape in shapes.items()}
+    vector = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(where)
     return {name: tensor.clone() for name, tensor in layers(vector, shapes).items()}
 
 

@@ -1,12 +1,12 @@
 """DRIVE and one-bit EDEN: messages worked by hand and in integers, the known error of one bit, and that both agree."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from common import sylvester
+from jobs import MakeSpec
 from small_task import CPU, ONE, coded, layers_task, make_task, noise, served, uploaded
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from fedlib.errors import PayloadError
 from fedlib.methods.baselines.drive import CENTROIDS, Drive, Eden, quantised
 from fedlib.rng import Rng
 from fedlib.runs import build
-from fedlib.runs.spec import Spec
 from fedlib.wire import container, rotation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,7 +154,7 @@ def test_zero_update_is_scale_zero(codec: Codec) -> None:
 
 
 @both
-def test_upload_in_bytes(codec: Codec, tiny: Callable[..., Spec]) -> None:
+def test_upload_in_bytes(codec: Codec, tiny: MakeSpec) -> None:
     """4,736 weights in 8,192 bits; one layer with biases: 3 weights in 4 bits, 3 biases in 12 bytes."""
     task = build.task(tiny(), CPU)
     method = codec.bind(task)

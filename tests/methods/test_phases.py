@@ -1,11 +1,12 @@
 """Local training in phases, and samples held out: a method made for the test, in all engines."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from jobs import CPU, MakeSpec
 from typing_extensions import override
 
 from fedlib.core import client
@@ -19,9 +20,6 @@ from fedlib.methods.fedavg import FedAvg
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
-
-CPU = torch.device("cpu")
-MakeSpec = Callable[..., Spec]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import MakeSpec
 from small_task import (
     CPU,
     ONE,
@@ -40,7 +40,6 @@ from fedlib.methods.baselines.signsgd import SignSGD, SignVote
 from fedlib.methods.fedavg import FedAvg
 from fedlib.rng import Rng
 from fedlib.runs import build, record, rounds
-from fedlib.runs.spec import Spec
 from fedlib.wire import bits, container, floats
 
 each_vote = pytest.mark.parametrize("vote", ["majority", "mean"])
@@ -121,7 +120,7 @@ def test_round_worked_by_hand() -> None:
         assert found == pytest.approx([v / 30 for v in expected], rel=1e-6)
 
 
-def test_upload_on_digits_is_a_27th_of_fedavg_s(tiny: Callable[..., Spec]) -> None:
+def test_upload_on_digits_is_a_27th_of_fedavg_s(tiny: MakeSpec) -> None:
     task = build.task(tiny(), CPU)
     upload = uploaded(SignSGD().bind(task), task.shard(0), Rng(0))
     assert container.section_sizes(upload) == (592, 8, 0)
@@ -214,7 +213,7 @@ def test_signs_of_a_vote_are_those_of_signsgd() -> None:
 
 
 @each_vote
-def test_every_weight_moves_by_the_step_at_most(tiny: Callable[..., Spec], tmp_path: Path, vote: str) -> None:
+def test_every_weight_moves_by_the_step_at_most(tiny: MakeSpec, tmp_path: Path, vote: str) -> None:
     spec = tiny(method="signvote", hyper={"vote": vote, "step": 0.01}, cohort=5, rounds=6, evaluate_every=1)
     found = record.stable(rounds.run(spec, InProcess(CPU), root=tmp_path))
     assert found["final"]["accuracy"] > 0.7
@@ -234,6 +233,6 @@ def test_bad_settings_are_named(values: dict[str, Any]) -> None:
         registry.make("signvote", values)
 
 
-def test_a_vote_has_no_error_feedback(tiny: Callable[..., Spec]) -> None:
+def test_a_vote_has_no_error_feedback(tiny: MakeSpec) -> None:
     with pytest.raises(SpecError, match=r"feedback: True .* signvote"):
         tiny(method="signvote", feedback=True)
