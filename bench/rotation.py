@@ -15,6 +15,7 @@ from time import process_time
 from typing import Any
 
 import torch
+from fedlib.methods.baselines.eden import Eden
 from local_training import spec
 from report import save
 from torch import Tensor
@@ -22,7 +23,6 @@ from torch import Tensor
 from fedlib.core.method import Local
 from fedlib.core.task import Task
 from fedlib.methods.baselines.drive import Drive
-from fedlib.methods.baselines.eden import Eden
 from fedlib.rng import Rng
 from fedlib.runs import build
 from fedlib.wire import rotation

@@ -1,10 +1,12 @@
-"""What the tests of several folders use: the repository's root, a mark, memory at its peak, tensors by their hash."""
+"""What the tests of several folders use: the repository's root, a mark, memory at its peak, tensors by their hash,
+Hadamard matrices."""
 
 import hashlib
 import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -28,3 +30,8 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """The start of the SHA-256 of float32 entries, little-endian: the same on every machine where the entries are."""
     content = b"".join(tensor.detach().numpy().astype("<f4").tobytes() for tensor in tensors)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def sylvester(n: int) -> np.ndarray:
+    """Entry (i, j) of H is -1 to the number of ones that the binary forms of i and j share."""
+    return np.array([[(-1) ** (i & j).bit_count() for j in range(n)] for i in range(n)])

@@ -1,28 +1,42 @@
 """FedMRN written entry by entry, in loops of Python, from its specification; it shares the random draws alone."""
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from small_task import begun, digits_task, served
+from small_task import begun, digits_task, make_task, served
 from torch import Tensor
 from torch.nn import functional
 
 from fedlib import rng
 from fedlib.core.method import Local
-from fedlib.core.plan import Tensors
+from fedlib.core.plan import Plan, Samples, Tensors
 from fedlib.core.task import Task
 from fedlib.methods.fedmrn import FedMRN
+from fedlib.models.registry import build
 from fedlib.rng import Rng
 
 MAGNITUDE = {"binary": 0.05, "signed": 0.025}
+each_mask = pytest.mark.parametrize("mask", ["binary", "signed"])
 LAYERS = {"1.weight": torch.Size([64, 64]), "3.weight": torch.Size([10, 64])}  # of the perceptron, d = 4,736
 
 
 def of(mask: str = "binary", task: Task | None = None, **options: Any) -> FedMRN:
     settings: dict[str, Any] = {"mask": mask, "magnitude": MAGNITUDE[mask], **options}
     return FedMRN(**settings).bind(task or digits_task())
+
+
+@functools.cache
+def cnn4_task() -> Task:
+    return make_task(build("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1))
+
+
+def noise_images() -> Samples:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(6, 1, 28, 28, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
 def flat(model: Tensors) -> Tensor:

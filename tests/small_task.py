@@ -6,6 +6,8 @@ No data, and no partition worth the name: tests hand a client its samples.
 import copy
 import dataclasses
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from fedlib.core.plan import Plan, Samples, Tensors
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, Uploads
 from fedlib.data.partition import Partition
+from fedlib.methods.update_codec import UpdateCodec
 from fedlib.rng import Rng
 from fedlib.runs import build
 from fedlib.runs.spec import Spec
@@ -26,7 +29,11 @@ from fedlib.runs.spec import Spec
 CPU = torch.device("cpu")
 START = Rng(0)
 NONE: Samples = (torch.zeros(0), torch.zeros(0))
-ONE: Samples = (torch.ones(1, 1), torch.tensor([0]))  # x = 1 of class 0, for a linear layer
+# For `line_task`: x = 1 of class 0; three times x = 2 of class 1; weights of zero; what ends in no finite number
+ONE: Samples = (torch.ones(1, 1), torch.tensor([0]))
+THREE: Samples = (torch.full((3, 1), 2.0), torch.tensor([1, 1, 1]))
+ZERO = {"weight": torch.zeros(3, 1)}
+HUGE: Samples = (torch.full((1, 1), 1e30), torch.tensor([0]))
 
 
 def make_task(network: nn.Module, plan: Plan) -> Task:
@@ -37,6 +44,11 @@ def make_task(network: nn.Module, plan: Plan) -> Task:
 def layers_task(*shapes: tuple[int, ...], batch: int = 4) -> Task:
     """Tensors of zeros of the given shapes, called "0", "1" and so on, and nothing else."""
     return make_task(nn.ParameterList(torch.zeros(shape) for shape in shapes), Plan(epochs=1, batch=batch, lr=0.1))
+
+
+def line_task(lr: float = 0.3) -> Task:
+    """Three weights and no bias, in one step a client."""
+    return make_task(nn.Linear(1, 3, bias=False), Plan(epochs=1, batch=4, lr=lr))
 
 
 @functools.cache
@@ -65,8 +77,17 @@ def flat(model: Tensors, task: Task) -> Tensor:
     return torch.cat([model[name].flatten() for name in task.weights])
 
 
-def plain_training(network: nn.Module, shard: Samples, plan: Plan, rng: Rng) -> Tensors:
-    """What FedAvg's client computes, as anybody would write it with torch alone; the batches are those of `rng`."""
+def noise(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_training(
+    network: nn.Module, shard: Samples, plan: Plan, rng: Rng, alive: Mapping[str, Tensor] = MappingProxyType({})
+) -> Tensors:
+    """What FedAvg's client computes, as anybody would write it with torch alone; the batches are those of `rng`.
+
+    alive: 0 where a weight has been pruned, whose gradient is cut, and 1 elsewhere.
+    """
     network = copy.deepcopy(network).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=plan.lr)
     order = rng.child("order").torch()
@@ -76,6 +97,9 @@ def plain_training(network: nn.Module, shard: Samples, plan: Plan, rng: Rng) -> 
             index = permutation[start : start + plan.batch]
             optimizer.zero_grad()
             torch.autograd.backward(nn.functional.cross_entropy(network(shard[0][index]), shard[1][index]))
+            for name, parameter in network.named_parameters():
+                if name in alive and parameter.grad is not None:
+                    parameter.grad.mul_(alive[name])
             optimizer.step()
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
@@ -110,6 +134,23 @@ def uploaded(method: AnyMethod, shard: Samples, rng: Rng, model: Tensors | None 
     return method.upload(trained(method, shard, rng, model), NONE, rng)
 
 
+def sent(method: AnyMethod, u: Tensor, samples: int = 1, rng: Rng = START, model: Tensors | None = None) -> bytes:
+    """The upload of a client that has trained to the update `u` [d]."""
+    local = begun(method, (torch.zeros(samples), torch.zeros(samples)), rng, model)
+    local.trainable["u"] = u
+    return method.upload(local, NONE, rng)
+
+
 def served(method: AnyMethod, *messages: Buffer, model: Tensors | None = None) -> Tensors:
     """The new model."""
     return method.aggregate(state_of(method, model), Uploads(enumerate(messages))).model
+
+
+def coded(method: UpdateCodec[Any], u: Tensor, rng: Rng = START) -> list[memoryview]:
+    """An update's sections, as the server gets them."""
+    return [memoryview(bytes(part)) for part in method.encode(u, begun(method), rng)]
+
+
+def received(method: UpdateCodec[Any], u: Tensor, rng: Rng = START) -> Tensor:
+    """An update as the server sees it."""
+    return method.decode(coded(method, u, rng), None)

@@ -24,20 +24,20 @@ from fedlib.runs.spec import Spec
 ROOT = Path(__file__).parents[1]
 # Lines that one round may enter, by short run. Whoever needs more looks for the simpler design first.
 BUDGET = {
-    "fedavg": 650,
-    "drive": 700,
-    "eden fed back": 900,
+    "fedavg": 550,
+    "drive": 650,
+    "eden fed back": 650,
     "fedcompress": 1050,  # two phases, distillation at the server, and a score: the longest way of all
-    "feddq": 900,
+    "feddq": 800,
     "fedmrn": 650,
-    "fedpm": 900,
-    "fedpt": 900,
-    "fedsparsify": 900,
-    "fedzip": 900,
-    "signsgd": 700,
-    "signvote": 700,
+    "fedpm": 800,
+    "fedpt": 600,
+    "fedsparsify": 700,
+    "fedzip": 850,
+    "signsgd": 600,
+    "signvote": 600,
     "terngrad": 700,
-    "topk": 900,
+    "topk": 700,
 }
 
 

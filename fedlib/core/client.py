@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 
 from fedlib.core import optimizers
-from fedlib.core.loss import cross_entropy
 from fedlib.core.method import AnyMethod, Local, Phase
 from fedlib.core.plan import Samples, Tensors
-from fedlib.core.task import Task
+from fedlib.core.task import Task, cross_entropy
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
@@ -93,14 +92,11 @@ def walk(
             fit(method, phase, members)
     waiting = {member.client: member for member in members}
     for client in clients:
-        yield client, failed[client] if client in failed else answer(method, waiting.pop(client))
-
-
-def answer(method: AnyMethod, member: Member) -> Upload:
-    try:
-        return finish(method, member)
-    except PayloadError as error:
-        return error
+        try:
+            reply: Upload = failed[client] if client in failed else finish(method, waiting.pop(client))
+        except PayloadError as error:
+            reply = error
+        yield client, reply
 
 
 def begin(job: Job, message: bytes, round: int, client: int, memories: Memories) -> Member:
@@ -113,8 +109,8 @@ def enter(member: Member, number: int, phase: Phase) -> None:
     """Before a phase: in the first one the optimizer goes on from what the client kept, if it did; later anew."""
     if phase.prepare:
         phase.prepare(member.local, member.rng)
-    kept = member.memory if phase.plan.persistent and not number else None
-    member.moments = optimizers.moments(phase.plan, member.local.trainable, kept or b"")
+    kept = member.memory or b"" if phase.plan.persistent and not number else b""
+    member.moments = optimizers.moments(phase.plan, member.local.trainable, kept) if phase.plan.keeps else {}
     member.draws = member.rng.child("stage", number) if number else member.rng
 
 

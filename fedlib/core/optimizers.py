@@ -8,24 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlib.core.plan import Plan, Tensors
+from fedlib.core.plan import Plan, Tensors, layers
 
 OPTIMIZERS = ("sgd", "adam")
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam: Kingma, Ba, ICLR 2015, the values of its Algorithm 1
 
 
 def moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes = b"") -> Tensors:
-    """What the optimizer keeps between steps: nothing for plain SGD; with momentum one tensor a tensor; for Adam two,
-    and the count of steps.
+    """What the optimizer keeps between steps: with momentum one tensor a tensor; for Adam two, and the count of steps.
 
     kept: the bytes of earlier moments, to go on from; without them all is zero.
+    ValueError where a tensor's entries do not lie in memory in their order: torch's kernel for Adam would mix them up
+    without a word.
     """
-    return _moments(plan, trainable, kept) if plan.keeps else {}
-
-
-def _moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes) -> Tensors:
-    """ValueError where a tensor's entries do not lie in memory in their order: torch's kernel for Adam would mix them
-    up without a word."""
     strided = [name for name, t in trainable.items() if not t.is_contiguous()]
     if strided:
         raise ValueError(f"{strided[0]}: strides {trainable[strided[0]].stride()}; call contiguous() on it first")
@@ -36,9 +31,8 @@ def _moments(plan: Plan, trainable: Mapping[str, Tensor], kept: bytes) -> Tensor
     where = next(iter(trainable.values())).device
     if not kept:
         return {name: torch.zeros(shape, device=where) for name, shape in shapes.items()}
-    flat = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(where)
-    parts = flat.split([shape.numel() for shape in shapes.values()])
-    return {name: part.view(shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    vector = torch.frombuffer(bytearray(kept), dtype=torch.float32).to(where)
+    return {name: tensor.clone() for name, tensor in layers(vector, shapes).items()}
 
 
 def packed(state: Tensors) -> bytes:

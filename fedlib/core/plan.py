@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,25 @@ Samples = tuple[Tensor, Tensor]  # x [n, ...], y [n, ...]
 Shapes = Mapping[str, torch.Size]
 
 
-def count(shapes: Mapping[str, torch.Size]) -> int:
+def count(shapes: Shapes) -> int:
     """Entries of all tensors together."""
     return sum(shape.numel() for shape in shapes.values())
+
+
+def flat(tensors: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
+    """Those of the tensors that have a shape here, in the order of the shapes, as one vector [d]."""
+    return torch.cat([tensors[name].flatten() for name in shapes])
+
+
+def layers(vector: Tensor, shapes: Shapes) -> Tensors:
+    """The inverse: a vector [d] as tensors by name (views)."""
+    parts = vector.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def layer_of_each_entry(shapes: Shapes) -> np.ndarray:
+    """Number of the layer that each of the d entries belongs to."""
+    return np.repeat(np.arange(len(shapes)), [shape.numel() for shape in shapes.values()])
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlib.core.loss import cross_entropy
 from fedlib.core.plan import Plan, Samples, Tensors
 from fedlib.data import partition
+from fedlib.data.text import NO_LABEL
 from fedlib.rng import Rng
 
 
@@ -68,6 +68,11 @@ class Task:
     def tensors(self) -> dict[str, torch.Size]:
         """All tensors of the model that may change: weights, vectors, statistics."""
         return self.weights | self.vectors | self.statistics
+
+    @property
+    def others(self) -> dict[str, torch.Size]:
+        """All that is not a weight."""
+        return self.vectors | self.statistics
 
     def initial(self) -> Tensors:
         """The model before the first round, on the CPU (where the server works)."""
@@ -122,3 +127,11 @@ class Task:
         for name in self.frozen:
             digest.update(name.encode() + self.network.get_parameter(name).detach().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def cross_entropy(logits: Tensor, y: Tensor, reduction: str) -> Tensor:
+    """Of logits [n, classes] with labels [n]; of sequences [n, length, classes] with [n, length], where NO_LABEL does
+    not count."""
+    if logits.ndim == 2:
+        return nn.functional.cross_entropy(logits, y, reduction=reduction)
+    return nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction=reduction, ignore_index=NO_LABEL)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from torch import Tensor
-
+from fedlib.core.averaging import RunningMean
+from fedlib.core.plan import Shapes, Tensors
 from fedlib.errors import PayloadError
 
 Buffer = bytes | bytearray
-Update = tuple[dict[str, Tensor], int]  # tensors, and the number of training samples behind them
+Update = tuple[Tensors, int]  # tensors, and the number of training samples behind them
 log = logging.getLogger("fedlib")
 
 
@@ -52,3 +52,12 @@ class Uploads:
             yield update
         if not self.accepted:
             raise NoUpdate
+
+    def mean(
+        self, decode: Callable[[Buffer], Update], shapes: Shapes, weight: Callable[[int], int] | None = None
+    ) -> Tensors:
+        """The mean of what is read, weighted by the number of samples, or by `weight` of it. NoUpdate as of `read`."""
+        mean = RunningMean(shapes)
+        for tensors, samples in self.read(decode):
+            mean.add(tensors, weight(samples) if weight else samples)
+        return mean.value()

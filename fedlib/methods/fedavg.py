@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Draws, Local, Method, ServerState, train_model
-from fedlib.core.plan import Samples, Tensors
-from fedlib.core.uploads import Uploads
-from fedlib.methods.messages import pack_broadcast, pack_model, unpack_broadcast, unpack_model
+from fedlib.core.plan import Samples, Tensors, count
+from fedlib.core.uploads import Buffer, Update, Uploads
+from fedlib.methods.messages import pack_broadcast, pack_tensors, unpack_broadcast, unpack_tensors
 from fedlib.rng import Rng
+from fedlib.wire import container
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,15 @@ class FedAvg(Method[None]):
 
     @override
     def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
-        return pack_model(self, local.trainable | local.frozen, local.samples)
+        model = pack_tensors(local.trainable | local.frozen, self.task.tensors)
+        return container.pack("fedavg.up", self.fingerprint(), local.samples, [model])
 
     @override
     def aggregate(self, state: ServerState[None], uploads: Uploads) -> ServerState[None]:
-        mean = RunningMean(self.task.tensors)
-        for tensors, samples in uploads.read(lambda upload: unpack_model(self, upload)):
-            mean.add(tensors, samples)
-        return dataclasses.replace(state, model=mean.value())
+        return dataclasses.replace(state, model=uploads.mean(self.read, self.task.tensors))
+
+    def read(self, upload: Buffer) -> Update:
+        """The client's model. PayloadError: an upload that cannot be read."""
+        shapes = self.task.tensors
+        read = container.unpack(upload, "fedavg.up", self.fingerprint(), [4 * count(shapes)])
+        return unpack_tensors(read.sections[0], shapes), read.samples

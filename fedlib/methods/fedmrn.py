@@ -26,11 +26,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.method import Local, ServerState, Sizes
-from fedlib.core.plan import Samples, Shapes, Tensors, count
+from fedlib.core.plan import Samples, Shapes, Tensors, count, layer_of_each_entry
 from fedlib.core.settings import choice, number
 from fedlib.core.uploads import Buffer, Uploads
 from fedlib.methods.messages import pack_broadcast, pack_seed, positive, unpack_broadcast, unpack_seed
-from fedlib.methods.update_codec import Section, UpdateCodec, layer_of_each_entry, loss_at, start
+from fedlib.methods.update_codec import Section, UpdateCodec, loss_at, start
 from fedlib.rng import Rng, normal, signs, uniform
 from fedlib.wire import bits, entropy
 from fedlib.wire.contexts import BUCKETS, buckets
@@ -154,7 +154,7 @@ class FedMRN(UpdateCodec[float]):
 
     def contexts(self, n: Tensor, magnitude: float) -> np.ndarray:
         """Which entries share a model of the range coder [d]: those of one layer and of about the same |n|."""
-        return BUCKETS * layer_of_each_entry(self.task) + buckets(n.abs().numpy(), 4 * magnitude)
+        return BUCKETS * layer_of_each_entry(self.task.weights) + buckets(n.abs().numpy(), 4 * magnitude)
 
     @override
     def weight(self, samples: int) -> int:

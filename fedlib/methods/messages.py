@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fedlib.core.method import AnyMethod
 from fedlib.core.plan import Shapes, Tensors, count
-from fedlib.core.uploads import Buffer
 from fedlib.errors import PayloadError
-from fedlib.wire import container, floats
+from fedlib.wire import bits, container, floats
 
 NO_MORE: Shapes = {}
 
@@ -41,6 +40,16 @@ def unpack_seed(section: memoryview) -> int:
     return int.from_bytes(section, "little")
 
 
+def pack_signs(u: Tensor) -> bytes:
+    """One bit an entry [d], which is 1 from zero on."""
+    return bits.pack((u >= 0).cpu().numpy())
+
+
+def unpack_signs(section: memoryview, d: int) -> Tensor:
+    """The inverse: -1 or +1 [d] on the CPU. PayloadError."""
+    return torch.from_numpy(bits.unpack(section, d)).float().mul_(2).sub_(1)
+
+
 def pack_broadcast(method: AnyMethod, model: Mapping[str, Tensor], more: Shapes = NO_MORE) -> bytes:
     """The whole model in full precision, or as the run's other method writes it; and more tensors."""
     task = method.task
@@ -60,35 +69,26 @@ def unpack_broadcast(method: AnyMethod, message: bytes, more: Shapes = NO_MORE) 
         model, rest = container.unpack(message, kind, fingerprint, limits).sections
         return method.writer.read_model(model) | unpack_tensors(rest, more)
     shapes = {**task.tensors, **more}
-    arrays, _ = _checked_broadcast(message, kind, fingerprint, tuple(shapes.items()))
+    arrays = _checked(message, kind, fingerprint, tuple(shapes.items()))
     return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}
 
 
-def pack_model(method: AnyMethod, tensors: Mapping[str, Tensor], samples: int) -> bytes:
-    """An upload of the whole model in full precision."""
-    sections = [pack_tensors(tensors, method.task.tensors)]
-    return container.pack(f"{method.name}.up", method.fingerprint(), samples, sections)
-
-
-def unpack_model(method: AnyMethod, upload: Buffer) -> tuple[Tensors, int]:
-    """The inverse: tensors and sample count. PayloadError for any other message."""
-    shapes = method.task.tensors
-    arrays, samples = _checked(upload, f"{method.name}.up", method.fingerprint(), tuple(shapes.items()))
-    return {name: torch.tensor(array) for name, array in zip(shapes, arrays, strict=True)}, samples
-
-
+@functools.lru_cache(maxsize=1)  # all clients of a process read the same broadcast, one after the other
 def _checked(
-    message: Buffer, kind: str, fingerprint: bytes, shapes: tuple[tuple[str, torch.Size], ...]
-) -> tuple[list[np.ndarray], int]:
+    message: bytes, kind: str, fingerprint: bytes, shapes: tuple[tuple[str, torch.Size], ...]
+) -> list[np.ndarray]:
     names, sizes = [name for name, _ in shapes], [shape for _, shape in shapes]
-    read = container.unpack(message, kind, fingerprint, [4 * sum(size.numel() for size in sizes)])
-    return floats.decode(read.sections[0], sizes, names), read.samples
-
-
-# All clients of a process read the same broadcast, one after the other: it is checked once.
-_checked_broadcast = functools.lru_cache(maxsize=1)(_checked)
+    (section,) = container.unpack(message, kind, fingerprint, [4 * count(dict(shapes))]).sections
+    return floats.decode(section, sizes, names)
 
 
 def positive(x: Tensor) -> Tensor:
     """1 where x > 0 and 0 elsewhere, as floats: on a CPU many times faster than comparisons and torch.where."""
     return torch.sign(torch.relu(x))
+
+
+def largest(values: Tensor, number: int) -> Tensor:
+    """The values, all but the `number` largest by magnitude set to zero."""
+    vector = values.flatten()
+    kept = torch.topk(vector.abs(), min(number, len(vector))).indices
+    return torch.zeros_like(vector).index_copy_(0, kept, vector[kept]).view_as(values)

@@ -6,12 +6,10 @@ from typing import Any
 
 from fedlib.core.method import AnyMethod, AnyWriter
 from fedlib.errors import SpecError, require_mapping, require_name
-from fedlib.methods.baselines.drive import Drive
-from fedlib.methods.baselines.eden import Eden
+from fedlib.methods.baselines.drive import Drive, Eden
 from fedlib.methods.baselines.fedsparsify import FedSparsify
 from fedlib.methods.baselines.fedzip import FedZip
-from fedlib.methods.baselines.signsgd import SignSGD
-from fedlib.methods.baselines.signvote import SignVote
+from fedlib.methods.baselines.signsgd import SignSGD, SignVote
 from fedlib.methods.baselines.terngrad import TernGrad
 from fedlib.methods.baselines.topk import TopK
 from fedlib.methods.fedavg import FedAvg
@@ -60,6 +58,6 @@ def make_writer(method: str, downlink: dict[str, Any]) -> AnyWriter:
         raise SpecError(f"downlink: {method} has a broadcast of its own; allowed with {', '.join(plain)}")
     settings, writer = downlink.get("hyper", {}), WRITERS[str(name)]
     require_mapping(f"downlink.hyper of {name}", settings, writer.defaults())
-    found = writer(**settings)
-    found.check_writer()
-    return found
+    made = writer(**settings)
+    made.check_writer()
+    return made

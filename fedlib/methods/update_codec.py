@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Draws, Local, Method, Own, ServerState
-from fedlib.core.plan import Samples, Shapes, Tensors, count
+from fedlib.core.plan import Samples, Shapes, Tensors, count, flat, layers
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError
@@ -68,62 +67,46 @@ class UpdateCodec(Method[Own], Generic[Own]):
     @override
     def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
         coded = self.encode(finite(local.trainable["u"]), local, rng)
-        full = pack_tensors(local.trainable | local.frozen, others(self.task))
+        full = pack_tensors(local.trainable | local.frozen, self.task.others)
         return container.pack(f"{self.name}.up", self.fingerprint(), local.samples, [*coded, full])
 
     @override
     def aggregate(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
         """w + sum_k omega_k u_k, and the mean of the rest."""
-        mean = RunningMean({"u": torch.Size([count(self.task.weights)])} | others(self.task))
-        for tensors, samples in uploads.read(lambda upload: self.read(upload, state.own)):
-            mean.add(tensors, self.weight(samples))
-        average = mean.value()
-        updates = layers(average.pop("u"), self.task)
-        model = {name: state.model[name] + update for name, update in updates.items()} | average
-        return dataclasses.replace(state, model=model)
+        shapes = {"u": torch.Size([count(self.task.weights)])} | self.task.others
+        average = uploads.mean(lambda upload: self.read(upload, state.own), shapes, self.weight)
+        return self.move(state, average.pop("u"), average)
+
+    def move(self, state: ServerState[Own], step: Tensor, others: Tensors) -> ServerState[Own]:
+        """The weights moved by a step [d], beside all else as it has become."""
+        steps = layers(step, self.task.weights)
+        return dataclasses.replace(state, model={name: state.model[name] + steps[name] for name in steps} | others)
 
     def read(self, upload: Buffer, own: Own) -> Update:
         """The update [d] under the name `u`, what travelled in full precision, and the sample count."""
         most = 64 + 4 * count(self.task.weights)  # no method sends more for a part; `decode` knows the exact size
-        limits = [most] * (len(self.sections) - 1) + [4 * count(others(self.task))]
+        limits = [most] * (len(self.sections) - 1) + [4 * count(self.task.others)]
         read = container.unpack(upload, f"{self.name}.up", self.fingerprint(), limits)
-        return {"u": self.decode(read.sections[:-1], own)} | unpack_tensors(read.sections[-1], others(self.task)), (
-            read.samples
-        )
+        *coded, full = read.sections
+        return {"u": self.decode(coded, own)} | unpack_tensors(full, self.task.others), read.samples
 
     @override
     def sent(self, upload: Buffer, local: Local) -> Tensor:
         return self.read(upload, self.own_of(local))[0]["u"]
 
 
-def others(task: Task) -> dict[str, torch.Size]:
-    """All that is not a weight."""
-    return task.vectors | task.statistics
-
-
 def start(task: Task, model: Tensors, samples: int, more: Shapes = NO_MORE) -> Local:
     """Trained are `u` = 0 and the vectors; frozen are `w` [d], the statistics, and more of the model's tensors."""
     frozen = {name: model[name].to(task.device) for name in (*task.statistics, *more)}
-    frozen["w"] = torch.cat([model[name].flatten() for name in task.weights]).to(task.device)
+    frozen["w"] = flat(model, task.weights).to(task.device)
     trainable = {"u": torch.zeros_like(frozen["w"])} | {name: model[name].to(task.device) for name in task.vectors}
     return Local({name: tensor.requires_grad_() for name, tensor in trainable.items()}, frozen, samples)
-
-
-def layers(flat: Tensor, task: Task) -> Tensors:
-    """A vector [d] as the weights' tensors by name (views)."""
-    parts = flat.split([shape.numel() for shape in task.weights.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(task.weights.items(), parts, strict=True)}
-
-
-def layer_of_each_entry(task: Task) -> np.ndarray:
-    """Number of the layer that each of the d weights belongs to."""
-    return np.repeat(np.arange(len(task.weights)), [shape.numel() for shape in task.weights.values()])
 
 
 def loss_at(task: Task, effective: Tensor, trainable: Tensors, frozen: Tensors, batch: Samples) -> Tensor:
     """Loss of the network with the weights `effective` [d]."""
     rest = {name: trainable[name] for name in task.vectors} | {name: frozen[name] for name in task.statistics}
-    return task.loss(layers(effective, task) | rest, batch)
+    return task.loss(layers(effective, task.weights) | rest, batch)
 
 
 def finite(u: Tensor) -> Tensor:

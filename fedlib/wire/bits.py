@@ -9,7 +9,6 @@ import numpy as np
 from fedlib.errors import PayloadError
 
 WIDEST = 16
-_BLOCK = 2**17  # integers at a time: their bytes stay in the cache
 
 
 def size(n: int, width: int = 1) -> int:
@@ -56,38 +55,19 @@ def _check_width(width: int) -> None:
         raise ValueError(f"width: {width}, expected 1 to {WIDEST}")
 
 
-def _steps(width: int) -> list[tuple[np.uint64, np.uint64, np.uint64]]:
-    """Eight integers, a byte each in a word of 64 bits, become a run of 8 * width bits in three steps, each of which
-    moves every second field down to its neighbour: (mask of those that stay, shift of the others, mask of these)."""
-    found = []
-    for field, lane in ((width, 8), (2 * width, 16), (4 * width, 32)):
-        stay = sum(((1 << field) - 1) << at for at in range(0, 64, 2 * lane))
-        found.append((np.uint64(stay), np.uint64(lane - field), np.uint64(stay << field & (1 << 64) - 1)))
-    return found
-
-
 def _run(symbols: np.ndarray, width: int) -> bytes:
-    steps, parts = _steps(width), []
-    for start in range(0, symbols.size, _BLOCK):
-        block = symbols[start : start + _BLOCK]
-        if block.size % 8:
-            block = np.concatenate([block, np.zeros(-block.size % 8, np.uint8)])
-        words = block.view("<u8")
-        for stay, shift, moved in steps:
-            words = (words & stay) | ((words >> shift) & moved)
-        parts.append(words.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
-    return b"".join(parts)[: size(symbols.size, width)]
+    """Integers of at most 8 bits: eight of them are `width` bytes, and lie in one word of 64 bits."""
+    padded = np.pad(symbols, (0, -symbols.size % 8))
+    words = np.zeros(padded.size // 8, "<u8")
+    for place in range(8):
+        words |= padded[place::8].astype(np.uint64) << np.uint64(place * width)
+    return words.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()[: size(symbols.size, width)]
 
 
 def _integers(packed: np.ndarray, n: int, width: int) -> np.ndarray:
-    octets = -(-n // 8)
-    if packed.size < octets * width:
-        packed = np.concatenate([packed, np.zeros(octets * width - packed.size, np.uint8)])
-    words, steps = np.zeros((octets, 8), np.uint8), _steps(width)[::-1]
-    words[:, :width] = packed.reshape(octets, width)
-    fields = words.view("<u8").reshape(-1)
-    for start in range(0, octets, _BLOCK // 8):
-        block = fields[start : start + _BLOCK // 8]
-        for stay, shift, moved in steps:
-            block[:] = (block & stay) | ((block & moved) << shift)
-    return words.reshape(-1)[:n]
+    padded = np.pad(packed, (0, size(n) * width - packed.size)).reshape(-1, width)
+    words = np.pad(padded, ((0, 0), (0, 8 - width))).view("<u8").reshape(-1)
+    symbols = np.empty((size(n), 8), np.uint8)
+    for place in range(8):
+        symbols[:, place] = words >> np.uint64(place * width) & np.uint64(2**width - 1)
+    return symbols.reshape(-1)[:n]

@@ -11,8 +11,7 @@ The padding brings the first section to a multiple of four bytes, so that float3
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,16 +28,11 @@ _PREFIX = len(_MAGIC) + 2  # magic, version, kind length
 _CRC = struct.Struct("<I")
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message that passed every check. `samples` counts training samples (0 in a broadcast).
+class Message(NamedTuple):
+    """A message that passed every check."""
 
-    `sections` are read-only views of the message, not copies.
-    """
-
-    kind: str
-    samples: int
-    sections: tuple[memoryview, ...]
+    samples: int  # training samples behind an upload, 0 for a broadcast
+    sections: tuple[memoryview, ...]  # read-only views of the message, not copies
 
 
 def pack(
@@ -92,7 +86,7 @@ def unpack(data: bytes | bytearray | memoryview, kind: str, fingerprint: bytes, 
     for index, ((start, end), limit) in enumerate(zip(bounds, limits, strict=True)):
         if end - start > limit:
             raise PayloadError(f"section {index}: {end - start} bytes, the model allows at most {limit}")
-    return Message(kind, samples, tuple(view[start:end] for start, end in bounds))
+    return Message(samples, tuple(view[start:end] for start, end in bounds))
 
 
 def section_sizes(data: bytes | bytearray | memoryview) -> tuple[int, ...]:

@@ -101,8 +101,6 @@ class Parts:
 
     def symbols(self, n: int, alphabet: int, tensor: int) -> np.ndarray:
         """The next symbols, as `framed` wrote them."""
-        if self.start + _LENGTH.size > len(self.section):
-            raise PayloadError(f"{self.name}: {len(self.section)} bytes end before tensor {tensor}")
         (length,) = _LENGTH.unpack(self.take(_LENGTH.size, tensor))
         return decode(self.take(length, tensor), n, alphabet)
 

@@ -6,8 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
-from small_task import CPU, ONE, convolutional, images, make_task, plain_training, served, state_of, uploaded
+from jobs import MakeSpec
+from small_task import (
+    CPU,
+    HUGE,
+    ONE,
+    THREE,
+    ZERO,
+    convolutional,
+    images,
+    line_task,
+    make_task,
+    plain_training,
+    served,
+    state_of,
+    uploaded,
+)
 from torch import nn
 
 from fedlib.core import client
@@ -18,7 +32,6 @@ from fedlib.errors import PayloadError
 from fedlib.methods.fedavg import FedAvg
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
-from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,14 +39,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def of(network: nn.Module, plan: Plan) -> FedAvg:
     return FedAvg().bind(make_task(network, plan))
-
-
-def linear(lr: float = 0.3) -> FedAvg:
-    """Three weights and no bias."""
-    return of(nn.Linear(1, 3, bias=False), Plan(epochs=1, batch=4, lr=lr))
-
-
-ZERO = {"weight": torch.zeros(3, 1)}  # of `linear`
 
 
 def assert_equal(found: Tensors, expected: Tensors, rtol: float = 1.3e-6, atol: float = 1e-5) -> None:
@@ -49,9 +54,8 @@ def test_round_worked_by_hand() -> None:
     Client B: three samples x = 2 of class 1:   0.3 (-1/3, 2/3, -1/3) 2 = (-0.2,  0.4, -0.2)
     Weighted by 1 : 3:                                                    (-0.1, 0.275, -0.175)
     """
-    method = linear()
-    a = uploaded(method, ONE, Rng(0), ZERO)
-    b = uploaded(method, (torch.full((3, 1), 2.0), torch.tensor([1, 1, 1])), Rng(1), ZERO)
+    method = FedAvg().bind(line_task())
+    a, b = (uploaded(method, shard, Rng(k), ZERO) for k, shard in enumerate((ONE, THREE)))
     for messages, expected in (
         ((a,), (0.2, -0.1, -0.1)),
         ((b,), (-0.2, 0.4, -0.2)),
@@ -119,7 +123,7 @@ def test_message_carries_every_tensor_and_little_else() -> None:
 
 def test_unusable_uploads_are_left_out_and_named() -> None:
     """The round goes on without them; the suite of malformed messages has many more."""
-    method = linear()
+    method = FedAvg().bind(line_task())
     good = uploaded(method, ONE, Rng(0), ZERO)
     altered = good[:-8] + bytes([good[-8] ^ 1]) + good[-7:]
     uploads = Uploads([(4, altered), (7, good), (2, good[:-1]), (1, PayloadError("diverged"))])
@@ -131,7 +135,7 @@ def test_unusable_uploads_are_left_out_and_named() -> None:
 
 def test_diverged_client_sends_nothing() -> None:
     with pytest.raises(PayloadError, match="weight"):
-        uploaded(linear(lr=1e30), (torch.full((1, 1), 1e30), torch.tensor([0])), Rng(0), ZERO)
+        uploaded(FedAvg().bind(line_task(lr=1e30)), HUGE, Rng(0), ZERO)
 
 
 def test_evaluation_uses_the_running_statistics() -> None:
@@ -149,16 +153,10 @@ def test_evaluation_uses_the_running_statistics() -> None:
     assert loss == pytest.approx(40 * float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
 
 
-SPEC = """
-{paper: fedmrn, profile: smoke, name: n, group: g, label: l, split: s, method: fedavg, hyper: {}, data: digits,
- model: mlp, partition: {kind: dirichlet, beta: 0.5, seed: 1}, clients: 8, cohort: 3, rounds: 2, epochs: 2, batch: 32,
- lr: 0.1, evaluate_every: 1, seed: 4}
-"""
-
-
-def test_whole_run_equals_a_plain_loop(tmp_path: Path) -> None:
+def test_whole_run_equals_a_plain_loop(tiny: MakeSpec, tmp_path: Path) -> None:
     """Two rounds through spec, engine and record; the plain loop shares the partition, the cohorts and the batches."""
-    spec = Spec.from_dict(YAML(typ="safe").load(SPEC))
+    skewed = {"kind": "dirichlet", "beta": 0.5, "seed": 1}
+    spec = tiny(partition=skewed, clients=8, cohort=3, rounds=2, epochs=2, evaluate_every=1, seed=4)
     record = rounds.run(spec, InProcess(CPU), root=tmp_path)
 
     task = build.task(spec, CPU)

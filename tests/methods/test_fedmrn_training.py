@@ -1,18 +1,21 @@
 """FedMRN's local training: properties 5 to 7, 12 and 15 of its specification (section 10), by number, all its options
-against a plain loop, and the engines for a GPU."""
+against a plain loop, the engines for a GPU, and a magnitude that falls from round to round."""
 
 import dataclasses
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import small_task
 import torch
 from fedmrn_references import (
-    LAYERS,
     MAGNITUDE,
     begun_at,
+    cnn4_task,
+    each_mask,
     flat,
     fresh,
+    noise_images,
     of,
     perceptron_loss,
     plain_training,
@@ -20,26 +23,27 @@ from fedmrn_references import (
     received,
     uniform,
 )
-from small_task import CPU, begun, digits_task, make_task, served, state_of, train, trained, uploaded
-from torch.nn import functional
+from jobs import MakeSpec, job_of, message_of, ran
+from small_task import CPU, begun, digits_task, served, state_of, train, trained, uploaded
 from typing_extensions import override
 
-from fedlib.core.method import AnyMethod, Draws
+from fedlib.core import client
+from fedlib.core.method import AnyMethod, Draws, Phase
 from fedlib.core.plan import Plan, Samples, Tensors
+from fedlib.core.uploads import Uploads
 from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import InProcess
 from fedlib.engines.vmapped import Stacked
+from fedlib.errors import SpecError
 from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedmrn import FedMRN
-from fedlib.models.registry import build as network
 from fedlib.rng import Rng
-from fedlib.runs import build
-from fedlib.runs.spec import Spec
+from fedlib.runs import rounds
+from fedlib.wire import container
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MASKINGS = ("psm", "sm", "pm", "after")
-each_mask = pytest.mark.parametrize("mask", ["binary", "signed"])
 each_masking = pytest.mark.parametrize("masking", MASKINGS)
 
 
@@ -94,15 +98,13 @@ def test_07_with_tiny_progress_the_forward_is_that_of_the_clipped_update(mask: s
 
 @each_mask
 def test_12_base_weights_do_not_move(mask: str) -> None:
-    method = of(mask, make_task(network("cnn4", 1, 28, 10, Rng(0)), Plan(epochs=1, batch=4, lr=0.1)))
-    generator = torch.Generator().manual_seed(1)
-    shard = torch.randn(6, 1, 28, 28, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+    method, shard = of(mask, cnn4_task()), noise_images()
     local, task = begun(method, shard, Rng(0)), method.task
     w, n = local.frozen["w"].clone(), local.frozen["n"].clone()
     vectors = {name: local.trainable[name].detach().clone() for name in task.vectors}
     train(method, local, shard, Rng(0))
     assert torch.equal(local.frozen["w"], w) and torch.equal(local.frozen["n"], n)
-    assert torch.equal(w, torch.cat([task.initial()[name].flatten() for name in task.weights]))
+    assert torch.equal(w, small_task.flat(task.initial(), task))
     assert local.trainable["u"].count_nonzero() > 300_000
     assert all(not torch.equal(local.trainable[name], before) for name, before in vectors.items()), "also BatchNorm"
 
@@ -133,21 +135,13 @@ def test_the_options_differ(mask: str) -> None:
 @each_mask
 def test_masking_after_training_trains_like_fedavg_and_uploads_like_sm(mask: str) -> None:
     method, place = of(mask, masking="after"), Rng(6)
-    task, (x, y) = method.task, method.task.shard(0)
-    local = trained(method, (x, y), place)
+    task, shard = method.task, method.task.shard(0)
+    local = trained(method, shard, place)
     u, n = local.trainable["u"].detach(), local.frozen["n"]
-    w = [task.initial()[name].clone().requires_grad_() for name in LAYERS]
-    optimizer, order = torch.optim.SGD(w, lr=task.plan.lr), place.child("order").torch()
-    for _ in range(task.plan.epochs):
-        for batch in torch.randperm(len(y), generator=order).split(task.plan.batch):
-            optimizer.zero_grad()
-            logits = functional.linear(functional.linear(x[batch].flatten(1), w[0]).relu(), w[1])
-            torch.autograd.backward(functional.cross_entropy(logits, y[batch]))
-            optimizer.step()
-    expected = torch.cat([v.detach().flatten() for v in w]) - flat(task.initial())
-    torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)
+    expected = small_task.plain_training(task.network, shard, task.plan, place)
+    torch.testing.assert_close(u, flat(expected) - flat(task.initial()), rtol=1e-5, atol=1e-6)
     other = dataclasses.replace(method, noise="gauss")
-    assert trained(other, (x, y), place).trainable["u"].equal(u), "whatever the noise"
+    assert trained(other, shard, place).trainable["u"].equal(u), "whatever the noise"
     found = received(method, method.upload(local, task.held(0), place))
     assert int((found != plain_update(u, n, 1.0, fresh(place), mask, "sm")).sum()) <= 2
     assert set((found / n).tolist()) == ({-1.0, 1.0} if mask == "signed" else {0.0, 1.0})
@@ -176,21 +170,69 @@ def test_15_many_signed_clients_tend_to_fedavg() -> None:
 
 @each_masking
 @pytest.mark.parametrize("kind", [Graphed, Stacked])
-def test_the_engines_for_a_gpu_know_every_option(
-    tiny: Callable[..., Spec], kind: type[InProcess], masking: str
-) -> None:
+def test_the_engines_for_a_gpu_know_every_option(tiny: MakeSpec, kind: type[InProcess], masking: str) -> None:
     """Two rounds' clients with unequal shards; what Stacked sums in another order may turn a few bits of the masks."""
     settings: dict[str, Any] = {"magnitude": MAGNITUDE["binary"], "masking": masking}
     partition = {"kind": "dirichlet", "beta": 0.3, "seed": 7}
-    job = build.job(tiny(method="fedmrn", hyper=settings, partition=partition), CPU)
+    job = job_of(tiny(method="fedmrn", hyper=settings, partition=partition))
     method = job.method
     assert isinstance(method, FedMRN)
     message = method.broadcast(state_of(method))
     expected = dict(InProcess(CPU).train(job, message, 1, [3, 1, 8]))
     found = dict(kind(CPU).train(job, message, 1, [3, 1, 8]))
-    for client, upload in expected.items():
+    for number, upload in expected.items():
         assert isinstance(upload, bytes)
-        other = found[client]
+        other = found[number]
         assert isinstance(other, bytes)
         differ = int((received(method, upload) != received(method, other)).sum())
         assert differ == 0 if kind is Graphed else differ <= 4
+
+
+# A magnitude that the server makes smaller from round to round
+
+
+def test_magnitude_falls_by_its_factor_and_travels_with_the_model(tiny: MakeSpec) -> None:
+    job, plain = (job_of(tiny(method="fedmrn", hyper={"magnitude": 0.5} | more)) for more in ({"decay": 0.25}, {}))
+    method, state = job.method, rounds.initial(job)
+    assert len(message_of(job)) == len(message_of(plain)) + 4
+    for magnitude in (0.5, 0.125, 0.03125):
+        assert state.own == magnitude
+        message = method.broadcast(state)
+        member = client.begin(job, message, 1, 1, None)
+        client.train(method, Phase(job.task.plan), [member])
+        n = member.local.frozen["n"]
+        assert 0.9 * magnitude < n.abs().max() <= magnitude
+        upload = InProcess(CPU).client(job, message, 1, 1)
+        assert isinstance(upload, bytes)
+        assert container.section_sizes(upload)[0] == 8  # still the seed alone: the server knows the magnitude
+        update = method.sent(upload, member.local)
+        assert torch.equal(update[update != 0], n[update != 0])
+        before = flat(state.model)
+        state = method.aggregate(state, Uploads([(1, upload)]))
+        after = flat(state.model)
+        assert torch.equal(after, before + update)
+
+
+def test_without_a_schedule_nothing_is_kept_or_sent(tiny: MakeSpec) -> None:
+    job = job_of(tiny(method="fedmrn", hyper={"decay": 1.0}))
+    state = rounds.initial(job)
+    assert state.model.keys() == job.task.initial().keys() and state.own == 0.01
+    assert len(message_of(job)) == len(message_of(job_of(tiny(method="fedmrn"))))
+
+
+def test_entropy_coded_masks_follow_the_schedule(tiny: MakeSpec, tmp_path: Path) -> None:
+    """The coder's contexts depend on the magnitude: both sides must use that of the round."""
+    hyper = {"magnitude": 0.2, "decay": 0.5}
+    packed, coded = (
+        ran(tiny(method="fedmrn", hyper=hyper | {"coding": coding}, rounds=5), tmp_path)
+        for coding in ("packed", "entropy")
+    )
+    assert not any(entry["refused"] for entry in coded["rounds"])
+    assert [entry["loss"] for entry in coded["rounds"]] == [entry["loss"] for entry in packed["rounds"]]
+    assert coded["final"]["uplink_parts"]["mask"] < packed["final"]["uplink_parts"]["mask"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5, float("nan"), "fast"])
+def test_decay_out_of_range(tiny: MakeSpec, decay: object) -> None:
+    with pytest.raises(SpecError, match=r"hyper\.decay"):
+        tiny(method="fedmrn", hyper={"decay": decay})

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedlib.core.method import ServerState
 from fedlib.core.plan import Tensors
 from fedlib.errors import PayloadError
+from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedpt.method import FedPT
-from fedlib.methods.messages import unpack_model
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 
@@ -71,7 +71,7 @@ def test_07_policy_none_is_plain_fedopt_bit_for_bit(server: str, local: str) -> 
         total, weight = {name: torch.zeros_like(w[name], dtype=torch.float64) for name in w}, 0
         message = job.method.broadcast(ServerState(w, None))
         for _, reply in ENGINE.train(job, message, t, cohort):
-            model, samples = unpack_model(job.method, reply)  # type: ignore[arg-type]
+            model, samples = FedAvg().bind(job.task).read(reply)  # type: ignore[arg-type]
             weight += samples
             for name in w:
                 total[name] += samples * (model[name] - w[name]).double()

@@ -1,34 +1,65 @@
-"""FedSparsify: rounds worked by hand, how many weights are left, and malformed messages."""
+"""FedSparsify: rounds worked by hand, how many weights are left, a plain loop with masked gradients, and messages."""
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import small_task
 import torch
-from fedsparsify_toys import (
-    ALL,
-    HALF,
-    MODEL,
-    NONE,
-    TASK,
-    begun,
-    broadcast,
-    flat,
-    layers_task,
-    sent,
-    served,
-    values_of,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_task import (
+    CPU,
+    NONE,
+    begun,
+    flat,
+    images,
+    layers_task,
+    make_task,
+    plain_training,
+    served,
+    state_of,
+    trained,
+    uploaded,
+)
 
-from fedlib.core.method import ServerState
+from fedlib.core.plan import Plan, Tensors
 from fedlib.core.uploads import NoUpdate, Uploads
+from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError
-from fedlib.methods.baselines.fedsparsify import FedSparsify, prune
+from fedlib.methods.baselines.fedsparsify import FedSparsify
+from fedlib.methods.messages import largest
 from fedlib.rng import Rng
+from fedlib.runs import rounds
+from fedlib.runs.spec import Spec
 from fedlib.wire import container, entropy
+
+# Six weights in two layers, of which the second and the fifth have been pruned
+TASK = layers_task((2, 2), (1, 2))
+MODEL = {"0": torch.tensor([[0.5, 0.0], [-0.25, 2.0]]), "1": torch.tensor([[0.0, -1.0]])}
+HALF, ALL = FedSparsify(keep=0.5, density=0.1).bind(TASK), FedSparsify(keep=1.0).bind(TASK)
+
+
+def broadcast(method: FedSparsify, model: Tensors) -> bytes:
+    return method.broadcast(state_of(method, model))
+
+
+def sent(method: FedSparsify, model: Tensors, weights: list[float], samples: int = 1) -> bytes:
+    """The upload of a client whose weights, pruned ones included, have become the given ones."""
+    return small_task.sent(method, torch.tensor(weights) - flat(model, method.task), samples, model=model)
+
+
+def values_of(method: FedSparsify, upload: bytes) -> list[float]:
+    read = container.unpack(upload, "fedsparsify.up", method.fingerprint(), [10**6] * 2)
+    values: list[float] = np.frombuffer(read.sections[0], "<f4").tolist()
+    return values
+
+
+# By hand
 
 
 def test_broadcast_worked_by_hand() -> None:
@@ -36,7 +67,7 @@ def test_broadcast_worked_by_hand() -> None:
     assert entropy.decode(read.sections[0], 6, 2).tolist() == [1, 0, 1, 1, 0, 1]
     assert np.frombuffer(read.sections[1], "<f4").tolist() == [0.5, -0.25, 2, -1]
     assert len(read.sections[2]) == 0
-    local = begun(HALF, MODEL)
+    local = begun(HALF, model=MODEL)
     u, alive = local.trainable["u"], local.frozen["alive"]
     assert local.frozen["w"].tolist() == [0.5, 0, -0.25, 2, 0, -1] and alive.tolist() == [1, 0, 1, 1, 0, 1]
     assert u.tolist() == [0] * 6 and u.requires_grad and not alive.requires_grad
@@ -47,10 +78,10 @@ def test_round_worked_by_hand() -> None:
     weights = (([0.0, 9, 0.5, -2, 9, 1], 1), ([4.0, 9, 0, -2, 9, 3], 3))  # what a pruned one has become does not travel
     messages, before = [sent(HALF, MODEL, *each) for each in weights], copy.deepcopy(MODEL)
     assert [values_of(HALF, message) for message in messages] == [[0, 0.5, -2, 1], [4, 0, -2, 3]]
-    after = served(HALF, MODEL, *messages)
+    after = served(HALF, *messages, model=MODEL)
     assert after["0"].tolist() == [[3, 0], [0, 0]] and after["1"].tolist() == [[0, 2.5]]
     assert all(torch.equal(MODEL[name], before[name]) for name in MODEL), "the old state is left alone"
-    kept = served(ALL, MODEL, *(sent(ALL, MODEL, *each) for each in weights))
+    kept = served(ALL, *(sent(ALL, MODEL, *each) for each in weights), model=MODEL)
     assert flat(kept, TASK).tolist() == [3, 0, 0.125, -2, 0, 2.5]
 
 
@@ -59,26 +90,26 @@ def test_a_weight_trained_to_zero_keeps_its_place() -> None:
     zeros = sent(ALL, MODEL, [0, 0, 0, 2, 0, 0], 1)
     assert values_of(ALL, zeros) == [0, 0, 2, 0], "alive, though zero: it travels"
     other = sent(ALL, MODEL, [1, 0, 3, 4, 0, 5], 1)
-    assert flat(served(ALL, MODEL, zeros, other), TASK).tolist() == [0.5, 0, 1.5, 3, 0, 2.5]
+    assert flat(served(ALL, zeros, other, model=MODEL), TASK).tolist() == [0.5, 0, 1.5, 3, 0, 2.5]
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_a_mean_of_exactly_zero_is_a_pruned_weight_to_both_sides(zero: float) -> None:
     """The state has no other sign for pruned than zero: the weight is gone, and no value lands in a wrong place."""
-    after = served(ALL, MODEL, *(sent(ALL, MODEL, [1, 0, third, 2, 0, 5], 1) for third in (-3, 3)))
+    after = served(ALL, *(sent(ALL, MODEL, [1, 0, third, 2, 0, 5], 1) for third in (-3, 3)), model=MODEL)
     after["0"][1, 0] = zero
     assert flat(after, TASK).tolist() == [1, 0, 0, 2, 0, 5]
-    assert begun(ALL, after).frozen["alive"].tolist() == [1, 0, 0, 1, 0, 1]
+    assert begun(ALL, model=after).frozen["alive"].tolist() == [1, 0, 0, 1, 0, 1]
     upload = sent(ALL, after, [10, 11, 12, 13, 14, 15], 1)
     assert values_of(ALL, upload) == [10, 13, 15]
-    assert flat(served(ALL, after, upload), TASK).tolist() == [10, 0, 0, 13, 0, 15]
+    assert flat(served(ALL, upload, model=after), TASK).tolist() == [10, 0, 0, 13, 0, 15]
 
 
 def test_when_nothing_is_left_the_round_still_goes_round() -> None:
     nothing = {name: torch.zeros(shape) for name, shape in TASK.weights.items()}
     upload = sent(HALF, nothing, [1.0] * 6, 2)
     assert values_of(HALF, upload) == []
-    assert not flat(served(HALF, nothing, upload), TASK).any()
+    assert not flat(served(HALF, upload, model=nothing), TASK).any()
 
 
 # Pruning
@@ -86,12 +117,12 @@ def test_when_nothing_is_left_the_round_still_goes_round() -> None:
 
 def test_prune_worked_by_hand() -> None:
     values = torch.tensor([1.0, -5.0, 0.5, 3.0, -0.25])
-    assert prune(values, 2).tolist() == [0, -5, 0, 3, 0]
-    assert prune(values, 4).tolist() == [1, -5, 0.5, 3, 0]
-    assert prune(values, 0).tolist() == [0] * 5
+    assert largest(values, 2).tolist() == [0, -5, 0, 3, 0]
+    assert largest(values, 4).tolist() == [1, -5, 0.5, 3, 0]
+    assert largest(values, 0).tolist() == [0] * 5
     for left in (5, 6, 100):
-        assert prune(values, left).tolist() == values.tolist()
-    assert prune(torch.zeros(0), 0).tolist() == []
+        assert largest(values, left).tolist() == values.tolist()
+    assert largest(torch.zeros(0), 0).tolist() == []
     assert values.tolist() == [1, -5, 0.5, 3, -0.25]
 
 
@@ -100,7 +131,7 @@ def test_prune_worked_by_hand() -> None:
 def test_prune_keeps_the_largest(entries: list[float], data: st.DataObject) -> None:
     """Also with ties: exactly `left` stay (or are zero themselves), none smaller than one that goes."""
     left, values = data.draw(st.integers(0, len(entries))), torch.tensor(entries, dtype=torch.float32)
-    found = prune(values, left)
+    found = largest(values, left)
     assert bool(((found == 0) | (found == values)).all())
     assert int((found != 0).sum()) == min(left, int((values != 0).sum()))
     sizes = values.abs().sort(descending=True).values
@@ -111,7 +142,7 @@ def test_all_layers_are_pruned_together() -> None:
     method = FedSparsify(keep=0.4).bind(layers_task((4, 5), (2, 5)))
     low, high = torch.linspace(0.01, 0.1, 20), -torch.linspace(1, 2, 10)
     model = {"0": low.view(4, 5), "1": high.view(2, 5)}
-    after = served(method, model, sent(method, model, [*low.tolist(), *high.tolist()], 1))
+    after = served(method, sent(method, model, [*low.tolist(), *high.tolist()]), model=model)
     assert int((after["0"] != 0).sum()) == 2 and bool((after["1"] != 0).all()), "12 of 30: all of the second layer"
 
 
@@ -121,7 +152,7 @@ def pruned_counts(d: int, number: int, keep: float, density: float = 1 / 32) -> 
     model = {"0": torch.randn(1, d, generator=torch.Generator().manual_seed(0))}
     counts = []
     for _ in range(number):
-        after = served(method, model, method.upload(begun(method, model), NONE, Rng(0)))
+        after = served(method, small_task.sent(method, torch.zeros(d), model=model), model=model)
         assert bool(((after["0"] == model["0"]) | (after["0"] == 0)).all())
         model = after
         counts.append(int(model["0"].count_nonzero()))
@@ -155,84 +186,151 @@ def test_fast_pruning_leaves_a_weight() -> None:
     assert counts[0] == 16 and min(counts) >= 1, "a network without weights learns nothing more"
 
 
-# Malformed messages
+# Training
 
 
-def flipped(good: bytes) -> list[bytes]:
-    """With a bit of each of its bytes the other way round."""
-    return [good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in range(len(good))]
+def convolutional(plan: Plan, **settings: Any) -> FedSparsify:
+    """72 weights, BatchNorm, 192 weights, a bias."""
+    return FedSparsify(**settings).bind(make_task(small_task.convolutional(), plan))
 
 
-def test_broadcasts_that_nobody_sends_are_refused() -> None:
-    fingerprint = HALF.fingerprint()
-    mask, values = np.array([1, 0, 1, 1, 0, 1]), np.array([0.5, -0.25, 2, -1], "<f4")
+def test_three_rounds_equal_plain_ones() -> None:
+    """Two clients, 23 and 11 samples; 264 weights, of which 158, 95 and 57 outlive the rounds."""
+    method = convolutional(plan := Plan(epochs=2, batch=5, lr=0.05), keep=0.6)
+    task = method.task
+    model, network = task.initial(), copy.deepcopy(task.network)
+    for number, expected_left in enumerate((158, 95, 57), 1):
+        alive = {name: (model[name] != 0).float() for name in task.weights}
+        messages, after = [], []
+        for k, n in enumerate((23, 11)):
+            rng = Rng(0).child(number, k)
+            messages.append(uploaded(method, images(n, seed=n), rng, model))
+            after.append(plain_training(network, images(n, seed=n), plan, rng, alive))
+        found = served(method, *messages, model=model)
+        mean = {name: (23 * after[0][name] + 11 * after[1][name]) / 34 for name in after[0]}
+        left = int(flat(found, task).count_nonzero())
+        assert abs(left - expected_left) <= 1
+        threshold = flat(mean, task).abs().sort(descending=True).values[left - 1]
+        for name in task.weights:
+            mean[name] = torch.where(mean[name].abs() >= threshold * (1 - 1e-6), mean[name], torch.zeros(()))
+        assert found.keys() == mean.keys()
+        for name in mean:
+            torch.testing.assert_close(found[name], mean[name], rtol=1e-4, atol=1e-5)
+        assert not flat(found, task)[flat(model, task) == 0].any(), "what was pruned stays pruned"
+        model = found
+        network.load_state_dict(found, strict=False)  # BatchNorm's counter is left out
 
-    def made(mask: np.ndarray, values: np.ndarray, full: bytes = b"", print_: bytes = fingerprint) -> bytes:
-        return container.pack("fedsparsify.down", print_, 0, [entropy.encode(mask, 2), values.tobytes(), full])
 
-    good, short = made(mask, values), entropy.encode(mask, 2)[:-1]
-    assert good == broadcast(HALF, MODEL)
-    for bad, complaint in (
-        (made(mask, values[:3]), "3 weights, but 4 are left"),
-        (made(mask, np.append(values, np.float32(1))), "5 weights, but 4 are left"),
-        (made(1 - mask, values), "4 weights, but 2 are left"),
-        (made(mask, np.array([0.5, np.nan, 2, -1], "<f4")), "weights: value 1 is nan"),
-        (made(mask, np.array([0.5, 1, np.inf, -1], "<f4")), "weights: value 2 is inf"),
-        (made(mask, values, bytes(4)), "section 2: 4 bytes, the model allows at most 0"),
-        (made(np.repeat(mask, 2), values), "expected 1 for 6 entries|altered|counts"),
-        (
-            container.pack("fedsparsify.down", fingerprint, 0, [short, values.tobytes(), b""]),
-            "bits|altered|codec|counts",
-        ),
-        (container.pack("fedsparsify.down", fingerprint, 0, [values.tobytes(), b""]), "2 sections, expected 3"),
-        (made(mask, values, print_=FedSparsify().bind(TASK).fingerprint()), "other settings"),
-        (sent(HALF, MODEL, [0.0] * 6, 1), "'fedsparsify.up', expected 'fedsparsify.down'"),
-        (good[:-1], "truncated"),
-        *((bad, "message") for bad in flipped(good)),
-    ):
-        with pytest.raises(PayloadError, match=complaint):
-            HALF.begin(bad, NONE, Rng(0))
+def test_pruned_weights_do_not_move_at_a_client() -> None:
+    method = convolutional(Plan(epochs=2, batch=5, lr=0.1))
+    model = method.task.initial()
+    model["0.weight"].view(-1)[::2] = 0
+    model["4.weight"][:, ::3] = 0
+    local = trained(method, images(23), Rng(0), model)
+    pruned, u = flat(model, method.task) == 0, local.trainable["u"].detach()
+    assert int(pruned.sum()) == 36 + 66 and not u[pruned].any()
+    assert int((u[~pruned] != 0).sum()) > 150
+    assert torch.equal(local.frozen["w"], flat(model, method.task)), "w is frozen"
+
+
+def test_without_pruning_it_is_fedavg() -> None:
+    method = convolutional(plan := Plan(epochs=3, batch=5, lr=0.05), keep=1.0)
+    found = served(method, uploaded(method, images(23), Rng(2)))
+    expected = plain_training(method.task.network, images(23), plan, Rng(2))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=2e-6, atol=2e-6)
+
+
+# Messages
+
+
+def test_messages_in_bytes() -> None:
+    """264 weights and 19 other values; then two thirds of the weights are pruned, and both directions shrink."""
+    method = convolutional(Plan(epochs=1, batch=12, lr=0.1), keep=0.5, density=0.1)
+    full = method.task.initial()
+    sparse = copy.deepcopy(full)
+    for name in method.task.weights:
+        sparse[name].view(-1)[torch.arange(full[name].numel()) % 3 > 0] = 0
+    sizes = []
+    for model, left in ((full, 264), (sparse, 88)):
+        down, up = broadcast(method, model), uploaded(method, images(12), Rng(0), model)
+        positions, values, others = container.section_sizes(down)
+        assert (values, others) == (4 * left, 4 * 19) and positions <= 1 + 264 // 8
+        assert container.section_sizes(up) == (4 * left, 4 * 19) and len(method.sections) == 2
+        assert len(up) - 4 * (left + 19) <= 64 and len(down) - positions - 4 * (left + 19) <= 64
+        assert method.sizes(up).paper == 32 * left
+        sizes.append((len(down), len(up)))
+    assert sizes[1] < sizes[0] and sizes[0][1] - sizes[1][1] == 4 * (264 - 88)
+
+
+def test_both_directions_shrink_in_a_run(tiny: Callable[..., Spec], tmp_path: Path) -> None:
+    spec = tiny(method="fedsparsify", hyper={"keep": 0.5, "density": 0.1}, rounds=5, cohort=3)
+    found = rounds.run(spec, InProcess(CPU), root=tmp_path)["rounds"]
+    left = [4736, 2368, 1184, 592, 474]
+    for entry, count in zip(found, left, strict=True):
+        assert abs(entry["paper_bits"] / 3 - 32 * count) <= 32
+        assert 0 <= entry["uplink_bytes"] / 3 - entry["paper_bits"] / 3 / 8 <= 64
+        assert 4 * count <= entry["downlink_bytes"] / 3 + 4 <= 4 * count + 4736 / 8 + 80
+    down = [entry["downlink_bytes"] for entry in found]
+    assert down == sorted(down, reverse=True) and down[-1] < 0.2 * down[0]
+
+
+def made(
+    mask: list[int], values: list[float], full: bytes = b"", method: FedSparsify = HALF, way: str = "down"
+) -> bytes:
+    """A message that the server or a client might send."""
+    positions = [entropy.encode(np.array(mask), 2)] if way == "down" else []
+    sections = [*positions, np.array(values, "<f4").tobytes(), full]
+    return container.pack(f"fedsparsify.{way}", method.fingerprint(), 3 if way == "up" else 0, sections)
+
+
+MASK = [1, 0, 1, 1, 0, 1]
+
+
+BAD = [
+    (made(MASK, [0.5, -0.25, 2]), "3 weights, but 4 are left"),
+    (made(MASK, [0.5, -0.25, 2, -1, 1]), "5 weights, but 4 are left"),
+    (made([0, 1, 0, 0, 1, 0], [0.5, -0.25, 2, -1]), "4 weights, but 2 are left"),
+    (made(MASK, [0.5, math.nan, 2, -1]), "weights: value 1 is nan"),
+    (made(MASK, [0.5, 1, math.inf, -1]), "weights: value 2 is inf"),
+    (made(MASK, [0.5, -0.25, 2, -1], bytes(4)), "section 2: 4 bytes, the model allows at most 0"),
+    (made(MASK * 2, [0.5, -0.25, 2, -1]), "expected 1 for 6 entries|altered|counts"),
+    (made(MASK, [0.5, -0.25, 2, -1], method=FedSparsify().bind(TASK)), "other settings"),
+    (made(MASK, [1, 2, 3, 4], way="up"), "'fedsparsify.up', expected 'fedsparsify.down'"),
+]
+
+
+@pytest.mark.parametrize(("bad", "complaint"), BAD, ids=[complaint for _, complaint in BAD])
+def test_broadcasts_that_nobody_sends_are_refused(bad: bytes, complaint: str) -> None:
+    """The suite of malformed messages has many more."""
+    assert made(MASK, [0.5, -0.25, 2, -1]) == broadcast(HALF, MODEL)
+    with pytest.raises(PayloadError, match=complaint):
+        HALF.begin(bad, NONE, Rng(0))
 
 
 def test_uploads_that_nobody_sends_are_refused() -> None:
-    def made(values: list[float], samples: int = 3, full: bytes = b"") -> bytes:
-        sections = [np.array(values, "<f4").tobytes(), full]
-        return container.pack("fedsparsify.up", HALF.fingerprint(), samples, sections)
-
     good = sent(HALF, MODEL, [1, 0, 2, 3, 0, 4], 3)
-    assert good == made([1, 2, 3, 4])
+    assert good == made([], [1, 2, 3, 4], way="up")
     bad = [
-        made([1, 2, 3]),
-        made([1, 2, 3, 4, 5]),
-        made([1, 2, 3, 4, 5, 6]),  # of a client that has not heard of the pruning
-        made([]),
-        made([1, math.nan, 3, 4]),
-        made([1, 2, 3, -math.inf]),
-        made([1, 2, 3, 4], samples=0),
-        made([1, 2, 3, 4], full=bytes(4)),
+        made([], [1, 2, 3], way="up"),
+        made([], [1, 2, 3, 4, 5, 6], way="up"),  # of a client that has not heard of the pruning
+        made([], [], way="up"),
+        made([], [1, math.nan, 3, 4], way="up"),
+        made([], [1, 2, 3, 4], bytes(4), way="up"),
+        container.pack("fedsparsify.up", HALF.fingerprint(), 0, [bytes(16), b""]),
         container.pack("fedsparsify.up", HALF.fingerprint(), 3, [bytes(15), b""]),
         container.pack("fedsparsify.up", HALF.fingerprint(), 3, [bytes(16)]),
         broadcast(HALF, MODEL),
-        *flipped(good),
-        *(good[:n] for n in range(len(good))),
     ]
     uploads = Uploads([*enumerate(bad), (1000, good)])
-    found = HALF.aggregate(ServerState(MODEL, None), uploads).model
+    after = HALF.aggregate(state_of(HALF, MODEL), uploads).model
     assert uploads.accepted == [1000] and len(uploads.refused) == len(bad)
-    assert flat(found, TASK).tolist() == [0, 0, 0, 3, 0, 4]
+    assert flat(after, TASK).tolist() == [0, 0, 0, 3, 0, 4]
     with pytest.raises(NoUpdate):
-        served(HALF, MODEL, *bad)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_diverged_client_sends_nothing(value: float) -> None:
-    with pytest.raises(PayloadError, match="u is not finite: local training diverged"):
-        sent(HALF, MODEL, [1, 0, 2, value, 0, 4], 1)
+        served(HALF, *bad, model=MODEL)
 
 
 def test_weights_that_overflow_are_not_sent() -> None:
-    local = begun(HALF, {"0": torch.full((2, 2), 3e38), "1": torch.ones(1, 2)})
-    assert local.trainable["u"].tolist() == [0] * 6
-    local.trainable["u"] = torch.full((6,), 3e38)
+    model = {"0": torch.full((2, 2), 3e38), "1": torch.ones(1, 2)}
     with pytest.raises(PayloadError, match="weights: value 0 is inf"):
-        HALF.upload(local, NONE, Rng(0))
+        small_task.sent(HALF, torch.full((6,), 3e38), model=model)

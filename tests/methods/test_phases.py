@@ -1,11 +1,12 @@
 """Local training in phases, and samples held out: a method made for the test, in all engines."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from jobs import CPU, MakeSpec
 from typing_extensions import override
 
 from fedlib.core import client
@@ -16,13 +17,9 @@ from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import InProcess
 from fedlib.engines.vmapped import Stacked
 from fedlib.methods.fedavg import FedAvg
-from fedlib.methods.messages import unpack_model
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
-
-CPU = torch.device("cpu")
-MakeSpec = Callable[..., Spec]
 
 
 @torch.no_grad()
@@ -91,6 +88,6 @@ def test_phases_in_other_engines(tiny: MakeSpec, kind: type[Any]) -> None:
         if kind is Graphed:
             assert found[number] == upload
             continue
-        a, b = (unpack_model(job.method, u[:-4])[0] for u in (upload, found[number]))
+        a, b = (Phased().bind(job.task).read(u[:-4])[0] for u in (upload, found[number]))
         assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
         assert upload[-4:] == found[number][-4:]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlib.core.loss import cross_entropy
+from fedlib.core.task import cross_entropy
 from fedlib.data import partition
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import SpecError

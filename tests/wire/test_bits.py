@@ -37,19 +37,6 @@ def test_integers_of_any_width_travel_as_the_layout_says(case: tuple[int, list[i
         assert unpacked.dtype == bool and bits.pack(unpacked) == data
 
 
-@pytest.mark.parametrize("width", range(1, 17))
-def test_integers_over_several_blocks(width: int) -> None:
-    n = 2 * bits._BLOCK + 13
-    symbols = np.random.default_rng(width).integers(0, 2**width, n, np.uint16)
-    data = bits.pack(symbols, width)
-    for start in (0, bits._BLOCK, 2 * bits._BLOCK):  # block boundaries, in the run of the lower bits
-        w = min(width, 8)
-        part = bits_one_by_one([s & (1 << w) - 1 for s in symbols[start : start + 13].tolist()], w)
-        begin = start * w // 8
-        assert data[begin : begin + len(part) - 1] == part[:-1]
-    np.testing.assert_array_equal(bits.unpack(data, n, width), symbols)
-
-
 @pytest.mark.parametrize(
     ("data", "n", "width"),
     [

@@ -114,7 +114,7 @@ def test_an_index_out_of_range() -> None:
         (lambda books, indexes: (books + b"\0", indexes), "codebooks: 14 bytes, expected 13 for 1 tensors"),
         (lambda books, indexes: (books[:1] + books[5:9] + books[1:5] + books[9:], indexes), "ascending order"),
         (lambda books, indexes: (books[:1] + b"\0\0\xc0\x7f" + books[5:], indexes), "codebook 0.* finite"),
-        (lambda books, indexes: (books, indexes[:3]), "indexes: 3 bytes end before tensor 0"),
+        (lambda books, indexes: (books, indexes[:3]), "indexes: 3 bytes, expected 4 or more up to tensor 0"),
         (lambda books, indexes: (books, indexes[:-1]), "indexes: 5 bytes, expected 6 or more up to tensor 0"),
         (lambda books, indexes: (books, indexes + b"\0"), "indexes: 7 bytes, expected 6 by the lengths"),
     ],

@@ -5,17 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from common import sylvester
 from torch import Tensor
 
 from fedlib import rng
 from fedlib.wire import rotation
 
 PLUS_MINUS_PLUS_PLUS = 37  # a seed whose first four signs are these
-
-
-def sylvester(n: int) -> np.ndarray:
-    """Entry (i, j) of H is -1 to the number of ones that the binary forms of i and j share."""
-    return np.array([[(-1) ** (i & j).bit_count() for j in range(n)] for i in range(n)])
 
 
 def noise(n: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Local, Method, ServerState, Sizes, train_model
 from fedlib.core.plan import Samples, Tensors
 from fedlib.core.settings import choice, integer, number
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.methods.fedcompress import augmentation, clustering, messages
 from fedlib.methods.fedcompress.messages import Form, Metered
+from fedlib.methods.messages import largest
 from fedlib.rng import Rng
 from fedlib.wire import codebook
 
@@ -92,19 +92,16 @@ class FedZip(Method[Metered]):
 
     def quantized(self, change: Tensor) -> Tensor:
         """The largest entries and zeros, by clusters. PayloadError where an entry is not finite."""
-        sparse = largest(change, self.keep)
+        sparse = largest(change, max(1, round(self.keep * change.numel())))
         line = clustering.Line.of(sparse)
         first = np.linspace(line.values[0], line.values[-1], self.clusters, dtype=np.float32)
-        found = torch.from_numpy(clustering.lloyd(line, first, self.steps))
-        return clustering.clustered(sparse, found.to(sparse.device))
+        centroids = torch.from_numpy(clustering.lloyd(line, first, self.steps))
+        return clustering.clustered(sparse, centroids.to(sparse.device))
 
     @override
     def aggregate(self, state: ServerState[Metered], uploads: Uploads) -> ServerState[Metered]:
         """Weights plus the mean of their changes, and the mean of all else, by samples."""
-        mean = RunningMean(self.task.tensors)
-        for tensors, samples in uploads.read(self.read):
-            mean.add(tensors, samples)
-        average = mean.value()
+        average = uploads.mean(self.read, self.task.tensors)
         return self.metered(
             average | {name: state.model[name] + average[name] for name in self.task.weights}, state.own
         )
@@ -132,20 +129,8 @@ class FedZip(Method[Metered]):
         return Sizes(bits, {"fixed": self.up.fixed_bits(upload), "zip": self.up.zip_bits(upload, tensors)})
 
 
-def largest(change: Tensor, keep: float) -> Tensor:
-    """All but the share `keep` of the entries, the largest by magnitude, set to zero; at least one stays."""
-    kept = torch.topk(change.abs().flatten(), max(1, round(keep * change.numel()))).indices
-    flat = change.flatten()
-    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(change)
-
-
 def prefix_lengths(counts: Sequence[int] | np.ndarray) -> list[int]:
-    """Bits of each symbol in the best prefix code (Huffman, 1952), for symbols that occur so often; one alone takes 0.
-
-    ValueError where a count is not positive.
-    """
-    if not len(counts) or min(counts) < 1:
-        raise ValueError(f"counts: {list(counts)}, expected positive numbers")
+    """Bits of each symbol in the best prefix code (Huffman, 1952), by how often they occur; one alone takes 0."""
     lengths = [0] * len(counts)
     heap = [(int(count), place, [place]) for place, count in enumerate(counts)]
     heapq.heapify(heap)

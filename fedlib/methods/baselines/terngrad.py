@@ -19,10 +19,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.method import Local, Sizes
-from fedlib.core.plan import count
+from fedlib.core.plan import count, layer_of_each_entry, layers
 from fedlib.core.uploads import Buffer
-from fedlib.errors import PayloadError
-from fedlib.methods.update_codec import Section, UpdateCodec, layer_of_each_entry, layers
+from fedlib.methods.baselines.signsgd import scale_layers
+from fedlib.methods.update_codec import Section, UpdateCodec
 from fedlib.rng import Rng
 from fedlib.wire import entropy, floats
 
@@ -37,25 +37,19 @@ class TernGrad(UpdateCodec[None]):
     @override
     def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
         task = self.task
-        scales = torch.stack([layer.abs().max() for layer in layers(u, task).values()])
+        scales = torch.stack([layer.abs().max() for layer in layers(u, task.weights).values()])
         chance = torch.rand(len(u), generator=rng.child("upload").torch(task.device), device=task.device)
-        for layer, scale in zip(layers(chance, task).values(), scales, strict=True):
+        for layer, scale in zip(layers(chance, task.weights).values(), scales, strict=True):
             layer.mul_(scale)  # compared with |u| rather than with |u| / s, which a layer of zeros does not have
         symbols = u.sign().mul_(chance < u.abs()).add_(1).to(torch.uint8)  # 0 for -s, 1 for 0, 2 for +s
-        coded = entropy.encode(symbols.cpu().numpy(), 3, layer_of_each_entry(task))
+        coded = entropy.encode(symbols.cpu().numpy(), 3, layer_of_each_entry(task.weights))
         return [coded, floats.encode([scales.cpu().numpy()], ["scales"])]
 
     @override
     def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
         task, (symbols, scales) = self.task, sections
-        (values,) = floats.decode(scales, [(len(task.weights),)], ["scales"])
-        if (values < 0).any():
-            raise PayloadError(f"scales: {values.min()}, expected none below 0")
-        u = torch.from_numpy(entropy.decode(symbols, count(task.weights), 3, layer_of_each_entry(task)))
-        u = u.float().sub_(1)
-        for layer, scale in zip(layers(u, task).values(), values, strict=True):
-            layer.mul_(float(scale))
-        return u
+        u = torch.from_numpy(entropy.decode(symbols, count(task.weights), 3, layer_of_each_entry(task.weights)))
+        return scale_layers(u.float().sub_(1), scales, task)
 
     @override
     def sizes(self, upload: Buffer) -> Sizes:

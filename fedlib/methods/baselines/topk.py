@@ -57,8 +57,8 @@ class TopK(UpdateCodec[None]):
     def decode(self, sections: Sequence[memoryview], own: None) -> Tensor:
         (positions, values), k = sections, self.entries
         mask = torch.from_numpy(entropy.decode(positions, count(self.task.weights), 2)).bool()
-        if (found := int(mask.sum())) != k:
-            raise PayloadError(f"positions: {found}, expected {k}")
+        if (ones := int(mask.sum())) != k:
+            raise PayloadError(f"positions: {ones}, expected {k}")
         (largest,) = floats.decode(values, [(k,)], ["values"])
         return torch.zeros(len(mask)).masked_scatter_(mask, torch.tensor(largest))
 

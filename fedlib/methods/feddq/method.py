@@ -25,10 +25,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.loss import cross_entropy
 from fedlib.core.method import Draws, Local, ModelWriter, ServerState, Sizes, train_model
 from fedlib.core.plan import Samples, Shapes, Tensors
 from fedlib.core.settings import choice, number, switch
+from fedlib.core.task import cross_entropy
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, require_name, require_number
 from fedlib.methods.feddq import quantizers
