@@ -44,21 +44,18 @@ def constant(value: float) -> Levels:
     return Levels(0, value, 0.0, np.empty(0, np.uint8))
 
 
-def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None) -> Levels:
-    """x in [low, low + span], in `intervals` steps. rng: of stochastic rounding; None rounds to the nearest level."""
-    step = np.float32(span / intervals)
+def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None, centre: int = 0) -> Levels:
+    """x in [low, low + span], in `intervals` steps. rng: rounds stochastically; None: to the nearest, plus `centre`."""
+    step = float(np.float32(span / intervals))
     if not step > 0:
         return constant(low)
     width = intervals.bit_length()
-    return Levels(width, low, float(step), _rounded(x, low, float(step), intervals, width, rng))
+    return Levels(width, low, step, _rounded(x, low, step, intervals, width, rng, centre))
 
 
 def symmetric(x: Tensor, span: float, width: int) -> Levels:
     """In steps of span / (2^width - 1), whichever schedule set the width."""
-    step, half = float(np.float32(span / ((1 << width) - 1))), 1 << (width - 1)
-    if not step > 0:
-        return constant(0.0)
-    return Levels(width, 0.0, step, _rounded(x, 0.0, step, 2 * half - 1, width, None, half))
+    return affine(x, 0.0, span, 2**width - 1, None, centre=2 ** (width - 1))
 
 
 def restored(found: Levels, n: int, quantizer: str) -> Tensor:
@@ -121,7 +118,7 @@ def _rows(x: Tensor, bucket: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % bucket)).view(-1, bucket)
 
 
-def _rounded(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int = 0) -> np.ndarray:
+def _rounded(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int) -> np.ndarray:
     """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded."""
     flat, draws = x.detach().flatten(), rng.torch(x.device) if rng else None
     levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)

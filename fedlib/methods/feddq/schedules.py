@@ -74,11 +74,11 @@ class Rule:
     def next_intervals(self, loss: float, first_loss: float) -> int:
         """Intervals for the next round, after one in which clients measured `loss`."""
         if self.schedule == "ascending":
-            found = self.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
+            intervals = self.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
         else:
             share = loss / first_loss if first_loss > 0 else 1.0
-            found = max(LEAST_LOSS_INTERVALS, self.first * math.sqrt(share))
-        return math.ceil(min(found, self.most_intervals))
+            intervals = max(LEAST_LOSS_INTERVALS, self.first * math.sqrt(share))
+        return math.ceil(min(intervals, self.most_intervals))
 
     @property
     def most_intervals(self) -> int:
