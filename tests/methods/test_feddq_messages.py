@@ -250,6 +250,6 @@ def test_broadcasts_of_impossible_intervals_are_refused(downlink: float, interva
 def test_bad_quantized_broadcasts_are_refused(alter: Any) -> None:
     method = of(downlink=0.001)
     parts = sections(method.broadcast(method.initial(Rng(0))))
-    assert method.read_broadcast(sealed(parts, method, kind="feddq.down"))
+    assert method.begin(sealed(parts, method, kind="feddq.down"), SHARD, Rng(0))
     with pytest.raises(PayloadError):
-        method.read_broadcast(sealed(alter(parts), method, kind="feddq.down"))
+        method.begin(sealed(alter(parts), method, kind="feddq.down"), SHARD, Rng(0))
