@@ -101,14 +101,14 @@ def test_a_constant_tensor_takes_no_bits_and_comes_back(quantizer: str, values: 
     for schedule in ("range", "fixed", "ascending", "loss"):
         found, _ = Rule(quantizer=quantizer, schedule=schedule).quantize(x, 5, Rng(0))
         assert (found.width, found.second, found.levels.size) == (0, 0, 0)
-        assert quantizers.restored(found, len(x), quantizer).tolist() == pytest.approx(values, abs=1e-30)
+        assert quantizers.restore(found, len(x), quantizer).tolist() == pytest.approx(values, abs=1e-30)
         assert (levels.pack([found], False), len(levels.headers([found]))) == (b"", 9)
 
 
 def test_an_empty_tensor_is_skipped() -> None:
     """7.2: 0 entries take no levels."""
     found, _ = Rule().quantize(torch.zeros(0), 0, Rng(0))
-    assert found.levels.size == 0 and quantizers.restored(found, 0, "affine_stochastic").shape == (0,)
+    assert found.levels.size == 0 and quantizers.restore(found, 0, "affine_stochastic").shape == (0,)
 
 
 # Schedules
