@@ -143,9 +143,7 @@ def train(problem: Problem, setting: Setting, rng: Rng, widths: Sequence[int] | 
         squares = torch.zeros(repetitions, dtype=torch.float64)
         noise = torch.randn(setting.local_steps, *local.shape, generator=generator, dtype=torch.float64)
         for disturbance in noise * problem.deviation:
-            gradients = problem.gradients(
-                torch.cat([local, local.mean(1, keepdim=True)], 1)
-            )  # of the clients, and at u
+            gradients = problem.gradients(torch.cat([local, local.mean(1, keepdim=True)], 1))  # the last ones at u
             squares += gradients[:, -1].square().sum(-1) / setting.local_steps
             local = local - setting.rate * (gradients[:, :-1] + disturbance)
         updates = (local - w).float()
