@@ -72,7 +72,7 @@ def mask_in(method: FedPM, upload: Buffer, seed: int = 7) -> Tensor:
     return server(method, state_of(torch.full((method.n,), 0.5), seed), upload).model["theta"] > 0.5
 
 
-def begun(method: FedPM, scores: Tensor | None = None) -> Local:
+def begin(method: FedPM, scores: Tensor | None = None) -> Local:
     """A client before its first step, at the given scores."""
     local = method.begin(method.broadcast(method.initial(Rng(3))), tasks.images(10), Rng(0))
     if scores is not None:
@@ -80,7 +80,7 @@ def begun(method: FedPM, scores: Tensor | None = None) -> Local:
     return local
 
 
-def uploaded(method: FedPM, scores: Tensor, place: Rng) -> bytes:
+def send(method: FedPM, scores: Tensor, place: Rng) -> bytes:
     """What a client sends that has trained to the given scores."""
     local = Local({"s": scores}, {"theta": torch.full_like(scores, 0.5)}, samples=1, seed=7)
     return method.upload(local, tasks.NONE, place)

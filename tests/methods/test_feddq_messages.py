@@ -75,13 +75,13 @@ def upload(method: FedDQ) -> bytes:
     return method.upload(local, SHARD, Rng(3))
 
 
-def sealed(parts: Sections, method: FedDQ, kind: str = "feddq.up", samples: int = 7) -> bytes:
+def seal(parts: Sections, method: FedDQ, kind: str = "feddq.up", samples: int = 7) -> bytes:
     """A message whose envelope is right, whatever its sections say."""
     return container.pack(kind, method.fingerprint(), samples, parts)
 
 
 def read(parts: Sections, method: FedDQ) -> Tensors:
-    return method.read_update(sealed(parts, method))[0]
+    return method.read_update(seal(parts, method))[0]
 
 
 # Sizes
@@ -231,13 +231,13 @@ def test_broadcasts_of_impossible_intervals_are_refused(downlink: float, interva
     parts = sections(good)
     parts[-1] = parts[-1][:-4] + struct.pack("<f", intervals)
     with pytest.raises(PayloadError):
-        method.begin(sealed(parts, method, kind="feddq.down", samples=0), SHARD, Rng(0))
+        method.begin(seal(parts, method, kind="feddq.down", samples=0), SHARD, Rng(0))
 
 
 @pytest.mark.parametrize("alter", [header(0, width=17), header(1, width=3), header(0, first=math.nan)])
 def test_bad_quantized_broadcasts_are_refused(alter: Any) -> None:
     method = of(downlink=0.001)
     parts = sections(method.broadcast(method.initial(Rng(0))))
-    assert method.begin(sealed(parts, method, kind="feddq.down"), SHARD, Rng(0))
+    assert method.begin(seal(parts, method, kind="feddq.down"), SHARD, Rng(0))
     with pytest.raises(PayloadError):
-        method.begin(sealed(alter(parts), method, kind="feddq.down"), SHARD, Rng(0))
+        method.begin(seal(alter(parts), method, kind="feddq.down"), SHARD, Rng(0))

@@ -34,7 +34,7 @@ def make(tiny: MakeSpec) -> MakeSpec:
     return lambda **more: tiny(**{"method": "feddq", "model": "biased", "momentum": 0.5, **more})
 
 
-def received(job: Job, message: bytes) -> Tensors:
+def read_broadcast(job: Job, message: bytes) -> Tensors:
     """What client 0 has read before its first step."""
     local = job.method.begin(message, job.task.shard(0), Rng(0))
     return {name: tensor.detach() for name, tensor in (local.trainable | local.frozen).items()}
@@ -81,7 +81,7 @@ def test_losses_are_those_of_the_received_model(make: MakeSpec, model: str, down
     clients, first = [0, 1, 2, 8], 0.0
     for number in (1, 2, 3):
         message = method.broadcast(state)
-        read = received(run.job, message)
+        read = read_broadcast(run.job, message)
         model_read = {name: read[name] for name in task.tensors}
         found = run.uploads(message, number, clients)
         losses, sizes = [loss_of(task, model_read, c) for c in clients], [len(task.shard(c)[1]) for c in clients]
@@ -224,7 +224,7 @@ def test_downlink_is_quantized_to_the_nearest(make: MakeSpec, model: str) -> Non
     task, state = run.job.task, run.one_round(run.state, 1)[0]
     message, model_sent = run.method.broadcast(state), state.model
     head, body, intervals = sections(message)
-    found, exact = received(run.job, message), meant(message, task.tensors)
+    found, exact = read_broadcast(run.job, message), meant(message, task.tensors)
     for name, (width, _, step) in zip(task.tensors, headers(message), strict=True):
         span = float(model_sent[name].max() - model_sent[name].min())
         assert width == (min(16, max(2, math.ceil(math.log2(span / 0.05)))) if span else 0)
@@ -242,7 +242,7 @@ def test_09_codes_depend_on_seed_round_client_and_tensor_alone(make: MakeSpec) -
     method, task, message = run.method, run.job.task, run.message
     x, none = torch.linspace(-1, 1, 36), (torch.zeros(0), torch.zeros(7))
 
-    def drawn(seed: int, *names: Any) -> tuple[bytes, bytes]:
+    def levels_at(seed: int, *names: Any) -> tuple[bytes, bytes]:
         """Levels of the same update in both weights, drawn at another place."""
         local = method.begin(message, none, Rng(0))
         for name in task.weights:
@@ -253,4 +253,5 @@ def test_09_codes_depend_on_seed_round_client_and_tensor_alone(make: MakeSpec) -
 
     places = [(0, "client", 1, 4), (1, "client", 1, 4), (0, "client", 2, 4), (0, "client", 1, 5)]
     assert method.width_for(2.0) == 9, "36 lower bytes, 36 upper bits, and the next tensor"
-    assert len({part for place in places for part in drawn(*place)}) == 8 and drawn(*places[0]) == drawn(*places[0])
+    assert len({part for place in places for part in levels_at(*place)}) == 8
+    assert levels_at(*places[0]) == levels_at(*places[0])

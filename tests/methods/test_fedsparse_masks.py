@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fedsparse_toys import SMALL, begun, flat, make_task, mask_in, small, state_of, uniform, uploaded
+from fedsparse_toys import SMALL, begin, flat, make_task, mask_in, send, small, state_of, uniform
 from small_task import images, train
 from torch import Tensor, nn
 
@@ -75,7 +75,7 @@ def test_01_weights_stay_through_training_and_come_from_the_message_s_seed() -> 
 
 def test_02_only_scores_are_trained() -> None:
     method = small(lam=0.0)
-    local = begun(method)
+    local = begin(method)
     trainable, frozen = local.trainable, local.frozen
     assert trainable.keys() == {"s"} and trainable["s"].requires_grad and trainable["s"].is_leaf
     assert frozen.keys() == {"w", "theta"} and not any(tensor.requires_grad for tensor in frozen.values())
@@ -130,7 +130,7 @@ def test_05_uploaded_and_trained_masks_have_the_means_theta() -> None:
     theta = torch.sigmoid(scores[:5].double())
     sent, trained = torch.zeros(5), torch.zeros(5)
     for number in range(5):
-        sent += mask_in(method, uploaded(method, scores, Rng(number))).view(-1, 5).sum(0)
+        sent += mask_in(method, send(method, scores, Rng(number))).view(-1, 5).sum(0)
         drawn = method.draw(0.5, torch.Generator().manual_seed(number))
         trained += method.mask(torch.sigmoid(scores), drawn).view(-1, 5).sum(0)
     for found in (sent, trained):
@@ -141,7 +141,7 @@ def test_05_uploaded_and_trained_masks_have_the_means_theta() -> None:
 def test_05_each_client_and_round_draws_its_own_mask() -> None:
     method = flat(4000)
     places = [Rng(seed).child("client", number, k) for seed in (0, 1) for number in (1, 2) for k in (0, 1)]
-    found = [mask_in(method, uploaded(method, torch.zeros(4000), place)) for place in places]
+    found = [mask_in(method, send(method, torch.zeros(4000), place)) for place in places]
     assert float((torch.corrcoef(torch.stack(found).float()) - torch.eye(8)).abs().max()) < 5 / 4000**0.5
 
 
@@ -151,7 +151,7 @@ def test_05_each_client_and_round_draws_its_own_mask() -> None:
 def test_threshold_by_hand() -> None:
     method, scores = flat(5, masking="threshold"), torch.tensor([-1.0, 0.0, 1e-6, 30.0, -0.0])
     for place in (Rng(0), Rng(1)):
-        assert mask_in(method, uploaded(method, scores, place)).tolist() == [False, False, True, True, False]
+        assert mask_in(method, send(method, scores, place)).tolist() == [False, False, True, True, False]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(0.5, [2, 3]), (0.2, [1, 1]), (1e-6, [1, 1]), (1.0, [4, 6])])
@@ -160,7 +160,7 @@ def test_top_by_hand(keep: float, kept: list[int]) -> None:
     method = flat(4, 6, masking="top", keep=keep)
     scores = torch.tensor([-5.0, -4.0, -6.0, -7.0, 1.0, 9.0, 2.0, 8.0, 3.0, 7.0])
     for place in (Rng(0), Rng(1)):
-        mask = mask_in(method, uploaded(method, scores, place))
+        mask = mask_in(method, send(method, scores, place))
         falling = [1, 0, 2, 3], [5, 7, 9, 8, 6, 4]  # places of the scores, the largest first
         expected = {*falling[0][: kept[0]], *falling[1][: kept[1]]}
         assert set(mask.nonzero().flatten().tolist()) == expected

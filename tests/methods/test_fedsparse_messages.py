@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedsparse_toys import State, flat, masks, server, small, state_of, uniform, upload_of, uploaded
+from fedsparse_toys import State, flat, masks, send, server, small, state_of, uniform, upload_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_task import images
@@ -27,7 +27,7 @@ bayes = functools.partial(flat, aggregation="bayes")
 # The coder
 
 
-def unpacked(sections: list[bytes], n: int, contexts: np.ndarray | None = None) -> Tensor:
+def unpack(sections: list[bytes], n: int, contexts: np.ndarray | None = None) -> Tensor:
     return unpack_mask([memoryview(section) for section in sections], n, contexts)
 
 
@@ -40,7 +40,7 @@ def test_09_masks_survive_the_coder_in_few_bits(n: int, density: float | str) ->
     k = round(n * density) if isinstance(density, float) else min(n, 1)
     mask[np.random.default_rng(1).choice(n, k, replace=False)] = True
     sections = pack_mask(mask, None)
-    assert np.array_equal(unpacked(sections, n).numpy(), mask)
+    assert np.array_equal(unpack(sections, n).numpy(), mask)
     p = k / max(1, n)
     entropy = -sum(q * math.log2(q) for q in (p, 1 - p) if q)
     size = sum(map(len, sections))
@@ -125,7 +125,7 @@ def test_levels_are_theta_to_the_bit(theta: Tensor, downlink: str) -> None:
     assert len(message) <= 8 + 4 * len(theta) + 64
 
 
-def packed(method: FedPM, *sections: bytes) -> bytes:
+def pack_down(method: FedPM, *sections: bytes) -> bytes:
     return container.pack("fedpm.down", method.fingerprint(), 0, sections)
 
 
@@ -138,7 +138,7 @@ def float_bytes(*values: float) -> bytes:
 def test_a_theta_that_is_none_is_refused(value: float, downlink: str) -> None:
     method = flat(3, downlink=downlink)
     with pytest.raises(PayloadError, match="expected probabilities"):
-        method.begin(packed(method, bytes(8), float_bytes(0.5, value, 0.5)), images(10), Rng(0))
+        method.begin(pack_down(method, bytes(8), float_bytes(0.5, value, 0.5)), images(10), Rng(0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -160,11 +160,11 @@ LEVELS = {
 @pytest.mark.parametrize(("values", "index"), LEVELS.values(), ids=LEVELS)
 def test_malformed_levels_are_refused(values: bytes, index: bytes) -> None:
     method = flat(3, downlink="levels")
-    good = packed(method, bytes(8), float_bytes(0.5, 1.0), b"\x00\x02")
+    good = pack_down(method, bytes(8), float_bytes(0.5, 1.0), b"\x00\x02")
     assert method.begin(good, images(10), Rng(0)).frozen["theta"].tolist() == [0.5, 1.0, 0.5]
     for other in (method, flat(3)):
         with pytest.raises(PayloadError):
-            other.begin(packed(other, bytes(8), values, index), images(10), Rng(0))
+            other.begin(pack_down(other, bytes(8), values, index), images(10), Rng(0))
 
 
 # Malformed uploads
@@ -197,9 +197,9 @@ def test_the_code_of_a_mask_stands_for_one_mask_only(which: int, at: int, change
     (ones, coded), contexts = honest(which), METHODS[which].contexts(THETA)
     altered = bytearray(coded)
     altered[at % len(coded)] ^= change
-    before = unpacked([ones, coded], 271, contexts)
+    before = unpack([ones, coded], 271, contexts)
     try:
-        after = unpacked([ones, bytes(altered)], 271, contexts)
+        after = unpack([ones, bytes(altered)], 271, contexts)
     except PayloadError:
         return
     assert int(after.sum()) == int(before.sum()) and not torch.equal(after, before)
@@ -208,7 +208,7 @@ def test_the_code_of_a_mask_stands_for_one_mask_only(which: int, at: int, change
 # The server
 
 
-def aggregated(method: FedPM, rows: list[Tensor], samples: int = 1, state: State | None = None) -> State:
+def aggregate(method: FedPM, rows: list[Tensor], samples: int = 1, state: State | None = None) -> State:
     """After a round in which each client sends one of the masks."""
     state = state or state_of(torch.zeros(method.n))
     return server(method, state, *(upload_of(method, row, samples) for row in rows))
@@ -261,7 +261,7 @@ def test_06_mean_is_the_weighted_mean_in_any_order(samples: list[int], random: A
 def test_07_with_prior_1_and_reset_1_the_mode_is_the_mean_to_the_bit(clients: int) -> None:
     """Counts are whole numbers: otherwise equal ones part by a rounding, and a broadcast by levels grows."""
     rows, method = masks(clients, 300), bayes(300)
-    mean = aggregated(flat(300, weighting="clients"), rows).model["theta"]
+    mean = aggregate(flat(300, weighting="clients"), rows).model["theta"]
     state = state_of(torch.zeros(300))
     for _ in range(2):
         state = server(method, state, *(upload_of(method, row, k + 1) for k, row in enumerate(rows)))
@@ -278,7 +278,7 @@ def test_07_counts_by_hand() -> None:
         ([[1, 0, 1]], [1, 0, 1], [0, 1, 0]),  # afresh
         ([[1, 1, 0]], [2, 1, 1], [0, 1, 1]),
     ):
-        state = aggregated(method, [torch.tensor(row).bool() for row in rows], 9, state)
+        state = aggregate(method, [torch.tensor(row).bool() for row in rows], 9, state)
         assert kept_in(state).tolist() == kept
         assert (state.own.masks - kept_in(state)).tolist() == dropped
         expected = [a / (a + b) for a, b in zip(kept, dropped, strict=True)]
@@ -290,7 +290,7 @@ def test_07_counts_by_hand() -> None:
 def test_07_a_prior_above_1_shrinks_towards_a_half(prior: float) -> None:
     """Mode of Beta(prior + k, prior + K - k): with prior 3 and one of four masks (1 + 2) / (4 + 4) = 3/8."""
     rows = [*torch.tensor([[1, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 0]]).bool()]
-    found = aggregated(bayes(4, prior=prior), rows).model["theta"]
+    found = aggregate(bayes(4, prior=prior), rows).model["theta"]
     expected = [(k + prior - 1) / (4 + 2 * prior - 2) for k in (1, 0, 4, 2)]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
     assert found[3] == 0.5 and 0.25 < found[0] < 0.5 and 0 < found[1] < found[0] and 0.5 < found[2] < 1
@@ -325,7 +325,7 @@ def test_08_estimation_error(clients: int) -> None:
     scores = torch.randn(clients, n, generator=torch.Generator().manual_seed(2))
     thetas, errors, state = torch.sigmoid(scores), [], state_of(torch.zeros(n))
     for trial in range(trials):
-        uploads = [uploaded(method, s, Rng(trial).child(k)) for k, s in enumerate(scores)]
+        uploads = [send(method, s, Rng(trial).child(k)) for k, s in enumerate(scores)]
         found = server(method, state, *uploads).model["theta"]
         errors.append(float((found - thetas.mean(0)).double().square().sum()))
     expected = float((thetas * (1 - thetas)).sum()) / clients**2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fedsparse_toys import SMALL, begun, make_task, mask_in, small, small_task, uniform
+from fedsparse_toys import SMALL, begin, make_task, mask_in, small, small_task, uniform
 from jobs import MakeSpec, ran
 from small_task import NONE, images, train
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def test_03_gradient_worked_by_hand(ste: str, draw: int) -> None:
     """Logits a_j = m_j w_j x + m'_j b_j; dL/da = softmax(a) - onehot; a score gets that, times input, w, and slope."""
     method = FedPM(lam=0.0, ste=ste, weight_scale="critical").bind(make_task(nn.Linear(1, 3)))
     scores = torch.tensor([-2.0, 0.0, 1.5, -0.5, 3.0, 0.7])
-    local, drawn = begun(method, scores), uniform(6, seed=draw)
+    local, drawn = begin(method, scores), uniform(6, seed=draw)
     found = gradient(method, local, (torch.tensor([[1.7]]), torch.tensor([2])), drawn).tolist()
 
     theta = [1 / (1 + math.exp(-s)) for s in scores.tolist()]
@@ -68,7 +68,7 @@ def test_03_gradient_worked_by_hand(ste: str, draw: int) -> None:
 @pytest.mark.parametrize("masking", ["bernoulli", "threshold", "top"])
 def test_03_forward_uses_the_hard_mask_alone(ste: str, masking: str) -> None:
     method = small(lam=0.0, ste=ste, masking=masking, keep=0.25)
-    local, drawn = begun(method), uniform(271) if masking == "bernoulli" else uniform(1)
+    local, drawn = begin(method), uniform(271) if masking == "bernoulli" else uniform(1)
     mask = method.mask(torch.sigmoid(local.trainable["s"].detach()), drawn)
     assert set(mask.tolist()) == {0.0, 1.0}
     found = method.loss(local.trainable, local.frozen, images(10), drawn)
@@ -82,7 +82,7 @@ def test_03_forward_uses_the_hard_mask_alone(ste: str, masking: str) -> None:
 def test_04_penalty_gradient_in_closed_form(penalty: str) -> None:
     """lam / n times theta (1 - theta) times 1, log2((1 - p) / p) with p the mean, or -s / ln 2 (section 5.3)."""
     method = small(lam=40.0, penalty=penalty)
-    local, drawn = begun(method), uniform(271)
+    local, drawn = begin(method), uniform(271)
     with_penalty = gradient(method, local, images(10), drawn)
     without = gradient(small(lam=0.0), local, images(10), drawn)
     s = local.trainable["s"].detach().double()
@@ -105,7 +105,7 @@ def test_04_penalty_values(penalty: str, at_half: float, low: float) -> None:
     method = small(lam=3.0, penalty=penalty)
     assert float(method.regularizer(torch.full((9,), 0.5))) == pytest.approx(at_half)
     assert float(method.regularizer(torch.tensor([0.0, 0.0, 0.0, 1.0]))) == pytest.approx(low, abs=1e-6)
-    local = begun(method, torch.zeros(271))
+    local = begin(method, torch.zeros(271))
     with_penalty, without = (
         m.loss(local.trainable, local.frozen, images(10), uniform(271)) for m in (method, small(lam=0.0))
     )
@@ -119,7 +119,7 @@ def test_04_scores_far_out_have_a_finite_gradient(penalty: str, extreme: float, 
     """theta is exactly 1 in float32 from a score of about 17 on, and 0 from -104 on: 120 steps of Adam get there."""
     method, scores = small(penalty=penalty), torch.linspace(-2, 2, 271)
     scores[::every] = extreme
-    assert bool(torch.isfinite(gradient(method, begun(method, scores), images(10), uniform(271))).all())
+    assert bool(torch.isfinite(gradient(method, begin(method, scores), images(10), uniform(271))).all())
 
 
 # One round in plain torch
@@ -141,7 +141,7 @@ class Through(torch.autograd.Function):
 
 
 def plain_round(method: FedPM, local: Local, shard: Samples, place: Rng) -> tuple[Tensor, Tensor]:
-    """Section 4.5 in plain torch, with the small network spelt out: final scores and the uploaded mask [n].
+    """Section 4.5 in plain torch, with the small network spelt out: final scores and the send mask [n].
 
     The steps are those of `fedlib.core.optimizers`, which agrees with torch's within rounding only.
     """
@@ -177,7 +177,7 @@ def plain_round(method: FedPM, local: Local, shard: Samples, place: Rng) -> tupl
 def test_client_round_equals_the_pseudo_code(settings: dict[str, Any]) -> None:
     """With lam = 0, which is FedPM, to the bit."""
     method, place = small(**settings), Rng(9).child("client", 4, 1)
-    shard, local = images(23), begun(method)
+    shard, local = images(23), begin(method)
     before = local.trainable["s"].detach().clone()
     expected, mask = plain_round(method, local, shard, place)
     train(method, local, shard, place)
@@ -195,7 +195,7 @@ def test_client_round_equals_the_pseudo_code(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("masking", ["bernoulli", "threshold", "top"])
 def test_scores_that_are_not_finite_are_not_sent(value: float, masking: str) -> None:
     method = small(masking=masking)
-    local = begun(method)
+    local = begin(method)
     local.trainable["s"].detach()[1] = value
     with pytest.raises(PayloadError, match="not finite: local training diverged"):
         method.upload(local, NONE, Rng(0))
