@@ -25,11 +25,10 @@ from typing_extensions import override
 from fedlib.core.averaging import RunningMean
 from fedlib.core.loss import cross_entropy
 from fedlib.core.method import Draws, Local, ModelWriter, ServerState, Sizes, train_model
-from fedlib.core.plan import Samples, Shapes, Tensors
+from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, number, switch
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, require_name, require_number
-from fedlib.methods.feddq import quantizers
 from fedlib.methods.feddq.schedules import Rule
 from fedlib.methods.messages import pack_broadcast, pack_tensors, unpack_broadcast, unpack_tensors
 from fedlib.rng import Rng
@@ -218,14 +217,9 @@ class FedDQ(Rule, ModelWriter[Course]):
 
     def open_upload(self, upload: Buffer) -> tuple[list[Levels], memoryview, memoryview, int]:
         """An upload's levels, its scales, the client's report, the sample count. PayloadError for any other message."""
-        shapes = self.uploaded
-        bucket = quantizers.NORMED.get(self.quantizer)
-        expected = 4 * sum(quantizers.scales_of(shape.numel(), bucket) for shape in shapes.values())
-        read = self.open(upload, "feddq.up", shapes, expected, 4 * self.reports)
+        read = self.open(upload, "feddq.up", self.uploaded, 4 * count(self.uploaded), 4 * self.reports)
         head, body, scales, report = read.sections
-        if len(scales) != expected:
-            raise PayloadError(f"scales: {len(scales)} bytes, expected {expected}")
-        return self.unpack(head, body, shapes), scales, report, read.samples
+        return self.unpack(head, body, self.uploaded), scales, report, read.samples
 
     # For the record
 

@@ -106,16 +106,19 @@ class Rule:
 
     def restore(self, parts: Sequence[Levels], shapes: Shapes, scales: memoryview | bytes = b"") -> Tensors:
         """All tensors as the receiver sees them. PayloadError: numbers not finite, or that do not fit each other."""
-        numbers, tensors, bucket = np.frombuffer(scales or b"", "<f4"), Tensors(), NORMED.get(self.quantizer)
+        tensors, bucket = Tensors(), NORMED.get(self.quantizer)
+        counts = [quantizers.scales_of(shape.numel(), bucket) for shape in shapes.values()]
+        if len(scales) != 4 * sum(counts):
+            raise PayloadError(f"scales: {len(scales)} bytes, expected {4 * sum(counts)}")
+        numbers = np.frombuffer(scales or b"", "<f4")
         if not np.isfinite(numbers).all():
             raise PayloadError("scales: not finite, only finite numbers travel")
-        for (name, shape), part in zip(shapes.items(), parts, strict=True):
-            n = shape.numel()
+        for (name, shape), part, k in zip(shapes.items(), parts, counts, strict=True):
+            own, numbers = np.split(numbers, [k])
             if bucket is None:
-                x = quantizers.restore(part, n, self.quantizer)
+                x = quantizers.restore(part, shape.numel(), self.quantizer)
             else:
-                own, numbers = np.split(numbers, [quantizers.scales_of(n, bucket)])
-                x = quantizers.restore_norm(part, n, own, bucket)
+                x = quantizers.restore_norm(part, shape.numel(), own, bucket)
             if not bool(torch.isfinite(x).all()):
                 raise PayloadError(f"{name}: levels and header give numbers that are not finite")
             tensors[name] = x.view(shape)
