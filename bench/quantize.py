@@ -60,7 +60,7 @@ def there_and_back(width: int) -> dict[str, Any]:
 
     def back() -> torch.Tensor:
         (found,) = levels.unpack(memoryview(head), memoryview(body), [N], False)
-        return quantizers.restored(found, N, "affine_stochastic")
+        return quantizers.restore(found, N, "affine_stochastic")
 
     if len(body) != bits.size(N, width) or float((back() - x).abs().max()) > 1.001 * span / (2**width - 1):
         raise SystemExit(f"width {width}: the update did not come back")

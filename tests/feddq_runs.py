@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedlib.core import client
-from fedlib.core.client import Job, Member
+from fedlib.core.client import Job
 from fedlib.core.method import ServerState
 from fedlib.engines.in_process import InProcess
 from fedlib.methods.feddq.method import Course, FedDQ
@@ -48,15 +47,6 @@ class Run(NamedTuple):
 def begin(spec: Spec) -> Run:
     job = build.job(spec, ENGINE.device)
     return Run(spec, job, rounds.initial(job))
-
-
-def trained(job: Job, message: bytes, number: int, which: int) -> Member:
-    """A client after local training, before its upload."""
-    (phase,) = job.method.phases()
-    member = client.begin(job, message, number, which, None)
-    client.enter(member, 0, phase)
-    client.train(job.method, phase, [member])
-    return member
 
 
 def sections(message: bytes) -> list[bytes]:

@@ -20,16 +20,12 @@ def table(heading: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE)
 
 
-TESTS = {"fedsparse": "fedpm"}  # where a method's tests have another name than the paper
-
-
 @pytest.mark.parametrize("paper", score.scored())
 @pytest.mark.parametrize("name", table("Files of its own"))
 def test_files_of_its_own(name: str, paper: str) -> None:
     assert "<paper>" in name
-    known_as = TESTS.get(paper, paper) if name.startswith("tests/") else paper
     places = (name, name.replace(".py", "/method.py"))  # a method of several modules has a folder
-    assert any(list(ROOT.glob(place.replace("<paper>", known_as).rstrip("/"))) for place in places)
+    assert any(list(ROOT.glob(place.replace("<paper>", paper).rstrip("/"))) for place in places)
 
 
 @pytest.mark.parametrize("paper", score.scored())

@@ -34,7 +34,7 @@ from fedlib.theory.fedmrn import Problem
 def rounded(x: Tensor, intervals: int, rng: Rng | None) -> Tensor:
     """x [n] as the receiver sees it, rounded to so many intervals of its range; rng None rounds to the nearest."""
     low, span = quantizers.extent(x)
-    return quantizers.restored(quantizers.affine(x, low, span, intervals, rng), x.numel(), "affine_stochastic")
+    return quantizers.restore(quantizers.affine(x, low, span, intervals, rng), x.numel(), "affine_stochastic")
 
 
 def variance(x: Tensor, intervals: int) -> float:
@@ -143,9 +143,9 @@ def train(problem: Problem, setting: Setting, rng: Rng, widths: Sequence[int] | 
         squares = torch.zeros(repetitions, dtype=torch.float64)
         noise = torch.randn(setting.local_steps, *local.shape, generator=generator, dtype=torch.float64)
         for disturbance in noise * problem.deviation:
-            found = problem.gradients(torch.cat([local, local.mean(1, keepdim=True)], 1))  # of the clients, and at u
-            squares += found[:, -1].square().sum(-1) / setting.local_steps
-            local = local - setting.rate * (found[:, :-1] + disturbance)
+            gradients = problem.gradients(torch.cat([local, local.mean(1, keepdim=True)], 1))  # the last ones at u
+            squares += gradients[:, -1].square().sum(-1) / setting.local_steps
+            local = local - setting.rate * (gradients[:, :-1] + disturbance)
         updates = (local - w).float()
         sent: list[tuple[float, float, float]] = []
         for r, update in enumerate(updates):

@@ -135,10 +135,10 @@ class Network:
 
     def layers(self, mask: Tensor, x: Tensor) -> list[Tensor]:
         """Pre-activations [images, outputs] of every layer for x [images, inputs]; the last are the logits."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for part, shape in zip((mask * self.w).split(self.sizes), self.shapes, strict=True):
-            found.append(functional.linear(found[-1].relu() if found else x, part.view(shape)))
-        return found
+            outputs.append(functional.linear(outputs[-1].relu() if outputs else x, part.view(shape)))
+        return outputs
 
     def data_gradient(self, mask: Tensor, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Gradient of the mean cross-entropy in the scores [n], straight through: dm/dtheta counts as 1."""
@@ -180,11 +180,8 @@ def train(
         theta = torch.sigmoid(s).double()
         masks = [draw_mask(theta.float(), generator) for _ in range(5)]
         right = [(network.layers(mask, test)[-1].argmax(1) == data.test_y).double().mean() for mask in masks]
-        row = {
-            "round": number,
-            "accuracy": 100 * float(sum(right)) / 5,
-            "bits": entropy(masks[0].double().mean()).item(),
-        }
-        row |= {"density": theta.mean().item(), "mean entropy": entropy(theta).mean().item()}
+        row = {"round": number, "accuracy": 100 * float(sum(right)) / 5}
+        row |= {"bits": entropy(masks[0].double().mean()).item(), "density": theta.mean().item()}
+        row |= {"mean entropy": entropy(theta).mean().item()}
         rows.append(row | {f"layer {i}": part.sum().item() for i, part in enumerate(theta.split(network.sizes), 1)})
     return pd.DataFrame(rows), s

@@ -1,5 +1,6 @@
 """Local optimizers: torch's own are the oracle."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -90,10 +91,15 @@ def test_adam_worked_by_hand() -> None:
     assert float(w["w"][0]) == pytest.approx(0.9 - 0.0266337, abs=1e-6)
 
 
-def test_sgd_is_torch_s_bit_for_bit() -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torch_s_bit_for_bit(momentum: float) -> None:
     found, plain, steps = parameters(), parameters(), gradients(50)
-    for step, expected in zip(steps, by_torch(torch.optim.SGD(plain.values(), lr=0.1), plain, steps), strict=True):
-        optimizers.step(SGD, found, step, {})
+    plan = dataclasses.replace(SGD, momentum=momentum)
+    state = optimizers.moments(plan, found)
+    assert bool(state) == bool(momentum)
+    sgd = torch.optim.SGD(plain.values(), lr=0.1, momentum=momentum)
+    for step, expected in zip(steps, by_torch(sgd, plain, steps), strict=True):
+        optimizers.step(plan, found, step, state)
         assert all(torch.equal(found[name], expected[name]) for name in SHAPES)
 
 

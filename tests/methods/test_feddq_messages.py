@@ -60,28 +60,28 @@ BUCKETS = of(quantizer="buckets", schedule="ascending", first=3, most=15, coding
 ALL = [AFFINE, CODED, SYMMETRIC, NORM, BUCKETS]
 
 
-def update(task: Task, seed: int = 0, scale: float = 0.01) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) * scale * (i + 1) for i, shape in enumerate(task.weights.values())]
+def update(task: Task) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) * 0.01 * (i + 1) for i, shape in enumerate(task.weights.values())]
 
 
-def upload(method: FedDQ, x: list[Tensor] | None = None) -> bytes:
-    """What a client sends whose training has moved its tensors by x."""
+def upload(method: FedDQ) -> bytes:
+    """What a client sends whose training has moved its tensors by the update."""
     local = method.begin(method.broadcast(method.initial(Rng(0))), SHARD, Rng(0))
-    for name, change in zip(local.trainable, x or update(method.task), strict=True):
+    for name, change in zip(local.trainable, update(method.task), strict=True):
         local.frozen[f"from {name}"].zero_()
         local.trainable[name].detach().copy_(change)
     local.frozen["loss"] = torch.tensor(2.5)
     return method.upload(local, SHARD, Rng(3))
 
 
-def sealed(parts: Sections, method: FedDQ, kind: str = "feddq.up", samples: int = 7) -> bytes:
+def seal(parts: Sections, method: FedDQ, kind: str = "feddq.up", samples: int = 7) -> bytes:
     """A message whose envelope is right, whatever its sections say."""
     return container.pack(kind, method.fingerprint(), samples, parts)
 
 
 def read(parts: Sections, method: FedDQ) -> Tensors:
-    return method.read_update(sealed(parts, method))[0]
+    return method.read_update(seal(parts, method))[0]
 
 
 # Sizes
@@ -104,18 +104,6 @@ def test_06_payload_of_entries_at_their_width(method: FedDQ) -> None:
     told = method.read_update(message)[0]
     assert told["widths"].tolist() == widths and told["ranges"].tolist() == pytest.approx(ranges, rel=1e-6)
     assert 0 < len(message) - len(head) - len(body) - len(loss) <= 64
-
-
-def test_06_golden_message() -> None:
-    """3.6: x of six entries is four bits an entry, 24 bits of payload, 12 bytes on the wire and the envelope."""
-    task, x = task_of(6), [torch.tensor([[-0.0200, -0.0071, 0.0, 0.0032, 0.0110, 0.0300]])]
-    method = of(task, quantizer="affine_nearest")
-    message = upload(method, x)
-    head, body, *rest = sections(message)
-    assert struct.unpack("<Bff", head) == (4, float(np.float32(-0.02)), pytest.approx(1 / 300))
-    assert body == bytes([0x40, 0x76, 0xF9]), "0, 4, 6, 7, 9, 15: the first is the lower half of the first byte"
-    assert rest == [b"", b""] and method.sizes(message).paper == 24
-    assert len(message) <= 12 + 64
 
 
 @pytest.mark.parametrize("s", [1, 2, 3, 4, 7, 8, 255])
@@ -243,13 +231,13 @@ def test_broadcasts_of_impossible_intervals_are_refused(downlink: float, interva
     parts = sections(good)
     parts[-1] = parts[-1][:-4] + struct.pack("<f", intervals)
     with pytest.raises(PayloadError):
-        method.begin(sealed(parts, method, kind="feddq.down", samples=0), SHARD, Rng(0))
+        method.begin(seal(parts, method, kind="feddq.down", samples=0), SHARD, Rng(0))
 
 
 @pytest.mark.parametrize("alter", [header(0, width=17), header(1, width=3), header(0, first=math.nan)])
 def test_bad_quantized_broadcasts_are_refused(alter: Any) -> None:
     method = of(downlink=0.001)
     parts = sections(method.broadcast(method.initial(Rng(0))))
-    assert method.read_broadcast(sealed(parts, method, kind="feddq.down"))
+    assert method.begin(seal(parts, method, kind="feddq.down"), SHARD, Rng(0))
     with pytest.raises(PayloadError):
-        method.read_broadcast(sealed(alter(parts), method, kind="feddq.down"))
+        method.begin(seal(alter(parts), method, kind="feddq.down"), SHARD, Rng(0))

@@ -11,18 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedlib.errors import SpecError
-from fedlib.methods import registry
 from fedlib.methods.feddq import quantizers
 from fedlib.methods.feddq.schedules import Rule
 from fedlib.rng import Rng
 from fedlib.wire import levels
 
-untimed = settings(deadline=None)
 widths = st.integers(1, 16)
 arrays = hnp.arrays(np.float32, st.integers(2, 30), elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False))
 
@@ -40,7 +38,6 @@ def test_07_equals_the_released_scripts_and_exact_arithmetic() -> None:
     assert set(found) == set(range(2, 17))
 
 
-@untimed
 @given(st.floats(1e-20, 1e20), st.floats(1e-20, 1e20), st.floats(1e-6, 1e3), widths, widths)
 def test_07_monotone_clamped_and_one_bit_a_doubling(a: float, b: float, rho: float, one: int, other: int) -> None:
     least, most = sorted((one, other))
@@ -53,7 +50,6 @@ def test_07_monotone_clamped_and_one_bit_a_doubling(a: float, b: float, rho: flo
         assert rule.width_for(max(a, b) * 8) == min(most, high + 3)
 
 
-@untimed
 @given(arrays, st.floats(0.001, 10))
 def test_07_step_is_at_most_four_thirds_of_the_resolution(values: np.ndarray, rho: float) -> None:
     x, rule = torch.from_numpy(values), Rule(resolution=rho)
@@ -105,20 +101,19 @@ def test_a_constant_tensor_takes_no_bits_and_comes_back(quantizer: str, values: 
     for schedule in ("range", "fixed", "ascending", "loss"):
         found, _ = Rule(quantizer=quantizer, schedule=schedule).quantize(x, 5, Rng(0))
         assert (found.width, found.second, found.levels.size) == (0, 0, 0)
-        assert quantizers.restored(found, len(x), quantizer).tolist() == pytest.approx(values, abs=1e-30)
+        assert quantizers.restore(found, len(x), quantizer).tolist() == pytest.approx(values, abs=1e-30)
         assert (levels.pack([found], False), len(levels.headers([found]))) == (b"", 9)
 
 
 def test_an_empty_tensor_is_skipped() -> None:
     """7.2: 0 entries take no levels."""
     found, _ = Rule().quantize(torch.zeros(0), 0, Rng(0))
-    assert found.levels.size == 0 and quantizers.restored(found, 0, "affine_stochastic").shape == (0,)
+    assert found.levels.size == 0 and quantizers.restore(found, 0, "affine_stochastic").shape == (0,)
 
 
 # Schedules
 
 
-@untimed
 @given(st.floats(1e-3, 1e3), st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(1, 300), st.integers(9, 16))
 def test_11_schedules_follow_the_loss(first: float, a: float, b: float, s: int, most: int) -> None:
     """ceil(s_0 sqrt(f_0 / f)), never less for a smaller loss; the mirror image never more, nor below 3."""
@@ -144,31 +139,18 @@ def test_schedules_worked_by_hand() -> None:
     assert loss.next_intervals(8.0, 2.0) == 510
 
 
-# Settings
+# Settings that do not go with each other
 
 
 @pytest.mark.parametrize(
     "hyper, words",
     [
-        ({"schedule": "descending"}, "hyper.schedule: 'descending' is unknown; allowed: ascending, fixed, loss, range"),
-        ({"schedule": None}, "hyper.schedule: None"),
-        ({"quantizer": "qsgd"}, "hyper.quantizer: 'qsgd' is unknown; allowed: affine_nearest, affine_stochastic"),
-        ({"biases": False}, "hyper.biases: False is unknown; allowed: kept, sent"),
-        ({"coding": "zip"}, "hyper.coding: 'zip' is unknown; allowed: entropy, packed"),
-        *[({f: v}, f"hyper.{f}: {v!r} must be an integer") for f in ("least", "most", "width") for v in (0, 17, 2.5)],
-        *[({f: True}, f"hyper.{f}: True must be an integer from 1 to") for f in ("least", "most", "width", "first")],
-        *[({"first": v}, "must be an integer from 1 to 65535") for v in (0, -2, 65536, 1.5, "2")],
-        *[({"resolution": v}, "hyper.resolution: .* must be a number from 1e-12") for v in (0, -1.0, math.nan, "x")],
-        *[({"downlink": v}, "hyper.downlink: .* must be a number from 0") for v in (-0.1, math.inf, math.nan, None)],
-        ({"downlink": 1e-13}, "hyper.downlink"),
         ({"least": 5, "most": 4}, "hyper.least: 5 exceeds hyper.most: 4"),
         *[({"quantizer": q}, f"hyper.quantizer: '{q}' .* another schedule than range") for q in quantizers.NORMED],
         ({"quantizer": "norm", "schedule": "ascending"}, "hyper.most below 16"),
-        ({"quantizer": "norm", "schedule": "fixed", "most": 15, "width": 16}, "hyper.width"),
-        ({"report": 1}, "hyper.report: 1 must be true or false"),
-        ({"rho": 0.1}, "unknown key 'rho'"),
+        ({"quantizer": "norm", "schedule": "fixed", "most": 15, "width": 16}, "hyper.width: 16 exceeds hyper.most: 15"),
     ],
 )
-def test_settings_out_of_range_are_named(hyper: dict[str, Any], words: str) -> None:
+def test_settings_that_do_not_go_with_each_other_are_named(hyper: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
-        registry.make("feddq", hyper)
+        Rule(**hyper)

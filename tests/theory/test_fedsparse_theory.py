@@ -62,13 +62,6 @@ def test_density_of_inverts_the_entropy(bits: float) -> None:
     assert fedsparse.entropy(doubles(p)).item() == pytest.approx(bits, rel=1e-9)
 
 
-def test_adaptive_bits_by_hand() -> None:
-    # Order 0, 1: probability 1/2, then 1/4. Order 1, 1: 1/2, then 3/4.
-    assert fedsparse.adaptive_bits(1, 0) == pytest.approx(1)
-    assert fedsparse.adaptive_bits(2, 1) == pytest.approx(3)
-    assert fedsparse.adaptive_bits(2, 2) == pytest.approx(log2(8 / 3))
-
-
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
 def test_adaptive_bits_is_the_sequential_product(mask: list[bool]) -> None:
     bits = 0.0
@@ -85,10 +78,6 @@ def test_both_codes_keep_their_bounds(case: tuple[int, int]) -> None:
     assert -1e-6 < fedsparse.adaptive_bits(n, k) - bound <= 0.5 * log2(n) + 1 + 1e-6
     assert -1e-6 < fedsparse.enumerative_bits(n, k) - bound <= log2(n + 1) + 1e-6
     assert fedsparse.enumerative_bits(n, k) == pytest.approx(log2(n + 1) + log2(comb(n, k)))
-
-
-def test_adaptive_code_wastes_no_message() -> None:
-    assert sum(comb(40, k) * 2 ** -fedsparse.adaptive_bits(40, k) for k in range(41)) == pytest.approx(1)
 
 
 def test_three_counts_by_hand() -> None:

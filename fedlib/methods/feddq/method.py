@@ -8,14 +8,12 @@ Qu, Song, Tsui, "FedDQ: Communication-Efficient Federated Learning with Descendi
     the message          -> `fedlib.wire.levels`
     a round              -> `FedDQ.begin`, `upload`, `aggregate`
 
-The server steps by the mean of the updates that it reads; nothing but integers of the stated width, and two numbers a
-tensor, travels up.
+Up travel integers of the stated width and a few numbers a tensor; the server steps by the mean of what it reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +24,11 @@ from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Draws, Local, ModelWriter, ServerState, Sizes, train_model
-from fedlib.core.plan import Samples, Shapes, Tensors
+from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, number, switch
 from fedlib.core.task import cross_entropy
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, require_name, require_number
-from fedlib.methods.feddq import quantizers
 from fedlib.methods.feddq.schedules import Rule
 from fedlib.methods.messages import pack_broadcast, pack_tensors, unpack_broadcast, unpack_tensors
 from fedlib.rng import Rng
@@ -84,21 +81,30 @@ class FedDQ(Rule, ModelWriter[Course]):
         """The tensors that are sent, in their order."""
         return self.task.tensors if self.biases == "sent" else self.task.weights
 
-    # Levels as two sections
+    # Tensors as sections of a message
 
-    def pack_levels(self, found: Sequence[Levels]) -> list[bytes | np.ndarray]:
-        return [levels.headers(found), levels.pack(found, self.coding == "entropy")]
+    def pack(self, tensors: Tensors, intervals: int, rng: Rng) -> list[bytes | np.ndarray]:
+        """Headers, levels and scales."""
+        each = [self.quantize(x, intervals, rng.child(name)) for name, x in tensors.items()]
+        parts = [part for part, _ in each]
+        scales = b"".join(scale.tobytes() for _, scale in each)
+        return [levels.headers(parts), levels.pack(parts, self.coding == "entropy"), scales]
 
-    def unpack_levels(self, head: memoryview, body: memoryview, shapes: Shapes) -> list[Levels]:
+    def open(self, message: Buffer | memoryview, kind: str, shapes: Shapes, *limits: int) -> container.Message:
+        """Headers and levels of tensors, and sections that have their limits in bytes. PayloadError."""
+        longest = [levels.HEADER.size * len(shapes), sum(2 * shape.numel() + 64 for shape in shapes.values())]
+        return container.unpack(message, kind, self.fingerprint(), [*longest, *limits])
+
+    def unpack(self, head: memoryview, body: memoryview, shapes: Shapes) -> list[Levels]:
         sizes = [shape.numel() for shape in shapes.values()]
         return levels.unpack(head, body, sizes, self.coding == "entropy")
 
-    def pack_rounded(self, model: Tensors) -> list[bytes | np.ndarray]:
-        """All tensors, by a rule that draws nothing."""
-        return self.pack_levels([self.quantize(model[name], 0, Rng(0))[0] for name in self.task.tensors])
+    def pack_model(self, model: Tensors) -> list[bytes | np.ndarray]:
+        """All tensors, by a rule that draws nothing and has no scales."""
+        return self.pack({name: model[name] for name in self.task.tensors}, 0, Rng(0))[:2]
 
-    def unpack_rounded(self, head: memoryview, body: memoryview) -> Tensors:
-        return self.restore(self.unpack_levels(head, body, self.task.tensors), self.task.tensors)
+    def unpack_model(self, head: memoryview, body: memoryview) -> Tensors:
+        return self.restore(self.unpack(head, body, self.task.tensors), self.task.tensors)
 
     # Down
 
@@ -111,21 +117,8 @@ class FedDQ(Rule, ModelWriter[Course]):
         intervals = {"intervals": torch.tensor(float(state.own.intervals))}
         if not self.downlink:
             return pack_broadcast(self, state.model | intervals, INTERVALS)
-        parts = [*self.downward.pack_rounded(state.model), pack_tensors(intervals, INTERVALS)]
+        parts = [*self.downward.pack_model(state.model), pack_tensors(intervals, INTERVALS)]
         return container.pack("feddq.down", self.fingerprint(), 0, parts)
-
-    def read_broadcast(self, message: bytes) -> tuple[Tensors, int]:
-        """The model and the round's intervals. PayloadError for any other message."""
-        if not self.downlink:
-            model = unpack_broadcast(self, message, INTERVALS)
-        else:
-            limits = [*longest(self.task.tensors), 4]
-            *rounded, rest = container.unpack(message, "feddq.down", self.fingerprint(), limits).sections
-            model = self.downward.unpack_rounded(*rounded) | unpack_tensors(rest, INTERVALS)
-        intervals = float(model.pop("intervals"))
-        if not (intervals.is_integer() and 1 <= intervals < 2**bits.WIDEST):
-            raise PayloadError(f"intervals: {intervals}, expected an integer from 1 to {2**bits.WIDEST - 1}")
-        return model, int(intervals)
 
     @property
     def downward(self) -> FedDQ:
@@ -142,23 +135,29 @@ class FedDQ(Rule, ModelWriter[Course]):
 
     @override
     def write_model(self, model: Tensors) -> bytes:
-        return container.pack("feddq.model", self.fingerprint(), 0, self.pack_rounded(model))
+        return container.pack("feddq.model", self.fingerprint(), 0, self.pack_model(model))
 
     @override
     def read_model(self, data: Buffer | memoryview) -> Tensors:
-        read = container.unpack(data, "feddq.model", self.fingerprint(), longest(self.task.tensors))
-        return self.unpack_rounded(*read.sections)
+        return self.unpack_model(*self.open(data, "feddq.model", self.task.tensors).sections)
 
     # At a client
 
     @override
     def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
         """Beside the model stands what it was at the start of the round; and its training loss, where asked for."""
-        model, intervals = self.read_broadcast(message)
+        if self.downlink:
+            *rounded, rest = self.open(message, "feddq.down", self.task.tensors, 4).sections
+            model = self.downward.unpack_model(*rounded) | unpack_tensors(rest, INTERVALS)
+        else:
+            model = unpack_broadcast(self, message, INTERVALS)
+        intervals = float(model.pop("intervals"))
+        if not (intervals.is_integer() and 1 <= intervals < 2**bits.WIDEST):
+            raise PayloadError(f"intervals: {intervals}, expected an integer from 1 to {2**bits.WIDEST - 1}")
         local = train_model(self.task, model, len(shard[1]))
         here = local.trainable | local.frozen
         local.frozen |= {f"from {name}": here[name].detach().clone() for name in self.uploaded}
-        local.frozen["intervals"] = torch.tensor(intervals, device=self.task.device)
+        local.frozen["intervals"] = torch.tensor(int(intervals), device=self.task.device)
         if self.reports:
             local.frozen["loss"] = self.training_loss(here, shard)
         return local
@@ -178,12 +177,10 @@ class FedDQ(Rule, ModelWriter[Course]):
     @override
     def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
         """Each tensor's change since the broadcast, quantized; then the loss that was measured, if any."""
-        here, intervals = local.trainable | local.frozen, int(local.frozen["intervals"])
+        here = local.trainable | local.frozen
         changes = {name: here[name].detach() - here[f"from {name}"] for name in self.uploaded}
-        each = [self.quantize(x, intervals, rng.child("upload", name)) for name, x in changes.items()]
-        scales = b"".join(scale.tobytes() for _, scale in each)
         report = pack_tensors(here, LOSS) if self.reports else b""
-        parts = [*self.pack_levels([found for found, _ in each]), scales, report]
+        parts = [*self.pack(changes, int(here["intervals"]), rng.child("upload")), report]
         return container.pack("feddq.up", self.fingerprint(), local.samples, parts)
 
     # The server
@@ -200,7 +197,7 @@ class FedDQ(Rule, ModelWriter[Course]):
         for name in self.task.statistics:
             if name.endswith("running_var"):
                 model[name] = model[name].clamp(min=0)
-        widths, ranges = (tuple(average[what].tolist()) for what in ("widths", "ranges"))
+        widths, ranges = (tuple(average[what].tolist()) for what in about)
         loss = float(average["loss"]) if self.reports else 0.0
         first = state.own.first_loss or loss
         intervals = self.next_intervals(loss, first) if self.follows_loss else state.own.intervals
@@ -208,27 +205,21 @@ class FedDQ(Rule, ModelWriter[Course]):
 
     def read_update(self, upload: Buffer) -> Update:
         """Update's tensors with their `widths` [tensors] and `ranges` [tensors], the loss if any, the sample count."""
-        found, scales, report, samples = self.unpack(upload)
-        tensors = self.restore(found, self.uploaded, scales)
-        tensors["widths"] = torch.tensor([float(part.width) for part in found])
-        tensors["ranges"] = torch.tensor([self.range_of(part) for part in found])
+        parts, scales, report, samples = self.open_upload(upload)
+        tensors = self.restore(parts, self.uploaded, scales)
+        tensors["widths"] = torch.tensor([float(part.width) for part in parts])
+        tensors["ranges"] = torch.tensor([self.range_of(part) for part in parts])
         if self.reports:
             tensors |= unpack_tensors(report, LOSS)
             if tensors["loss"] < 0:
                 raise PayloadError(f"loss: {float(tensors['loss'])}, expected none below 0")
         return tensors, samples
 
-    def unpack(self, upload: Buffer) -> tuple[list[Levels], memoryview, memoryview, int]:
+    def open_upload(self, upload: Buffer) -> tuple[list[Levels], memoryview, memoryview, int]:
         """An upload's levels, its scales, the client's report, the sample count. PayloadError for any other message."""
-        shapes = self.uploaded
-        bucket = quantizers.NORMED.get(self.quantizer)
-        expected = 4 * sum(quantizers.scales_of(shape.numel(), bucket) for shape in shapes.values())
-        limits = [*longest(shapes), expected, 4 * self.reports]
-        read = container.unpack(upload, "feddq.up", self.fingerprint(), limits)
+        read = self.open(upload, "feddq.up", self.uploaded, 4 * count(self.uploaded), 4 * self.reports)
         head, body, scales, report = read.sections
-        if len(scales) != expected:
-            raise PayloadError(f"scales: {len(scales)} bytes, expected {expected}")
-        return self.unpack_levels(head, body, shapes), scales, report, read.samples
+        return self.unpack(head, body, self.uploaded), scales, report, read.samples
 
     # For the record
 
@@ -238,22 +229,16 @@ class FedDQ(Rule, ModelWriter[Course]):
 
         Others: the levels' empirical entropy, by a histogram for each tensor.
         """
-        found, scales, _, _ = self.unpack(upload)
-        sizes = [shape.numel() for shape in self.uploaded.values()]
-        paper = sum(n * part.width for n, part in zip(sizes, found, strict=True)) + 8 * len(scales)
-        bound = sum(entropy.entropy_bits(np.bincount(part.levels)) for part in found if part.width)
+        parts, scales, _, _ = self.open_upload(upload)
+        paper = sum(len(part.levels) * part.width for part in parts) + 8 * len(scales)
+        bound = sum(entropy.entropy_bits(np.bincount(part.levels)) for part in parts if part.width)
         return Sizes(float(paper), {"entropy": float(bound)})
 
     @override
     def notes(self, state: ServerState[Course]) -> dict[str, Any]:
         """In the mean over the round's clients: bits an entry and range of each tensor, and the loss, if measured."""
-        found: dict[str, Any] = {
+        said: dict[str, Any] = {
             what: {name: float(f"{value:.6g}") for name, value in zip(self.uploaded, values, strict=True)}
             for what, values in (("widths", state.own.widths), ("ranges", state.own.ranges))
         }
-        return found | ({"loss": state.own.loss} if self.reports else {})
-
-
-def longest(shapes: Shapes) -> list[int]:
-    """Bytes that headers, and levels, cannot exceed."""
-    return [levels.HEADER.size * len(shapes), sum(2 * shape.numel() + 64 for shape in shapes.values())]
+        return said | ({"loss": state.own.loss} if self.reports else {})

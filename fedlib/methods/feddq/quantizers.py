@@ -44,35 +44,32 @@ def constant(value: float) -> Levels:
     return Levels(0, value, 0.0, np.empty(0, np.uint8))
 
 
-def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None) -> Levels:
-    """x in [low, low + span], in `intervals` steps. rng: of stochastic rounding; None rounds to the nearest level."""
-    step = np.float32(span / intervals)
+def affine(x: Tensor, low: float, span: float, intervals: int, rng: Rng | None, centre: int = 0) -> Levels:
+    """x in [low, low + span], in `intervals` steps. rng: rounds stochastically; None: to the nearest, plus `centre`."""
+    step = float(np.float32(span / intervals))
     if not step > 0:
         return constant(low)
     width = intervals.bit_length()
-    return Levels(width, low, float(step), _rounded(x, low, float(step), intervals, width, rng))
+    return Levels(width, low, step, _round(x, low, step, intervals, width, rng, centre))
 
 
 def symmetric(x: Tensor, span: float, width: int) -> Levels:
     """In steps of span / (2^width - 1), whichever schedule set the width."""
-    step, half = float(np.float32(span / ((1 << width) - 1))), 1 << (width - 1)
-    if not step > 0:
-        return constant(0.0)
-    return Levels(width, 0.0, step, _rounded(x, 0.0, step, 2 * half - 1, width, None, half))
+    return affine(x, 0.0, span, 2**width - 1, None, centre=2 ** (width - 1))
 
 
-def restored(found: Levels, n: int, quantizer: str) -> Tensor:
+def restore(part: Levels, n: int, quantizer: str) -> Tensor:
     """x as the receiver sees it [n]: of `affine` and `symmetric`. PayloadError for a step that is not positive."""
-    if not found.width:
-        return torch.full((n,), found.first)
-    if not found.second > 0:
-        raise PayloadError(f"header: step {found.second}, expected one above 0")
+    if not part.width:
+        return torch.full((n,), part.first)
+    if not part.second > 0:
+        raise PayloadError(f"header: step {part.second}, expected one above 0")
     if quantizer == "symmetric_nearest":
-        return _floats(found.levels).sub_(1 << (found.width - 1)).mul_(found.second)
-    return _floats(found.levels).mul_(found.second).add_(found.first)
+        return _floats(part.levels).sub_(1 << (part.width - 1)).mul_(part.second)
+    return _floats(part.levels).mul_(part.second).add_(part.first)
 
 
-def normed(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np.ndarray]:
+def norm(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np.ndarray]:
     """Levels, the lowest bit of each the sign, and the scales as float32, one for each `bucket` entries (0: for all).
 
     bucket: scaled by the largest magnitude of the bucket; with 0 by the norm.
@@ -92,21 +89,21 @@ def normed(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np
     return Levels(width, float(intervals), 0.0, _integers(signed, width)), scales.cpu().numpy()
 
 
-def restored_normed(found: Levels, n: int, scales: np.ndarray, bucket: int) -> Tensor:
+def restore_norm(part: Levels, n: int, scales: np.ndarray, bucket: int) -> Tensor:
     """The inverse, as the receiver sees it [n]. PayloadError: intervals that do not fit the width or the levels."""
-    if not found.width:
+    if not part.width:
         return torch.zeros(n)
-    if not (found.first.is_integer() and found.first >= 1 and int(found.first).bit_length() == found.width - 1):
-        raise PayloadError(f"header: {found.first} intervals of width {found.width}, one bit of which is the sign")
-    if n and found.levels.max() >> 1 > found.first:
-        raise PayloadError(f"levels: {found.levels.max() >> 1}, expected at most {found.first:.0f}")
+    if not (part.first.is_integer() and part.first >= 1 and int(part.first).bit_length() == part.width - 1):
+        raise PayloadError(f"header: {part.first} intervals of width {part.width}, one bit of which is the sign")
+    if n and part.levels.max() >> 1 > part.first:
+        raise PayloadError(f"levels: {part.levels.max() >> 1}, expected at most {part.first:.0f}")
     if (scales < 0).any():
         raise PayloadError(f"scales: {scales.min()}, expected none below 0")
-    levels = _floats(found.levels)
+    levels = _floats(part.levels)
     magnitudes = levels.mul(0.5).floor_()
     signs = levels.sub_(magnitudes, alpha=2).mul_(-2).add_(1)
     rows = _rows(magnitudes.mul_(signs), bucket)
-    return rows.mul_(torch.from_numpy(scales.astype(np.float32) / np.float32(found.first)).unsqueeze(1)).flatten()[:n]
+    return rows.mul_(torch.from_numpy(scales.astype(np.float32) / np.float32(part.first)).unsqueeze(1)).flatten()[:n]
 
 
 def scales_of(n: int, bucket: int | None) -> int:
@@ -121,7 +118,7 @@ def _rows(x: Tensor, bucket: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % bucket)).view(-1, bucket)
 
 
-def _rounded(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int = 0) -> np.ndarray:
+def _round(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int) -> np.ndarray:
     """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded."""
     flat, draws = x.detach().flatten(), rng.torch(x.device) if rng else None
     levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)

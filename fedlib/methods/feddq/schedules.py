@@ -74,11 +74,11 @@ class Rule:
     def next_intervals(self, loss: float, first_loss: float) -> int:
         """Intervals for the next round, after one in which clients measured `loss`."""
         if self.schedule == "ascending":
-            found = self.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
+            intervals = self.first * math.sqrt(first_loss / loss) if loss > 0 else math.inf
         else:
             share = loss / first_loss if first_loss > 0 else 1.0
-            found = max(LEAST_LOSS_INTERVALS, self.first * math.sqrt(share))
-        return math.ceil(min(found, self.most_intervals))
+            intervals = max(LEAST_LOSS_INTERVALS, self.first * math.sqrt(share))
+        return math.ceil(min(intervals, self.most_intervals))
 
     @property
     def most_intervals(self) -> int:
@@ -97,33 +97,36 @@ class Rule:
         low, span = quantizers.extent(x)
         intervals, none = self.intervals_for(span, agreed), np.empty(0, np.float32)
         if self.quantizer in NORMED:
-            return quantizers.normed(x, intervals, rng, NORMED[self.quantizer])
+            return quantizers.norm(x, intervals, rng, NORMED[self.quantizer])
         if span < NOTHING:
             return quantizers.constant(low), none
         if self.quantizer == "symmetric_nearest":
             return quantizers.symmetric(x, span, intervals.bit_length()), none
         return quantizers.affine(x, low, span, intervals, rng if self.quantizer == "affine_stochastic" else None), none
 
-    def restore(self, found: Sequence[Levels], shapes: Shapes, scales: memoryview | bytes = b"") -> Tensors:
+    def restore(self, parts: Sequence[Levels], shapes: Shapes, scales: memoryview | bytes = b"") -> Tensors:
         """All tensors as the receiver sees them. PayloadError: numbers not finite, or that do not fit each other."""
-        numbers, tensors, bucket = np.frombuffer(scales or b"", "<f4"), Tensors(), NORMED.get(self.quantizer)
+        tensors, bucket = Tensors(), NORMED.get(self.quantizer)
+        counts = [quantizers.scales_of(shape.numel(), bucket) for shape in shapes.values()]
+        if len(scales) != 4 * sum(counts):
+            raise PayloadError(f"scales: {len(scales)} bytes, expected {4 * sum(counts)}")
+        numbers = np.frombuffer(scales or b"", "<f4")
         if not np.isfinite(numbers).all():
             raise PayloadError("scales: not finite, only finite numbers travel")
-        for (name, shape), part in zip(shapes.items(), found, strict=True):
-            n = shape.numel()
+        for (name, shape), part, k in zip(shapes.items(), parts, counts, strict=True):
+            own, numbers = np.split(numbers, [k])
             if bucket is None:
-                x = quantizers.restored(part, n, self.quantizer)
+                x = quantizers.restore(part, shape.numel(), self.quantizer)
             else:
-                own, numbers = np.split(numbers, [quantizers.scales_of(n, bucket)])
-                x = quantizers.restored_normed(part, n, own, bucket)
+                x = quantizers.restore_norm(part, shape.numel(), own, bucket)
             if not bool(torch.isfinite(x).all()):
                 raise PayloadError(f"{name}: levels and header give numbers that are not finite")
             tensors[name] = x.view(shape)
         return tensors
 
-    def range_of(self, found: Levels) -> float:
+    def range_of(self, part: Levels) -> float:
         """Of the tensor that was quantized: its highest entry has the highest level. Norm quantizers do not tell: 0."""
-        if self.quantizer in NORMED or not found.width:
+        if self.quantizer in NORMED or not part.width:
             return 0.0
-        highest = 2**found.width - 1 if self.quantizer == "symmetric_nearest" else int(found.levels.max())
-        return found.second * highest
+        highest = 2**part.width - 1 if self.quantizer == "symmetric_nearest" else int(part.levels.max())
+        return part.second * highest

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedlib.core.plan import Shapes, Tensors
 from fedlib.core.uploads import Buffer
 from fedlib.errors import PayloadError
+from fedlib.methods.messages import positive
 from fedlib.rng import signs
 from fedlib.wire import container, entropy, floats
 
@@ -36,6 +37,15 @@ def layers(flat: Tensor, shapes: Shapes) -> Tensors:
     """A vector [n] as the network's tensors by name (views)."""
     parts = flat.split([shape.numel() for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def largest(theta: Tensor, share: float) -> Tensor:
+    """The mask [n], ones and zeros, of this share of one tensor's entries, one at least; of equal ones the first."""
+    kept = max(1, int(share * len(theta)))
+    least = torch.kthvalue(theta, len(theta) - kept + 1).values
+    above, tied = positive(theta - least), (theta == least).to(theta.dtype)
+    first = tied.cumsum(0, dtype=torch.int64) <= kept - above.sum().long()
+    return above + tied * first
 
 
 def pack_theta(theta: Tensor, levels: bool) -> list[bytes | np.ndarray]:

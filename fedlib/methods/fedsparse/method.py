@@ -4,7 +4,7 @@ Gesbert, Li, Gresset, "Communication-Efficient Federated Learning via Regularize
 Communications Letters 2024, of which the abstract alone could be read: its penalty here is the one that agrees with it.
 
     fixed random weights, scores s, theta = sigma(s)  -> `fedlib.methods.fedsparse.masks.fixed_weights`, `begin`
-    mask m ~ Bern(theta), straight-through            -> `mask`, `loss`, `Through`
+    mask m ~ Bern(theta), straight-through            -> `mask`, `loss`
     penalty on the keep-probabilities theta           -> `regularizer`
     upload of one mask                                -> `upload`
     mean of masks, or mode of a Beta posterior        -> `aggregate`
@@ -30,18 +30,7 @@ from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, integer, number
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, SpecError
-from fedlib.methods.fedsparse.masks import (
-    SCALES,
-    binary_entropy,
-    bits_a_parameter,
-    count_ones,
-    fixed_weights,
-    layers,
-    pack_mask,
-    pack_theta,
-    unpack_mask,
-    unpack_theta,
-)
+from fedlib.methods.fedsparse import masks
 from fedlib.methods.messages import pack_seed, positive, unpack_seed
 from fedlib.rng import Rng, normal
 from fedlib.wire import container
@@ -78,7 +67,7 @@ class FedPM(Method[Own]):
     keep: float = number(0.5, 1e-6, 1)
     ste: str = choice("identity", "prob")  # gradient of the mask by theta: 1, or "prob": theta, as in the code
     # of the fixed weights; "fedpm" as in the code; "critical": neutral at theta = 1/2
-    weight_scale: str = choice("kaiming", *SCALES)
+    weight_scale: str = choice("kaiming", *masks.SCALES)
     aggregation: str = choice("mean", "bayes")  # or "bayes"
     weighting: str = choice("samples", "clients")  # of the mean; or "clients"
     prior: float = number(1.0, 1, 1e6)  # alpha = beta of the Beta prior
@@ -109,7 +98,7 @@ class FedPM(Method[Own]):
 
     def weights(self, seed: int) -> Tensor:
         """The fixed weights w [n], on the CPU."""
-        return fixed_weights(seed, self.weight_scale, self.shapes)
+        return masks.fixed_weights(seed, self.weight_scale, self.shapes)
 
     def mask(self, theta: Tensor, chance: Tensor) -> Tensor:
         """The mask of a forward pass [n], ones and zeros; `chance` [n] is uniform on [0, 1)."""
@@ -117,15 +106,8 @@ class FedPM(Method[Own]):
             return positive(theta - chance)
         if self.masking == "threshold":
             return positive(theta - 0.5)
-        parts = []
-        for layer in layers(theta, self.shapes).values():
-            flat = layer.reshape(-1)
-            share = max(1, int(self.keep * len(flat)))
-            least = torch.kthvalue(flat, len(flat) - share + 1).values
-            above, tied = positive(flat - least), (flat == least).to(flat.dtype)
-            first = tied.cumsum(0, dtype=torch.int64) <= share - above.sum().long()  # of equal ones the first
-            parts.append(above + tied * first)
-        return torch.cat(parts)
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        return torch.cat([masks.largest(part, self.keep) for part in theta.split(sizes)])
 
     def draw_mask(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """A mask [n], ones and zeros; m ~ Bern(theta) unless `masking` has its own rule."""
@@ -136,8 +118,8 @@ class FedPM(Method[Own]):
         if self.penalty == "mean_prob":
             return theta.mean()
         if self.penalty == "pooled_entropy":
-            return binary_entropy(theta.mean())
-        return binary_entropy(theta).mean()
+            return masks.binary_entropy(theta.mean())
+        return masks.binary_entropy(theta).mean()
 
     # The method
 
@@ -149,21 +131,16 @@ class FedPM(Method[Own]):
 
     @override
     def broadcast(self, state: ServerState[Own]) -> bytes:
-        sections = [pack_seed(state.own.seed), *pack_theta(state.model["theta"], self.downlink == "levels")]
+        sections = [pack_seed(state.own.seed), *masks.pack_theta(state.model["theta"], self.downlink == "levels")]
         return container.pack("fedpm.down", self.fingerprint(), 0, sections)
-
-    def read_broadcast(self, message: bytes) -> tuple[int, Tensor]:
-        """Seed and theta [n]. PayloadError for any other message."""
-        limits = [8, 4 * self.n]
-        if self.downlink == "levels" and len(container.section_sizes(message)) == 3:
-            limits.append(4 * self.n)
-        sections = container.unpack(message, "fedpm.down", self.fingerprint(), limits).sections
-        return unpack_seed(sections[0]), unpack_theta(sections[1:], self.n)
 
     @override
     def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
-        seed, theta = self.read_broadcast(message)
-        theta = theta.to(self.task.device)
+        limits = [8, 4 * self.n]
+        if self.downlink == "levels" and len(container.section_sizes(message)) == 3:
+            limits.append(4 * self.n)
+        first, *packed = container.unpack(message, "fedpm.down", self.fingerprint(), limits).sections
+        seed, theta = unpack_seed(first), masks.unpack_theta(packed, self.n).to(self.task.device)
         clamped = theta.double().clamp(self.delta, 1 - self.delta)  # float32 has no 1 - 1e-9
         s = torch.logit(clamped).float().requires_grad_()
         return Local({"s": s}, {"w": self.weights(seed).to(self.task.device), "theta": theta}, len(shard[1]), seed)
@@ -178,7 +155,8 @@ class FedPM(Method[Own]):
         theta = torch.sigmoid(trainable["s"])
         mask = self.mask(theta.detach(), drawn)
         through = theta if self.ste == "identity" else theta * theta / 2
-        loss = self.task.loss(layers(Through.apply(through, frozen["w"], mask), self.shapes), batch)
+        kept = mask + (through - through.detach())  # the mask to the bit, with the gradient of `through`
+        loss = self.task.loss(masks.layers(frozen["w"] * kept, self.shapes), batch)
         return loss + self.lam * self.regularizer(theta) if self.lam else loss
 
     @override
@@ -187,7 +165,7 @@ class FedPM(Method[Own]):
         if not bool(torch.isfinite(s).all()):
             raise PayloadError("scores are not finite: local training diverged; lower the learning rate")
         mask = self.draw_mask(torch.sigmoid(s), rng.child("upload").torch(self.task.device)).bool().cpu().numpy()
-        sections = pack_mask(mask, self.contexts(local.frozen["theta"].cpu()))
+        sections = masks.pack_mask(mask, self.contexts(local.frozen["theta"].cpu()))
         # A mask means nothing over the weights of another seed.
         return container.pack("fedpm.up", self.fingerprint(f"fedpm {local.seed}"), local.samples, sections)
 
@@ -207,21 +185,21 @@ class FedPM(Method[Own]):
         contexts, fingerprint = self.contexts(state.model["theta"]), self.fingerprint(f"fedpm {own.seed}")
 
         def read(upload: Buffer) -> Update:
-            found = container.unpack(upload, "fedpm.up", fingerprint, [4, 64 + n // 8])
-            return {"theta": unpack_mask(found.sections, n, contexts)}, found.samples
+            message = container.unpack(upload, "fedpm.up", fingerprint, [4, 64 + n // 8])
+            return {"theta": masks.unpack_mask(message.sections, n, contexts)}, message.samples
 
-        mean, masks = RunningMean({"theta": torch.Size([n])}), 0
+        weighted = self.weighting == "samples" and self.aggregation == "mean"
+        mean = RunningMean({"theta": torch.Size([n])})
         for tensors, samples in uploads.read(read):
-            mean.add(tensors, samples if self.weighting == "samples" and self.aggregation == "mean" else 1)
-            masks += 1
-        model = mean.value()
+            mean.add(tensors, samples if weighted else 1)
+        model, received = mean.value(), mean.total
         if self.aggregation == "mean":
             return ServerState(model, own)
-        kept = (model["theta"] * masks).round()  # whole again: equal counts give equal theta
+        kept = (model["theta"] * received).round()  # whole again: equal counts give equal theta
         if own.rounds % self.reset_period and own.kept is not None:
-            kept, masks = kept + own.kept, masks + own.masks
-        mode = (kept + self.prior - 1) / (torch.tensor([float(masks)]) + 2 * self.prior - 2)
-        return ServerState({"theta": mode}, Own(own.seed, own.rounds + 1, masks, kept))
+            kept, received = kept + own.kept, received + own.masks
+        mode = (kept + self.prior - 1) / (torch.tensor([float(received)]) + 2 * self.prior - 2)
+        return ServerState({"theta": mode}, Own(own.seed, own.rounds + 1, received, kept))
 
     # What is evaluated, stored, and said of a round
 
@@ -234,34 +212,32 @@ class FedPM(Method[Own]):
         elif self.evaluated == "threshold":
             kept = [positive(theta - 0.5)]
         else:
-            number = MASKS if self.masking == "bernoulli" else 1
-            kept = [self.draw_mask(theta, rng.child(i).torch()) for i in range(number)]
-        return [layers(w * mask, self.shapes) for mask in kept]
+            draws = MASKS if self.masking == "bernoulli" else 1
+            kept = [self.draw_mask(theta, rng.child(i).torch()) for i in range(draws)]
+        return [masks.layers(w * mask, self.shapes) for mask in kept]
 
     def save_model(self, state: ServerState[Own], rng: Rng) -> bytes:
         """The final model as a file: the seed of its weights, and one mask drawn from theta, coded."""
         mask = self.draw_mask(state.model["theta"], rng.torch()).bool().numpy()
-        sections = [pack_seed(state.own.seed), *pack_mask(mask, None)]
+        sections = [pack_seed(state.own.seed), *masks.pack_mask(mask, None)]
         return container.pack("fedpm.model", self.fingerprint(), 0, sections)
 
     def load_model(self, file: bytes) -> Tensors:
         """The network's tensors, from the file alone. PayloadError for any other file."""
-        limits = [8, 4, 64 + self.n // 8]
-        seed, *mask = container.unpack(file, "fedpm.model", self.fingerprint(), limits).sections
-        return layers(self.weights(unpack_seed(seed)) * unpack_mask(mask, self.n, None), self.shapes)
+        seed, *mask = container.unpack(file, "fedpm.model", self.fingerprint(), [8, 4, 64 + self.n // 8]).sections
+        return masks.layers(self.weights(unpack_seed(seed)) * masks.unpack_mask(mask, self.n, None), self.shapes)
 
     @override
     def notes(self, state: ServerState[Own]) -> dict[str, Any]:
         """Mean theta of each tensor of weights, bytes of the model's file, tensors that keep fewer than ten weights."""
-        parts = layers(state.model["theta"], self.shapes)
-        named = {name: part for name, part in parts.items() if name in self.task.weights}
-        collapsed = [name for name, part in named.items() if float(part.sum()) < FEW]
-        if collapsed:
+        parts = masks.layers(state.model["theta"], self.shapes)
+        said: dict[str, Any] = {"density": {name: round(float(parts[name].mean()), 6) for name in self.task.weights}}
+        said["model file"] = len(self.save_model(state, Rng(state.own.seed)))
+        if collapsed := [name for name in self.task.weights if float(parts[name].sum()) < FEW]:
+            said["collapsed"] = collapsed
             names = ", ".join(collapsed)
             log.warning("fewer than %d weights are kept in %s: the network may have collapsed", FEW, names)
-        density = {name: round(float(part.mean()), 6) for name, part in named.items()}
-        size = len(self.save_model(state, Rng(state.own.seed)))
-        return {"density": density, "model file": size} | ({"collapsed": collapsed} if collapsed else {})
+        return said
 
     @override
     def sizes(self, upload: Buffer) -> Sizes:
@@ -269,28 +245,6 @@ class FedPM(Method[Own]):
 
         It adds log2 n for an upload, and never falls below 0.0808 bits a parameter.
         """
-        n, ones = self.n, count_ones(upload)
-        official = n * bits_a_parameter(0.01 + 0.98 * ones / n) + math.log2(n)
-        return Sizes(n * bits_a_parameter(ones / n), {"official code": official})
-
-
-class Through(torch.autograd.Function):
-    """Forward the kept weights; backward as if the mask had been `through`, so that theta gets the mask's gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @override
-    def forward(through: Tensor, w: Tensor, mask: Tensor) -> Tensor:
-        return w * mask
-
-    @staticmethod
-    @override
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (w,) = ctx.saved_tensors
-        return gradient * w, None, None
+        n, ones = self.n, masks.count_ones(upload)
+        official = n * masks.bits_a_parameter(0.01 + 0.98 * ones / n) + math.log2(n)
+        return Sizes(n * masks.bits_a_parameter(ones / n), {"official code": official})

@@ -3,14 +3,12 @@
 import functools
 from typing import Any
 
-import numpy as np
 import small_task as tasks
 import torch
 from torch import Tensor, nn
 
-from fedlib.core import client
 from fedlib.core.method import Local, ServerState
-from fedlib.core.plan import Plan, Samples
+from fedlib.core.plan import Plan
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, Uploads
 from fedlib.methods.fedsparse.masks import pack_mask
@@ -47,27 +45,12 @@ def flat(*sizes: int, **settings: Any) -> FedPM:
     return FedPM(**settings).bind(flat_task(*sizes))
 
 
-def images(count: int = 10, seed: int = 0) -> Samples:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 2, 6, 6, generator=generator), torch.randint(0, 3, (count,), generator=generator)
-
-
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def masks(count: int, n: int, density: float = 0.4, seed: int = 0) -> list[Tensor]:
     return [row < density for row in uniform(count, n, seed=seed)]
-
-
-def random_mask(n: int, density: float) -> np.ndarray:
-    mask = np.zeros(n, dtype=bool)
-    mask[np.random.default_rng(1).choice(n, round(n * density), replace=False)] = True
-    return mask
-
-
-def bernoulli(theta: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(theta.shape, generator=generator) < theta
 
 
 def state_of(theta: Tensor, seed: int = 7) -> State:
@@ -89,23 +72,15 @@ def mask_in(method: FedPM, upload: Buffer, seed: int = 7) -> Tensor:
     return server(method, state_of(torch.full((method.n,), 0.5), seed), upload).model["theta"] > 0.5
 
 
-def begun(method: FedPM, scores: Tensor | None = None) -> Local:
+def begin(method: FedPM, scores: Tensor | None = None) -> Local:
     """A client before its first step, at the given scores."""
-    local = method.begin(method.broadcast(method.initial(Rng(3))), images(), Rng(0))
+    local = method.begin(method.broadcast(method.initial(Rng(3))), tasks.images(10), Rng(0))
     if scores is not None:
         local.trainable["s"].detach().copy_(scores)
     return local
 
 
-def uploaded(method: FedPM, scores: Tensor, place: Rng) -> bytes:
+def send(method: FedPM, scores: Tensor, place: Rng) -> bytes:
     """What a client sends that has trained to the given scores."""
     local = Local({"s": scores}, {"theta": torch.full_like(scores, 0.5)}, samples=1, seed=7)
-    return method.upload(local, images(0), place)
-
-
-def train(method: FedPM, local: Local, shard: Samples, place: Rng) -> None:
-    """A client's local training, in place."""
-    (phase,) = method.phases()
-    member = client.Member(0, place, shard, local, memory=None)
-    client.enter(member, 0, phase)
-    client.train(method, phase, [member])
+    return method.upload(local, tasks.NONE, place)
