@@ -11,6 +11,7 @@ from torch import Tensor
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods.fedcompress import adaptive_clusters
 from fedlib.methods.fedcompress.adaptive_clusters import Rule, effective_rank, gram
+from fedlib.methods.fedcompress.method import FedCompress
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -148,4 +149,4 @@ def test_both_must_stall_in_the_code_and_the_score_alone_in_the_paper() -> None:
 
 def test_least_above_most() -> None:
     with pytest.raises(SpecError, match=r"hyper.least: 9 exceeds hyper.most: 8; start with fewer clusters"):
-        Rule(least=9, most=8)
+        FedCompress(least=9, most=8)

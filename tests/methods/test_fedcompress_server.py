@@ -80,7 +80,9 @@ def test_the_average_is_compared_only_when_asked() -> None:
     _, second = run.round(state, 2)
     assert "before" not in first["notes"] and 0 <= second["notes"]["before"] <= 1
     accuracy, _ = ENGINE.evaluate(run.job, state.own.average)
-    assert run.method.seen(state.own.average, run.task.test)[0] / len(run.task.test[1]) == pytest.approx(accuracy)
+    assert adaptive_clusters.see(run.task, state.own.average, run.task.test)[0] / len(
+        run.task.test[1]
+    ) == pytest.approx(accuracy)
 
 
 # Self-compression
