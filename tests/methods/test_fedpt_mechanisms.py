@@ -13,6 +13,7 @@ from fedlib.errors import PayloadError
 from fedlib.methods.fedpt import mechanisms
 from fedlib.methods.fedpt.mechanisms import ftrl_start, ftrl_step, tree_nodes, tree_noise
 from fedlib.rng import Rng
+from fedlib.theory import fedpt as theory
 
 SHAPES = {"kernel": torch.Size((3, 4)), "bias": torch.Size((5,)), "scale": torch.Size(())}
 SIZE = 200_000  # entries of a statistical test; five standard errors are allowed each time
@@ -102,14 +103,14 @@ def test_the_noise_grows_with_the_root_of_the_trained_entries(size: int) -> None
     noise = mechanisms.gaussian(Rng(size), size, 0.25)
     assert noise.shape == (size,)
     assert float(noise.norm()) / 0.25 == pytest.approx(math.sqrt(size), rel=0.01)
-    assert mechanisms.expected_norm(size, 0.25) == pytest.approx(0.25 * math.sqrt(size), rel=1 / size)
+    assert theory.expected_norm(size, 0.25) == pytest.approx(0.25 * math.sqrt(size), rel=1 / size)
 
 
 def test_the_expected_norm_at_known_dimensions() -> None:
-    assert mechanisms.expected_norm(1, 2.0) == pytest.approx(2 * math.sqrt(2 / math.pi))
-    assert mechanisms.expected_norm(2, 2.0) == pytest.approx(2 * math.sqrt(math.pi / 2))
-    assert mechanisms.expected_norm(3, 2.0) == pytest.approx(2 * math.sqrt(8 / math.pi))
-    assert mechanisms.expected_norm(11_227_812, 1.0) == pytest.approx(math.sqrt(11_227_812 - 0.5), rel=1e-7)
+    assert theory.expected_norm(1, 2.0) == pytest.approx(2 * math.sqrt(2 / math.pi))
+    assert theory.expected_norm(2, 2.0) == pytest.approx(2 * math.sqrt(math.pi / 2))
+    assert theory.expected_norm(3, 2.0) == pytest.approx(2 * math.sqrt(8 / math.pi))
+    assert theory.expected_norm(11_227_812, 1.0) == pytest.approx(math.sqrt(11_227_812 - 0.5), rel=1e-7)
 
 
 def test_flat_and_named_tensors_are_each_other_s_inverse() -> None:
