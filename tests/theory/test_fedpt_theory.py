@@ -206,6 +206,13 @@ def test_the_crossing_is_where_two_bounds_meet(share: float, fraction: float, no
         )
 
 
+def test_the_expected_norm_at_known_dimensions() -> None:
+    assert fedpt.expected_norm(1, 2.0) == pytest.approx(2 * math.sqrt(2 / math.pi))
+    assert fedpt.expected_norm(2, 2.0) == pytest.approx(2 * math.sqrt(math.pi / 2))
+    assert fedpt.expected_norm(3, 2.0) == pytest.approx(2 * math.sqrt(8 / math.pi))
+    assert fedpt.expected_norm(11_227_812, 1.0) == pytest.approx(math.sqrt(11_227_812 - 0.5), rel=1e-7)
+
+
 def test_descent_without_noise_and_far_from_the_bound_is_a_power() -> None:
     h, start = torch.tensor([1.0, 0.5, 0.2], dtype=F64), torch.tensor([0.3, -0.2, 0.5], dtype=F64)
     rates = torch.tensor([0.1, 1.0], dtype=F64)
