@@ -146,7 +146,7 @@ def test_04_payload(model: str, policy: str) -> None:
 @pytest.mark.parametrize("way", ["down", "up"])
 def test_altered_truncated_and_wrong_messages(way: str) -> None:
     run = Run.of()
-    update = run.upload(*changes(run), 7)
+    update = run.upload(changes(run)[0], 7)
     read: Callable[[bytes], Any] = run.begin if way == "down" else run.read
     good, other, samples, split = (run.message, update, 0, 52) if way == "down" else (update, run.message, 7, 44)
     head, body = good[36:split], good[split:-4]
@@ -170,7 +170,7 @@ def test_another_frozen_part_is_named_on_both_sides(more: int, law: str) -> None
     words = f"frozen part {run.mark.hex()}, the other side's is {theirs.hex()}"
     with pytest.raises(PayloadError, match=words):
         run.begin(run.packed("down", 0, run.message[36:44] + theirs, run.message[52:-4]))
-    good = run.upload(*changes(run))
+    good = run.upload(changes(run)[0])
     _, uploads = run.serve(run.packed("up", 7, theirs, good[44:-4]), good)
     assert uploads.accepted == [1] and words in uploads.refused[0][1]
 

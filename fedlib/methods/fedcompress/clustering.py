@@ -31,17 +31,17 @@ STEPS = 20  # of Lloyd, where no training moves the centroids
 
 def kernels(task: Task, most: int, linear: bool) -> Shapes:
     """Trained kernels over all channels and, if `linear`, matrices, of more than `most` weights. SpecError: none."""
-    found = {}
+    fitting = {}
     for name, shape in task.weights.items():
         layer = task.network.get_submodule(name.rpartition(".")[0])
         whole = isinstance(layer, nn.Conv2d) and layer.groups == 1
         if (whole or (linear and isinstance(layer, nn.Linear))) and shape.numel() > most:
-            found[name] = shape
-    if not found:
+            fitting[name] = shape
+    if not fitting:
         raise SpecError(
             f"model: has no trained convolution of more than {most} weights; take one that has, or no clusters"
         )
-    return found
+    return fitting
 
 
 @dataclass(frozen=True)
