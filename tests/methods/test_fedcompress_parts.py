@@ -209,6 +209,8 @@ def test_effective_rank_by_its_definition_and_invariances() -> None:
     z = z.relu()
     z[:, 3:] = 0
     assert effective_rank(gram(z)) == pytest.approx(by_singular_values(z[:, :3]), rel=1e-6), "nor do dead ones"
+    low = random(400, 3) @ random(3, 200, seed=1)
+    assert effective_rank(gram(low)) == pytest.approx(by_singular_values(low), rel=1e-6), "nor what rounding makes of 0"
 
 
 @pytest.mark.parametrize(("n", "rank"), [(30, 4), (5, 5), (12, 12), (1, 1), (40, 9)])

@@ -39,7 +39,7 @@ def test_10_identical_models_average_to_themselves_in_any_order() -> None:
 
 
 def test_a_server_round_is_average_then_rule_then_compression() -> None:
-    run = begun(cohort=3)
+    run = begun(cohort=3, partition={"kind": "dirichlet", "beta": 0.3, "seed": 7})
     uploads = [run.upload(client) for client in range(3)]
     state = run.method.aggregate(run.state, Uploads(enumerate(uploads)))
     found = [run.method.read(each) for each in uploads]
