@@ -11,7 +11,6 @@ import pandas as pd
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.measures import accuracy_gap
 from fedlib.claims.results import DEFAULT, each, where
-from fedlib.methods.fedpt import mechanisms
 from fedlib.models import freezing
 from fedlib.models.registry import build
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, drawn, table
@@ -19,6 +18,7 @@ from fedlib.pages.figures import accuracy_by_setting
 from fedlib.pages.page import NOT_RUN, Page, mean
 from fedlib.pages.tables import Cells, average, deviate, name_setting, summarize
 from fedlib.rng import Rng
+from fedlib.theory import fedpt as theory
 
 BUDGET = ("mechanism", "clip_norm", "noise_multiplier", "epsilon")  # of what a record says of privacy
 PERCENT = ("bytes each way", "products", "time of a step", "memory, SGD", "memory, Adam")
@@ -145,7 +145,7 @@ def private_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, name: 
     clipped = 100 * rounds.groupby("run")["notes.clipped"].mean()[runs["run"]].set_axis(runs.index)
     bound, noise = (runs[f"privacy.{field}"].astype(float) for field in ("clip_norm", "noise_multiplier"))
     sizes = zip(count_trained(runs), noise * bound / runs["cohort"], strict=True)
-    runs = runs.assign(clipped=clipped, length=[mechanisms.expected_norm(*size) for size in sizes])
+    runs = runs.assign(clipped=clipped, length=[theory.expected_norm(*size) for size in sizes])
     runs = runs.assign(epsilon=["none" if pd.isna(spent) else f"{spent:.2f}" for spent in runs["privacy.epsilon"]])
     by = {"label": "method", "privacy.clip_norm": "C", "privacy.noise_multiplier": "noise multiplier", "epsilon": "ε"}
     cells: Cells = {"accuracy (%)": deviate("accuracy"), "clipped": lambda own: f"{own['clipped'].mean():.0f} %"}

@@ -8,7 +8,7 @@ The method is that of Sidahmed et al., arXiv:2110.03450 (`fedlib.methods.fedpt`)
     bytes that the backward pass waits for           -> `kept`
     noise at which freezing overtakes                -> `crossing`
     clipped, noisy gradient descent on a quadratic   -> `descent`
-    epsilon of one Gaussian, exactly                 -> `gaussian_epsilon`
+    epsilon by formula, which checks the package     -> `classic_epsilon`, `sharper_epsilon`, `poisson_divergence`
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, jacrev
 
+from fedlib.methods.fedpt import accounting
 from fedlib.models.initializers import initialise
 from fedlib.rng import Rng
 
@@ -118,22 +120,30 @@ def descent(
     return (losses.sum() - losses[trained].sum() + (h * x.square()).sum(1) / 2) / losses.sum()
 
 
-def gaussian_epsilon(shift: float, delta: float) -> float:
-    """Smallest epsilon at which N(0, 1) and N(shift, 1) are (epsilon, delta)-close (Balle, Wang 2018, theorem 8)."""
-
-    def spent(epsilon: float) -> float:
-        a, b = epsilon / shift - shift / 2, epsilon / shift + shift / 2
-        return upper_tail(a) - math.exp(epsilon) * upper_tail(b) if epsilon < 700 else 0.0
-
-    low, high = 0.0, 1.0
-    while spent(high) > delta:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > delta else (low, middle)
-    return high
+def expected_norm(size: int, std: float) -> float:
+    """Mean Euclidean norm of `size` draws from N(0, std^2); about std sqrt(size)."""
+    return std * math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
 
 
-def upper_tail(x: float) -> float:
-    """Probability that a standard normal number exceeds x, exact far out too."""
-    return math.erfc(x / math.sqrt(2)) / 2
+def convert(orders: np.ndarray, divergences: np.ndarray, delta: float) -> float:
+    """Epsilon from Rényi divergences at orders above 1 (Canonne, Kamath, Steinke 2020, proposition 12)."""
+    bounds = divergences + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return max(0.0, float(bounds.min()))
+
+
+def classic_epsilon(rho: float, delta: float) -> float:
+    """Epsilon of rho-zCDP by Bun and Steinke's proposition 1.3."""
+    return rho + 2 * math.sqrt(rho * math.log(1 / delta))
+
+
+def sharper_epsilon(rho: float, delta: float) -> float:
+    """Epsilon of rho-zCDP by `convert`."""
+    return convert(accounting.ORDERS, accounting.ORDERS * rho, delta)
+
+
+def poisson_divergence(rate: float, noise_multiplier: float, order: int) -> float:
+    """Rényi divergence, of a whole order, of one round with Poisson sampling (Mironov, Talwar, Zhang 2019)."""
+    k = np.arange(order + 1)
+    logs = [math.lgamma(order + 1) - math.lgamma(j + 1) - math.lgamma(order - j + 1) for j in range(order + 1)]
+    terms = logs + k * math.log(rate) + (order - k) * math.log1p(-rate) + k * (k - 1) / (2 * noise_multiplier**2)
+    return float(np.logaddexp.reduce(terms)) / (order - 1)

@@ -39,7 +39,7 @@ def test_10_identical_models_average_to_themselves_in_any_order() -> None:
 
 
 def test_a_server_round_is_average_then_rule_then_compression() -> None:
-    run = begun(cohort=3)
+    run = begun(cohort=3, partition={"kind": "dirichlet", "beta": 0.3, "seed": 7})
     uploads = [run.upload(client) for client in range(3)]
     state = run.method.aggregate(run.state, Uploads(enumerate(uploads)))
     found = [run.method.read(each) for each in uploads]
@@ -80,7 +80,9 @@ def test_the_average_is_compared_only_when_asked() -> None:
     _, second = run.round(state, 2)
     assert "before" not in first["notes"] and 0 <= second["notes"]["before"] <= 1
     accuracy, _ = ENGINE.evaluate(run.job, state.own.average)
-    assert run.method.seen(state.own.average, run.task.test)[0] / len(run.task.test[1]) == pytest.approx(accuracy)
+    assert adaptive_clusters.see(run.task, state.own.average, run.task.test)[0] / len(
+        run.task.test[1]
+    ) == pytest.approx(accuracy)
 
 
 # Self-compression

@@ -1,7 +1,7 @@
-"""FedPT: what is frozen, what travels, and whole rounds on digits.
+"""FedPT: what is frozen, what travels, the server's optimizers, and whole rounds on digits.
 
 Numbers are the properties of its specification (shared/papers/fedpt.md, section 8); policies and laws of weights are in
-test_partial_models.py. The oracles are formulas, torch's own loss, and a fresh process.
+test_partial.py. The oracles are FedAvg, torch's own loss and Adam, formulas in float64, and a fresh process.
 """
 
 import dataclasses
@@ -13,22 +13,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from fedpt_runs import CPU, ENGINE, LOCAL, SERVER, TRAINED, UNEQUAL, Run, equal
-from torch import nn
+from fedpt_runs import CPU, ENGINE, HEAVY, LOCAL, SERVER, TRAINED, UNEQUAL, Run, Settings, State, equal, same
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedlib.core import client, optimizers
+from fedlib.core.method import ServerState
 from fedlib.core.plan import Tensors
 from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.vmapped import Stacked
 from fedlib.errors import PayloadError, RunError, SpecError
+from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedpt.method import FedPT
 from fedlib.models import cnn, freezing, initializers, partial
 from fedlib.models.registry import MODELS, build
 from fedlib.rng import Rng
 from fedlib.runs import rounds
+from fedlib.runs.build import job as build_job
 from fedlib.runs.spec import Spec
 
 pytestmark = pytest.mark.usefixtures("one_thread", "networks")
@@ -45,6 +49,8 @@ WRONG: list[tuple[Any, str]] = [
     (None, "hyper.policy: None is unknown"),
     *((f"random/{p}", "between 0 and 1") for p in (0, 1, "nan", "")),
 ]
+ADAPTIVE = [{"optimizer": o, "server_lr": 0.05, "correction": c} for o in ("adam", "yogi") for c in (True, False)]
+OTHERS: list[Settings] = [{}, {"beta1": 0.9, "beta2": 0.9, "epsilon": 0.1}, {"beta1": 0.5, "beta2": 0.0}]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +68,13 @@ def made(run: Run) -> Tensors:
     return {name: initializers.values(seed, name, shapes[name], run.method.law) for name in names}
 
 
-def change(run: Run) -> Tensors:
-    generator = torch.Generator().manual_seed(3)
-    return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in run.method.trained.items()}
+def changes(run: Run, count: int = 1, scale: float = 0.1) -> list[Tensors]:
+    generator, shapes = torch.Generator().manual_seed(3), run.method.trained
+    return [{n: scale * torch.randn(s, generator=generator) for n, s in shapes.items()} for _ in range(count)]
+
+
+def served(run: Run, *pairs: tuple[Tensors, int]) -> State:
+    return run.serve(*(run.upload(*pair) for pair in pairs))[0]
 
 
 @each_local
@@ -136,7 +146,7 @@ def test_04_payload(model: str, policy: str) -> None:
 @pytest.mark.parametrize("way", ["down", "up"])
 def test_altered_truncated_and_wrong_messages(way: str) -> None:
     run = Run.of()
-    update = run.upload(change(run), 7)
+    update = run.upload(changes(run)[0], 7)
     read: Callable[[bytes], Any] = run.begin if way == "down" else run.read
     good, other, samples, split = (run.message, update, 0, 52) if way == "down" else (update, run.message, 7, 44)
     head, body = good[36:split], good[split:-4]
@@ -160,7 +170,7 @@ def test_another_frozen_part_is_named_on_both_sides(more: int, law: str) -> None
     words = f"frozen part {run.mark.hex()}, the other side's is {theirs.hex()}"
     with pytest.raises(PayloadError, match=words):
         run.begin(run.packed("down", 0, run.message[36:44] + theirs, run.message[52:-4]))
-    good = run.upload(change(run))
+    good = run.upload(changes(run)[0])
     _, uploads = run.serve(run.packed("up", 7, theirs, good[44:-4]), good)
     assert uploads.accepted == [1] and words in uploads.refused[0][1]
 
@@ -205,6 +215,92 @@ def test_06_gradient_is_that_part_of_the_full_one(model: str, policy: str) -> No
     for name, gradient in zip(local.trainable, gradients, strict=True):
         size = float(expected[name].abs().max())
         assert size > 1e-6 and float((gradient - expected[name]).abs().max()) <= 1e-5 * size
+
+
+# The server
+
+
+@each_server
+@each_local
+def test_07_policy_none_is_plain_fedopt_bit_for_bit(server: str, local: str) -> None:
+    """Three rounds in a row: the clients are FedAvg's, of whose models the change is taken."""
+    run = Run.of("none", SERVER[server], **UNEQUAL, **LOCAL[local])
+    spec = dataclasses.replace(run.spec, method="fedavg", hyper={})
+    job, expected, shapes = build_job(spec, CPU), run.state, run.method.trained
+    for number in (1, 2, 3):
+        run.state = run.one_round(run.state, number)
+        total, weight = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}, 0
+        message = job.method.broadcast(ServerState(expected.model, None))
+        for _, reply in ENGINE.train(job, message, number, rounds.draw_cohort(spec, job.task, number)):
+            model, samples = FedAvg().bind(job.task).read(reply)  # type: ignore[arg-type]
+            weight += samples
+            for name in shapes:
+                total[name] += samples * (model[name] - expected.model[name]).double()
+        change = {name: (tensor / weight).float() for name, tensor in total.items()}
+        expected = run.method.server_step(expected, change)
+        assert same(run.state, expected)
+
+
+def float64_server(method: FedPT, w: Tensor, means: list[Tensor]) -> Tensor:
+    """torch's Adam, whose epsilon stands beside the corrected root; Keras' and Reddi et al.'s formulas from v = 0."""
+    b1, b2, m, v = method.beta1, method.beta2, torch.zeros_like(w), torch.zeros_like(w)
+    own = nn.Parameter(w.clone())
+    torchs = torch.optim.Adam([own], lr=method.server_lr, betas=(b1, b2))
+    for t, d in enumerate(means, 1):
+        own.grad, torchs.param_groups[0]["eps"] = -d, method.epsilon / math.sqrt(1 - b2**t)
+        torchs.step()
+        m = method.momentum * m + d if method.optimizer == "sgd" else b1 * m + (1 - b1) * d
+        v = b2 * v + (1 - b2) * d**2 if method.optimizer == "adam" else v - (1 - b2) * (v - d**2).sign() * d**2
+        rate = method.server_lr * (math.sqrt(1 - b2**t) / (1 - b1**t) if method.correction else 1)
+        w = w + (method.server_lr * m if method.optimizer == "sgd" else rate * m / (v.sqrt() + method.epsilon))
+    return own.detach() if method.optimizer == "adam" and method.correction else w
+
+
+@pytest.mark.parametrize("more", [{"server_lr": 0.7}, HEAVY, *[a | o for a in ADAPTIVE for o in OTHERS]])
+def test_07_server_optimizers_in_float64(more: Settings) -> None:
+    """Five rounds of three clients with unequal weights; changes grow and shrink."""
+    run, weights, means = Run.of(hyper=more), [1, 5, 100], []
+    before = run.state.model
+    for scale in (0.1, 0.2, 0.03, 0.06, 0.02):
+        pairs = list(zip(changes(run, 3, scale), weights, strict=True))
+        means.append({name: sum(k * c[name].double() for c, k in pairs) / 106 for name in before})
+        run.state = served(run, *pairs)
+    for name, start in before.items():
+        expected = float64_server(run.method, start.double(), [mean[name] for mean in means])  # type: ignore[misc]
+        np.testing.assert_allclose(run.state.model[name], expected, rtol=2e-6, atol=2e-6)
+        assert float((expected - start).abs().max()) > 0.01
+
+
+def test_adam_defaults_to_keras() -> None:
+    method = FedPT(optimizer="adam")
+    assert (method.beta1, method.beta2, method.correction) == (0.9, 0.999, True)
+
+
+@each_server
+def test_08_aggregation_is_linear(server: str) -> None:
+    run, plain = Run.of(hyper=SERVER[server]), Run.of(hyper={**SERVER[server], "weighting": "clients"})
+    a, b, c = changes(run, 3)
+    one, mixed = served(run, (a, 1)), served(run, (a, 3), (b, 50), (c, 7))
+    assert same(served(run, (a, 3), (a, 50), (a, 7)), one) and not same(one, mixed), "equal clients are one"
+    assert same(served(run, (a, 3 * 64), (b, 50 * 64), (c, 7 * 64)), mixed)
+    mean = {name: ((a[name].double() + b[name].double() + c[name].double()) / 3).float() for name in a}
+    expected = plain.method.server_step(plain.state, mean)
+    assert same(served(plain, (a, 3), (b, 50), (c, 7)), expected) and not same(expected, mixed)
+
+
+def test_an_update_that_is_not_finite_is_refused_and_the_round_goes_on() -> None:
+    run, (change,) = Run.of(), changes(Run.of(), 1)
+    local = run.begin()
+    local.trainable = {name: tensor / 0 for name, tensor in local.trainable.items()}
+    with pytest.raises(PayloadError, match="only finite") as error:
+        run.method.upload(local, run.task.held(0), Rng(0))
+    nan = run.packed("up", 7, run.mark, np.full(TRAINED, np.nan, "<f4").tobytes())
+    state, uploads = run.serve(error.value, run.upload(change), nan)
+    assert same(state, served(run, (change, 1)))
+    assert uploads.accepted == [1] and [client for client, _ in uploads.refused] == [0, 2]
+
+
+# Settings, and engines
 
 
 def test_a_checkpoint_with_another_frozen_part_is_refused() -> None:

@@ -12,7 +12,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from fedlib.methods.fedpt import accounting
-from fedlib.methods.fedpt.tree_sensitivity import kappa
 from fedlib.models import initializers, macs
 from fedlib.models.freezing import frozen_names
 from fedlib.models.registry import build
@@ -182,7 +181,10 @@ def test_what_five_equal_layers_save(frozen: tuple[int, ...], saved: int) -> Non
 @pytest.mark.parametrize("k", [1, 2, 5, 10])
 def test_what_a_new_tree_saves(k: int) -> None:
     """The exercise: two participations, one in each half."""
-    assert (2 * kappa(2 ** (k - 1)), kappa(2**k, 2, 1 if k == 1 else 2 ** (k - 1))) == (2 * k, 2 * k + 4)
+    assert (2 * accounting.kappa(2 ** (k - 1)), accounting.kappa(2**k, 2, 1 if k == 1 else 2 ** (k - 1))) == (
+        2 * k,
+        2 * k + 4,
+    )
 
 
 # Noise. ------------------------------------------------------------------------------------------
@@ -202,6 +204,13 @@ def test_the_crossing_is_where_two_bounds_meet(share: float, fraction: float, no
         assert better == (noise > point) or gained(share, fraction * entries, noise) == pytest.approx(
             gained(1, entries, noise), rel=1e-9
         )
+
+
+def test_the_expected_norm_at_known_dimensions() -> None:
+    assert fedpt.expected_norm(1, 2.0) == pytest.approx(2 * math.sqrt(2 / math.pi))
+    assert fedpt.expected_norm(2, 2.0) == pytest.approx(2 * math.sqrt(math.pi / 2))
+    assert fedpt.expected_norm(3, 2.0) == pytest.approx(2 * math.sqrt(8 / math.pi))
+    assert fedpt.expected_norm(11_227_812, 1.0) == pytest.approx(math.sqrt(11_227_812 - 0.5), rel=1e-7)
 
 
 def test_descent_without_noise_and_far_from_the_bound_is_a_power() -> None:
@@ -229,12 +238,6 @@ def test_a_long_step_is_clipped_and_the_noise_has_its_deviation() -> None:
 
 @pytest.mark.parametrize("shift", [0.1, 0.5, 1.3, 4.0])
 @pytest.mark.parametrize("delta", [1e-2, 1e-6])
-def test_the_exact_epsilon_of_a_gaussian(shift: float, delta: float) -> None:
-    """By integration of max(0, p - e^eps q) over the line; and no conversion from zCDP is below it."""
-    epsilon = fedpt.gaussian_epsilon(shift, delta)
-    x = torch.linspace(-12, 17, 400_001, dtype=F64)
-    q, p = (torch.exp(-((x - mean) ** 2) / 2) / math.sqrt(2 * math.pi) for mean in (0.0, shift))
-    spent = torch.trapezoid((p - math.exp(epsilon) * q).clamp(min=0), x)
-    assert float(spent) == pytest.approx(delta, rel=1e-4) or (epsilon < 1e-9 and float(spent) <= delta)
-    rho = shift**2 / 2
-    assert epsilon <= accounting.sharper_epsilon(rho, delta) <= accounting.classic_epsilon(rho, delta)
+def test_no_conversion_is_below_the_exact_epsilon_of_a_gaussian(shift: float, delta: float) -> None:
+    rho, exact = shift**2 / 2, accounting.package().get_epsilon_gaussian(1 / shift, delta)
+    assert exact <= fedpt.sharper_epsilon(rho, delta) <= fedpt.classic_epsilon(rho, delta)

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedlib.core.settings import check_settings, integer, number
+from fedlib.core.plan import Samples, Shapes
+from fedlib.core.settings import integer, number
+from fedlib.core.task import Task
 from fedlib.errors import PayloadError, SpecError
 from fedlib.wire import codebook
+
+NUMBER = 2  # bytes of the number of clusters in a broadcast
+CHUNK = 500  # samples that are looked at together
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -52,13 +57,41 @@ def effective_rank(products: Tensor) -> float:
     return math.exp(-float(torch.special.xlogy(p, p).sum()))
 
 
+def head(task: Task) -> nn.Linear:
+    """The last layer of the task's network. SpecError where embeddings do not enter it."""
+    layer = list(task.network.children())[-1]
+    if not isinstance(layer, nn.Linear):
+        raise SpecError("model: does not end in a linear layer, whose inputs are the embeddings that are scored")
+    return layer
+
+
+@torch.no_grad()
+def see(task: Task, model: Mapping[str, Tensor], samples: Samples) -> tuple[int, Tensor]:
+    """Number of samples that a model gets right, and their embeddings, which are what enters its last layer [n, d], on
+    the CPU; in evaluation mode."""
+    task.network.eval()
+    layer = head(task)
+    there = {name: model[name].to(task.device) for name in task.tensors}
+    right, entered = 0, [torch.empty(0, layer.in_features)]
+    with layer.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].cpu())):
+        for x, y in zip(*(part.split(CHUNK) for part in samples), strict=True):
+            if len(x):
+                right += int((task.logits(there, x).argmax(1) == y).sum())
+    return right, torch.cat(entered)
+
+
 _HEAD = struct.Struct("<II")  # samples, and how many of them were right; then embeddings
 
 
 def report_bytes(samples: int, d: int) -> int:
     """Length of a client's report: what is not zero in R, in float32."""
-    k = min(samples, d)
-    return _HEAD.size + 4 * (k * d - k * (k - 1) // 2)
+    rows, _ = triangle(samples, d)
+    return _HEAD.size + 4 * len(rows)
+
+
+def longest_report(task: Task) -> int:
+    """Bytes that no client's report exceeds."""
+    return report_bytes(len(task.train[0]), head(task).in_features)
 
 
 def pack_report(z: Tensor, right: int) -> bytes:
@@ -66,6 +99,18 @@ def pack_report(z: Tensor, right: int) -> bytes:
     n, d = z.shape
     r: Tensor = torch.linalg.qr(unit_rows(z.double()), mode="r").R if n else z
     return _HEAD.pack(n, right) + r[triangle(n, d)].numpy().astype("<f4").tobytes()
+
+
+def report_shapes(task: Task) -> Shapes:
+    """Of what `read_report` gives."""
+    d = head(task).in_features
+    return {"held": torch.Size([]), "right": torch.Size([]), "gram": torch.Size([d, d])}
+
+
+def report(task: Task, model: Mapping[str, Tensor], held_out: Samples) -> bytes:
+    """What a client says of its samples held out, under the model as it is sent."""
+    right, z = see(task, model, held_out)
+    return pack_report(z, right)
 
 
 def read_report(report: memoryview, d: int) -> dict[str, Tensor]:
@@ -100,10 +145,15 @@ class Rule:
     first: int = integer(3, 1, 10**6)  # round of the first decision
     limit: float = number(0.01, 0, 1)  # accuracy
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.least > self.most:
-            raise SpecError(f"hyper.least: {self.least} exceeds hyper.most: {self.most}; start with fewer clusters")
+    def pack_number(self, clusters: int) -> bytes:
+        return clusters.to_bytes(NUMBER, "little")
+
+    def read_number(self, packed: memoryview) -> int:
+        """The inverse. PayloadError where the settings do not allow as many clusters."""
+        number = int.from_bytes(packed, "little")
+        if len(packed) != NUMBER or not self.least <= number <= self.most:
+            raise PayloadError(f"clusters: {number} in {len(packed)} bytes, expected {self.least} to {self.most} in 2")
+        return number
 
     def threshold(self, clusters: int) -> float:
         """Gain of accuracy in a round up to which it counts as stalled."""

@@ -19,12 +19,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedlib.errors import PayloadError
+from fedlib.core.plan import Shapes
+from fedlib.core.task import Task
+from fedlib.errors import PayloadError, SpecError
 from fedlib.rng import Rng, words
 
 STEPS = 20  # of Lloyd, where no training moves the centroids
+
+
+def kernels(task: Task, most: int, linear: bool) -> Shapes:
+    """Trained kernels over all channels and, if `linear`, matrices, of more than `most` weights. SpecError: none."""
+    fitting = {}
+    for name, shape in task.weights.items():
+        layer = task.network.get_submodule(name.rpartition(".")[0])
+        whole = isinstance(layer, nn.Conv2d) and layer.groups == 1
+        if (whole or (linear and isinstance(layer, nn.Linear))) and shape.numel() > most:
+            fitting[name] = shape
+    if not fitting:
+        raise SpecError(
+            f"model: has no trained convolution of more than {most} weights; take one that has, or no clusters"
+        )
+    return fitting
 
 
 @dataclass(frozen=True)
@@ -157,19 +174,21 @@ def assign(weights: Tensor, centroids: Tensor) -> Tensor:
     return torch.bucketize(weights.double(), (exact[:-1] + exact[1:]) / 2)
 
 
+def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
+    """Each weight's nearest centroid [as weights], with a gradient for the centroids alone."""
+    ascending, _ = centroids.sort()
+    index = assign(weights.detach(), ascending.detach())
+    return ascending.gather(0, index.flatten()).view_as(weights)
+
+
 def straight_through(weights: Tensor, centroids: Tensor) -> Tensor:
     """Each weight's nearest centroid [as weights]; its gradient goes to the weight, and summed to the centroid."""
-    ascending, _ = centroids.sort()
-    nearest = assign(weights.detach(), ascending.detach())
-    chosen = ascending.gather(0, nearest.flatten()).view_as(weights)
-    return chosen + (weights - weights.detach())
+    return nearest(weights, centroids) + (weights - weights.detach())
 
 
 def pull(weights: Tensor, centroids: Tensor) -> Tensor:
     """Sum of the squared distances between weights and their nearest centroids."""
-    ascending, _ = centroids.sort()
-    nearest = assign(weights.detach(), ascending.detach())
-    return (weights - ascending.gather(0, nearest.flatten()).view_as(weights)).square().sum()
+    return (weights - nearest(weights, centroids)).square().sum()
 
 
 @torch.no_grad()
@@ -177,8 +196,7 @@ def clustered(weights: Tensor, centroids: Tensor) -> Tensor:
     """The weights replaced by their nearest centroids, for good. PayloadError where either is not finite."""
     if not bool(torch.isfinite(weights).all() and torch.isfinite(centroids).all()):
         raise PayloadError("weights to cluster are not finite: local training diverged; lower the learning rate")
-    ascending, _ = centroids.sort()
-    return ascending[assign(weights, ascending)] + 0.0  # of -0.0 and 0.0 only one travels
+    return nearest(weights, centroids) + 0.0  # of -0.0 and 0.0 only one travels
 
 
 def rounded(weights: Tensor, number: int, rng: Rng) -> Tensor:

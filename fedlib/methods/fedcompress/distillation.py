@@ -7,7 +7,7 @@ made on the spot (`fedlib.data.synthetic`); no labels and no client's data are n
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedlib.core import optimizers
 from fedlib.core.plan import Plan, Tensors
-from fedlib.core.settings import check_settings, choice, integer, number
+from fedlib.core.settings import choice, integer, number
 from fedlib.core.task import Task
 from fedlib.data import synthetic
 from fedlib.errors import PayloadError, RunError, SpecError
@@ -39,32 +39,21 @@ class Settings:
     # the images
     norms: str = choice("train", "frozen", "recalibrate")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.images < self.distil_batch:
-            raise SpecError(f"hyper.images: {self.images} make no batch of hyper.distil_batch: {self.distil_batch}")
-
 
 def distil(
     model: Tensors, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int = 0
 ) -> tuple[Tensors, list[float]]:
     """The model with `number` clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
 
-    rng: of the centroids' beginning, the images and, with the turn, their order. RunError where it diverges; SpecError:
-    fewer images than a batch.
+    rng: of the centroids' beginning, the images and, with the turn, their order. RunError where it diverges;
+    PayloadError: a model that is not finite; SpecError: fewer images than a batch.
     """
-    try:
-        return _distilled(model, names, number, settings, task, rng, turn)
-    except PayloadError as error:
-        raise RunError("self-compression diverged: lower hyper.distil_lr") from error
-
-
-def _distilled(
-    model: Tensors, names: Iterable[str], number: int, settings: Settings, task: Task, rng: Rng, turn: int
-) -> tuple[Tensors, list[float]]:
-    images = foreign_images(task, settings, rng)
+    images, temperature = foreign_images(task, settings, rng), settings.temperature
     teacher = {name: model[name].to(task.device) for name in task.tensors}
-    targets = torch.cat([_predicted(task, teacher, x, settings) for x in images.split(settings.distil_batch)])
+    task.network.eval()
+    with torch.no_grad():
+        batches = images.split(settings.distil_batch)
+        targets = torch.cat([(task.logits(teacher, x) / temperature).softmax(1) for x in batches])
     student = {name: tensor.clone() for name, tensor in teacher.items()}
     trainable = {name: student[name].requires_grad_() for name in task.weights | task.vectors}
     trainable |= clustering.first_centroids(trainable, names, number, rng)
@@ -74,22 +63,24 @@ def _distilled(
     task.network.train(settings.norms == "train")
     for _ in range(plan.epochs):
         total = torch.zeros((), device=task.device)
-        batches = list(_batches(len(images), settings.distil_batch, order))
-        for index in batches:
-            index = index.to(task.device)
+        places = full_batches(torch.randperm(len(images), generator=order).to(task.device), plan.batch)
+        for index in places:
             whole = student | {
                 name: clustering.straight_through(student[name], mu)
                 for name, mu in clustering.centroids(trainable).items()
             }
-            loss = divergence(targets[index], task.logits(whole, images[index]), settings.temperature)
+            loss = divergence(targets[index], task.logits(whole, images[index]), temperature)
             optimizers.step(plan, trainable, torch.autograd.grad(loss, list(trainable.values())), moments)
             total += loss.detach()
-        losses.append(float(total) / len(batches))
+        losses.append(float(total) / len(places))
     found = {name: tensor.detach() for name, tensor in student.items()}
-    found |= {name: clustering.clustered(student[name], mu) for name, mu in clustering.centroids(trainable).items()}
+    try:
+        found |= {name: clustering.clustered(found[name], mu) for name, mu in clustering.centroids(trainable).items()}
+    except PayloadError as error:
+        raise RunError("self-compression diverged: lower hyper.distil_lr") from error
     if settings.norms == "recalibrate":
         recalibrate(found, images, settings.distil_batch, task)
-    return {name: tensor.detach().cpu() for name, tensor in found.items()}, losses
+    return {name: tensor.cpu() for name, tensor in found.items()}, losses
 
 
 def foreign_images(task: Task, settings: Settings, rng: Rng) -> Tensor:
@@ -113,15 +104,8 @@ def _made(kind: str, number: int, shape: tuple[int, int, int], seed: int) -> Ten
     return synthetic.images(kind, number, shape, seed).contiguous(memory_format=torch.channels_last)
 
 
-def _batches(number: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = torch.randperm(number, generator=generator)
-    yield from (index for index in order.split(batch) if len(index) == batch)
-
-
-@torch.no_grad()
-def _predicted(task: Task, model: Tensors, x: Tensor, settings: Settings) -> Tensor:
-    task.network.eval()
-    return (task.logits(model, x) / settings.temperature).softmax(1)
+def full_batches(parts: Tensor, batch: int) -> list[Tensor]:
+    return [part for part in parts.split(batch) if len(part) == batch]
 
 
 def divergence(p: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -137,7 +121,7 @@ def recalibrate(model: Tensors, images: Tensor, batch: int, task: Task) -> None:
     usual = [layer.momentum for layer in layers]
     task.network.train()
     try:
-        for k, x in enumerate((x for x in images.split(batch) if len(x) == batch), 1):
+        for k, x in enumerate(full_batches(images, batch), 1):
             for layer in layers:
                 layer.momentum = 1 / k
             task.logits(model, x)

@@ -6,7 +6,7 @@ of its code (`FederatedML/FedCompress`, 8610253).
 
     clusters of a tensor                -> `fedlib.methods.fedcompress.clustering`
     a client's two phases               -> `phases`, `loss`, `upload`
-    score, and the rule that follows it -> `seen`, `aggregate`, `fedlib.methods.fedcompress.adaptive_clusters`
+    score, and the rule that follows it -> `aggregate`, `fedlib.methods.fedcompress.adaptive_clusters`
     self-compression of the average     -> `compressed`, `fedlib.methods.fedcompress.distillation`
     the message                         -> `fedlib.methods.fedcompress.messages`
 
@@ -17,13 +17,13 @@ all other tensors travel as float32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
@@ -31,14 +31,12 @@ from fedlib.core.method import Local, ModelWriter, Phase, ServerState, Settings,
 from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, integer, number, switch
 from fedlib.core.uploads import Buffer, Update, Uploads
-from fedlib.errors import PayloadError, SpecError
+from fedlib.errors import SpecError
 from fedlib.methods.fedcompress import adaptive_clusters, augmentation, clustering, distillation, messages
 from fedlib.methods.fedcompress.messages import Form, Metered
 from fedlib.rng import Rng
 
-CHUNK = 500  # samples held out that are looked at together
 SEEDS = Rng(9)  # of centroids, the same for all clients and rounds as in the code; of foreign images and their order
-NUMBER = 2  # bytes of the number of clusters in a broadcast
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,11 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
 
     @override
     def __post_init__(self) -> None:
-        adaptive_clusters.Rule.__post_init__(self)
-        distillation.Settings.__post_init__(self)
+        super().__post_init__()
+        if self.least > self.most:
+            raise SpecError(f"hyper.least: {self.least} exceeds hyper.most: {self.most}; start with fewer clusters")
+        if self.images < self.distil_batch:
+            raise SpecError(f"hyper.images: {self.images} make no batch of hyper.distil_batch: {self.distil_batch}")
 
     @override
     def check(self, settings: Settings) -> None:
@@ -101,49 +102,16 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
 
     @functools.cached_property
     def kernels(self) -> Shapes:
-        """What clients cluster: kernels over all channels, of more weights than clusters. SpecError: there is none."""
-        weights, modules, every = self.task.weights, self.task.network.named_modules(), self.layers == "all"
-        names = [
-            f"{name}.weight"
-            for name, m in modules
-            if (isinstance(m, nn.Conv2d) and m.groups == 1) or (every and isinstance(m, nn.Linear))
-        ]
-        found = {name: weights[name] for name in names if name in weights and weights[name].numel() > self.most}
-        if self.clustered and not found:
-            raise SpecError(
-                f"model: has no trained convolution of more than {self.most} weights; take one that has, or no clusters"
-            )
-        return found if self.clustered else {}
+        """What clients cluster."""
+        return clustering.kernels(self.task, self.most, linear=self.layers == "all") if self.clustered else {}
 
     @functools.cached_property
     def down(self) -> Form:
-        return Form(self, "down", self.kernels if self.self_compression else {}, NUMBER)
+        return Form(self, "down", self.kernels if self.self_compression else {}, adaptive_clusters.NUMBER)
 
     @functools.cached_property
     def up(self) -> Form:
-        most = adaptive_clusters.report_bytes(len(self.task.train[0]), self.head.in_features) if self.adaptive else 0
-        return Form(self, "up", self.kernels, most)
-
-    @property
-    def head(self) -> nn.Linear:
-        """SpecError where the last layer is none that embeddings enter."""
-        head = list(self.task.network.children())[-1]
-        if not isinstance(head, nn.Linear):
-            raise SpecError("model: does not end in a linear layer, whose inputs are the embeddings that are scored")
-        return head
-
-    @torch.no_grad()
-    def seen(self, model: Mapping[str, Tensor], samples: Samples) -> tuple[int, Tensor]:
-        """Number of samples that a model gets right, and their embeddings, which are what enters its last layer [n, d],
-        on the CPU; in evaluation mode."""
-        self.task.network.eval()
-        there = {name: model[name].to(self.task.device) for name in self.task.tensors}
-        right, entered = 0, [torch.empty(0, self.head.in_features)]
-        with self.head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].cpu())):
-            for x, y in zip(*(part.split(CHUNK) for part in samples), strict=True):
-                if len(x):
-                    right += int((self.task.logits(there, x).argmax(1) == y).sum())
-        return right, torch.cat(entered)
+        return Form(self, "up", self.kernels, adaptive_clusters.longest_report(self.task) if self.adaptive else 0)
 
     # The client
 
@@ -151,11 +119,8 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
     def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
         """Trained is the model itself. PayloadError where the settings do not allow as many clusters."""
         model, report, _ = self.down.unpack(message)
-        number = int.from_bytes(report, "little")
-        if len(report) != NUMBER or not self.least <= number <= self.most:
-            raise PayloadError(f"clusters: {number} in {len(report)} bytes, expected {self.least} to {self.most} in 2")
         local = train_model(self.task, model, len(shard[1]))
-        local.frozen["clusters"] = torch.tensor(number, device=self.task.device)
+        local.frozen["clusters"] = torch.tensor(self.read_number(report), device=self.task.device)
         return local
 
     @override
@@ -194,48 +159,42 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
     def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
         """Every clustered weight becomes its nearest centroid. The report says of the samples held out how many there
         are and are right, with their embeddings, under the model as it is sent."""
-        model, report = local.trainable | local.frozen, b""
-        centroids = clustering.centroids(local.trainable)
+        model, centroids = local.trainable | local.frozen, clustering.centroids(local.trainable)
         model |= {name: clustering.clustered(model[name], mu) for name, mu in centroids.items()}
-        if self.adaptive:
-            right, z = self.seen(model, held_out)
-            report = adaptive_clusters.pack_report(z, right)
+        report = adaptive_clusters.report(self.task, model, held_out) if self.adaptive else b""
         return self.up.pack(model, local.samples, report)
 
     # The server
 
     @override
     def initial(self, rng: Rng) -> ServerState[History]:
-        """The model, compressed before anybody has trained it."""
-        return self.compressed(self.task.initial(), History((self.least,)))
+        return self.compressed(self.task.initial(), History((self.least,)))  # before anybody has trained it
 
     @override
     def broadcast(self, state: ServerState[History]) -> bytes:
         """The model, and the number of clusters that the round's clients are to make."""
-        return self.down.pack(state.model, report=state.own.clusters[-1].to_bytes(NUMBER, "little"))
+        return self.down.pack(state.model, report=self.pack_number(state.own.clusters[-1]))
 
     def read(self, upload: Buffer) -> Update:
         """The model, with what its report says, and the sample count."""
         model, report, samples = self.up.unpack(upload)
         if self.adaptive:
-            model |= adaptive_clusters.read_report(report, self.head.in_features)
+            model |= adaptive_clusters.read_report(report, adaptive_clusters.head(self.task).in_features)
         return model, samples
 
     @override
     def aggregate(self, state: ServerState[History], uploads: Uploads) -> ServerState[History]:
         """The mean of the models, by samples; then the number of clusters; then that number of clusters in the mean."""
         mean, history = RunningMean(self.task.tensors), state.own
-        held = right = 0
-        gram: Tensor | float = 0.0
+        reports = RunningMean(adaptive_clusters.report_shapes(self.task) if self.adaptive else {})
         for tensors, samples in uploads.read(self.read):
             mean.add(tensors, samples)
-            if self.adaptive:
-                held, right = held + int(tensors["held"]), right + int(tensors["right"])
-                gram = gram + tensors["gram"]
+            reports.add(tensors, 1)
         following = history.clusters[-1]
-        if isinstance(gram, Tensor):
-            accuracies = (*history.accuracies, float32(right / max(held, 1)))
-            scores = (*history.scores, float32(adaptive_clusters.effective_rank(gram)))
+        if self.adaptive:
+            held, right, gram = (reports.sums[name] for name in ("held", "right", "gram"))
+            accuracies = (*history.accuracies, float((right / held.clamp(min=1)).float()))
+            scores = (*history.scores, float(np.float32(adaptive_clusters.effective_rank(gram))))
             history = replace(history, accuracies=accuracies, scores=scores)
             following = self.following(accuracies, scores, history.clusters, by_accuracy=self.variant == "code")
         return self.compressed(mean.value(), replace(history, clusters=(*history.clusters, following)))
@@ -245,9 +204,8 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
         model, numbers = average, history.clusters
         if coded := self.down.coded:
             model, losses = distillation.distil(model, coded, numbers[-1], self, self.task, SEEDS, len(numbers))
-            history = replace(
-                history, losses=tuple(map(float32, losses)), average=average if self.compare_every else {}
-            )
+            losses = [float(np.float32(loss)) for loss in losses]
+            history = replace(history, losses=tuple(losses), average=average if self.compare_every else {})
         message = self.broadcast(ServerState(model, history))
         return ServerState(model, replace(history, broadcasts=history.broadcasts.then(self.down, message, model)))
 
@@ -264,13 +222,12 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
         if own.losses:
             found["losses"] = [float(f"{loss:.5g}") for loss in own.losses]
         if own.average and (len(own.clusters) - 1) % self.compare_every == 0:
-            found["before"] = self.seen(own.average, test)[0] / len(test[1])
+            found["before"] = adaptive_clusters.see(self.task, own.average, test)[0] / len(test[1])
         return found | own.broadcasts.notes()
 
     @override
     def sizes(self, upload: Buffer) -> Sizes:
-        """As a compressed file, as the code measures it, and the report, which it does not count; and codebooks with
-        indexes of fixed width."""
+        """As a compressed file, the code's measure, and the report, which it does not count; and with fixed indexes."""
         return Sizes(self.up.zip_bits(upload, self.read(upload)[0]), {"fixed": self.up.fixed_bits(upload)})
 
     # For methods that broadcast the model itself: a copy of it in a fixed number of clusters
@@ -278,9 +235,7 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
     @override
     def check_writer(self) -> None:
         if self.adaptive or not self.clustered:
-            raise SpecError(
-                "downlink.hyper: clusters must be as many in every round; set least = most, and variant code"
-            )
+            raise SpecError("downlink.hyper: clusters must be as many in every round; set least = most, variant code")
 
     @override
     def write_model(self, model: Tensors) -> bytes:
@@ -293,7 +248,3 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
     @override
     def read_model(self, data: Buffer | memoryview) -> Tensors:
         return Form(self, "model", self.kernels).unpack(data)[0]
-
-
-def float32(x: float) -> float:
-    return float(np.float32(x))

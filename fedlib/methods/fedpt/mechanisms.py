@@ -73,11 +73,6 @@ def tree_noise(rng: Rng, rounds: int, size: int, std: float) -> Tensor:
     return noise
 
 
-def expected_norm(size: int, std: float) -> float:
-    """Mean Euclidean norm of `size` draws from N(0, std^2); about std sqrt(size)."""
-    return std * math.sqrt(2) * math.exp(math.lgamma((size + 1) / 2) - math.lgamma(size / 2))
-
-
 @dataclass(frozen=True)
 class Ftrl:
     """What the server of DP-FTRL-M keeps: flat y^0, and in float64 the sum of pseudo-gradients and its momentum."""

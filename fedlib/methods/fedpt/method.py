@@ -26,13 +26,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
-from fedlib.core.method import Draws, Local, Method, ServerState, Settings, Sizes
+from fedlib.core.method import Draws, Local, ServerState, Settings, Sizes
 from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, number, switch
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, RunError, SpecError
-from fedlib.methods.fedpt import accounting, mechanisms
-from fedlib.methods.fedpt.private_server import ROUNDING, Privacy, gather, noise_seed
+from fedlib.methods.fedpt import mechanisms
+from fedlib.methods.fedpt.private_server import PrivateServer
 from fedlib.methods.messages import pack_seed, pack_tensors, unpack_seed, unpack_tensors
 from fedlib.models import initializers
 from fedlib.models.freezing import frozen_names
@@ -51,12 +51,11 @@ class Own:
     noise: int  # seed of the noise in private training, which no message holds
     ftrl: mechanisms.Ftrl | None
     rounds: int = 0  # that are done
-    updates: int = 0  # of the last round, in private training
-    clipped: int = 0  # of these
+    clipped: float = 0.0  # share of the last round's updates, in private training
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedPT(Method[Own]):
+class FedPT(PrivateServer[Own]):
     """Server optimizers have the defaults of the code around the paper: plain averaging, or Keras' Adam."""
 
     name = "fedpt"
@@ -65,20 +64,16 @@ class FedPT(Method[Own]):
 
     policy: str = "none"  # what is frozen: a name of `fedlib.models.freezing`
     law: str = choice("he", *initializers.LAWS)  # initial values, frozen or not: "he", "glorot" or "torch"
-    # by which frozen weights are multiplied; a power of two keeps them exact
-    scale: float = number(1.0, 2.0**-20, 2.0**20)
+    scale: float = number(1.0, 2.0**-20, 2.0**20)  # factor on frozen weights; a power of two keeps them exact
     optimizer: str = choice("sgd", "adam", "yogi")  # of the server
     server_lr: float = number(1.0, 1e-9, 1e6)
     momentum: float = number(0.0, 0, 0.999999)  # of sgd
     beta1: float = number(0.9, 0, 0.999999)  # first moment of the others
     beta2: float = number(0.999, 0, 0.999999)  # second moment
-    # in units of a parameter; that of the code's example for text, far above Keras' own
-    epsilon: float = number(1e-3, 1e-12, 1e6)
-    # of the moments' bias, as in Keras; without it as in Reddi et al., but from zero moments
-    correction: bool = switch(True)
+    epsilon: float = number(1e-3, 1e-12, 1e6)  # in units of a parameter; of the code's example for text, not Keras'
+    correction: bool = switch(True)  # of the moments' bias, as in Keras; else as in Reddi et al., but from zero moments
     weighting: str = choice("samples", "clients")  # or "clients"
-    # of privacy for whole clients: noise each round, "dp_fedavg", or in a tree, "dp_ftrl"
-    mechanism: str = choice("none", "dp_fedavg", "dp_ftrl")
+    mechanism: str = choice("none", "dp_fedavg", "dp_ftrl")  # of privacy for clients: noise each round, or in a tree
     clip_norm: float = 0.0  # largest norm of an update over all trained tensors, in units of a parameter
     noise_multiplier: float = 0.0  # deviation of the noise in the sum of updates over clip_norm
     delta: float = 0.0  # of the guarantee
@@ -88,21 +83,12 @@ class FedPT(Method[Own]):
         super().__post_init__()
         if self.scale != 1 and self.policy == "none":
             raise SpecError(f"hyper.scale: {self.scale} is for frozen weights, and policy none has none; leave it at 1")
-        self.privacy.validate(self.weighting, self.optimizer)
-
-    @property
-    def privacy(self) -> Privacy:
-        return Privacy(self.mechanism, self.clip_norm, self.noise_multiplier, self.delta)
 
     @override
     def check(self, settings: Settings) -> None:
         if settings.frozen != "none":
             raise SpecError(f"frozen: {settings.frozen!r} is for methods that train all; fedpt freezes by hyper.policy")
-        self.privacy.check(settings)
-
-    @override
-    def summary(self, settings: Settings) -> dict[str, Any]:
-        return self.privacy.summary(settings)
+        super().check(settings)
 
     # The two parts of the network
 
@@ -110,16 +96,14 @@ class FedPT(Method[Own]):
     def trained(self) -> Shapes:
         """The tensors that travel. SpecError: BatchNorm, or a policy that does not fit the network."""
         if self.task.statistics:
-            raise SpecError(
-                "model: BatchNorm's statistics are neither trained nor frozen; take a network with GroupNorm"
-            )
+            raise SpecError("model: BatchNorm's statistics are neither trained nor frozen; take one with GroupNorm")
         frozen = frozen_names(self.policy, self.task.parameters)
         return {name: shape for name, shape in self.task.parameters.items() if name not in frozen}
 
     def frozen_part(self, seed: int) -> tuple[Tensors, bytes]:
         """Its tensors on the CPU, which the caller must not change, and their fingerprint."""
-        shapes = tuple((name, tuple(s)) for name, s in self.task.parameters.items() if name not in self.trained)
-        return make_frozen(seed, self.law, self.scale, shapes)
+        frozen = tuple((name, shape) for name, shape in self.task.parameters.items() if name not in self.trained)
+        return make_frozen(seed, self.law, self.scale, frozen)
 
     @property
     def slots(self) -> int:
@@ -131,13 +115,10 @@ class FedPT(Method[Own]):
     @override
     def initial(self, rng: Rng) -> ServerState[Own]:
         """RunError: noise without the package that tells its epsilon."""
-        # The seed of the network's own initial weights: with its law they are the same.
-        seed = initializers.number(Rng(rng.base))
+        seed = initializers.number(Rng(rng.base))  # that of the network's own weights: with its law they are the same
         model = {name: initializers.values(seed, name, shape, self.law) for name, shape in self.trained.items()}
         first, second = ({name: torch.zeros(s) for name, s in self.trained.items() if self.slots > n} for n in (0, 1))
-        if self.noise_multiplier:
-            accounting.package()
-        noise = noise_seed(self.task, self.fingerprint("noise"), rng) if self.privacy.wanted else 0
+        noise = self.noise_seed(rng) if self.private else 0
         ftrl = mechanisms.ftrl_start(mechanisms.flatten(model)) if self.mechanism == "dp_ftrl" else None
         fingerprint = self.frozen_part(seed)[1].hex()
         return ServerState(model, Own(seed, fingerprint, first, second, noise, ftrl))
@@ -161,10 +142,8 @@ class FedPT(Method[Own]):
     @override
     def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
         """PayloadError where the frozen part that the client makes is not the server's."""
-        read = container.unpack(message, "fedpt.down", self.fingerprint(), [16, 4 * count(self.trained)])
-        head, values = read.sections
-        if len(head) != 16:
-            raise PayloadError(f"seed and fingerprint of {len(head)} bytes, expected 16")
+        limits = [16, 4 * count(self.trained)]
+        head, values = container.unpack(message, "fedpt.down", self.fingerprint(), limits).sections
         seed = unpack_seed(head[:8])
         made, fingerprint = self.frozen_part(seed)
         compare(fingerprint, head[8:])
@@ -183,12 +162,11 @@ class FedPT(Method[Own]):
         """The change of the trained tensors as float32; in private training clipped, and without the sample count."""
         change = {name: tensor.detach() - local.frozen[f"from {name}"] for name, tensor in local.trainable.items()}
         samples = local.samples
-        if self.privacy.wanted:
+        if self.private:
             samples, (change, _) = 1, mechanisms.clip(change, self.clip_norm)
         _, fingerprint = self.frozen_part(local.seed)
-        return container.pack(
-            "fedpt.up", self.fingerprint(), samples, [fingerprint, pack_tensors(change, self.trained)]
-        )
+        values = pack_tensors(change, self.trained)
+        return container.pack("fedpt.up", self.fingerprint(), samples, [fingerprint, values])
 
     def read(self, upload: Buffer, own: Own) -> Update:
         """The change of the trained tensors and the sample count."""
@@ -206,7 +184,7 @@ class FedPT(Method[Own]):
 
     @override
     def aggregate(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
-        if self.privacy.wanted:
+        if self.private:
             return self.aggregate_in_private(state, uploads)
         mean = RunningMean(self.trained)
         for change, samples in uploads.read(lambda upload: self.read(upload, state.own)):
@@ -215,11 +193,10 @@ class FedPT(Method[Own]):
 
     def aggregate_in_private(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
         """A round of DP-FedAvg, or of DP-FTRL-M with one tree for the whole run."""
-        bound, shapes, cohort = self.clip_norm, self.trained, self.task.cohort
-        total, norms = gather(uploads, lambda upload: self.read(upload, state.own), bound, count(shapes))
-        clipped = sum(norm > bound * (1 - ROUNDING) for norm in norms)
-        own = dataclasses.replace(state.own, updates=len(norms), clipped=clipped)
-        noise, std = Rng(own.noise), self.noise_multiplier * bound
+        shapes, cohort, std = self.trained, self.task.cohort, self.noise_multiplier * self.clip_norm
+        total, clipped = self.gather(uploads, lambda upload: self.read(upload, state.own), count(shapes))
+        own = dataclasses.replace(state.own, clipped=clipped)
+        noise = Rng(own.noise)
         if own.ftrl is None:
             mean = mechanisms.private_mean(total, noise.child("round", own.rounds), std, cohort)
             return self.server_step(ServerState(state.model, own), mechanisms.unflatten(mean.float(), shapes))
@@ -252,14 +229,11 @@ class FedPT(Method[Own]):
     @override
     def notes(self, state: ServerState[Own]) -> dict[str, Any]:
         """In private training the share of the round's updates that were clipped."""
-        own = state.own
-        return {"clipped": own.clipped / own.updates if own.updates else 0.0} if self.privacy.wanted else {}
+        return {"clipped": state.own.clipped} if self.private else {}
 
 
 @functools.lru_cache(maxsize=2)
-def make_frozen(
-    seed: int, law: str, scale: float, shapes: tuple[tuple[str, tuple[int, ...]], ...]
-) -> tuple[Tensors, bytes]:
+def make_frozen(seed: int, law: str, scale: float, shapes: tuple[tuple[str, torch.Size], ...]) -> tuple[Tensors, bytes]:
     """The frozen tensors on the CPU, from nothing but the seed, and 8 bytes that tell them from any others."""
     tensors = {name: initializers.values(seed, name, shape, law) for name, shape in shapes}
     tensors = {name: tensor * scale if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
@@ -272,6 +246,4 @@ def make_frozen(
 def compare(own: bytes, given: memoryview) -> None:
     """PayloadError where the fingerprints of the two sides' frozen parts differ."""
     if own != given:
-        raise PayloadError(
-            f"frozen part {own.hex()}, the other side's is {bytes(given).hex()}: another seed, law or version of it"
-        )
+        raise PayloadError(f"frozen part {own.hex()}, the other side's is {given.hex()}: another seed, law or version")
