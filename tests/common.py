@@ -1,4 +1,4 @@
-"""What the tests of several folders use: the repository's root, a mark, memory at its peak, tensors by their hash."""
+"""What the tests of several folders use: the root, a mark, whether data are present, peak memory, hashes of tensors."""
 
 import hashlib
 import tracemalloc
@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from fedlib.data import sets, sources
+from fedlib.errors import DataError
 from fedlib.wire import entropy
 
 ROOT = Path(__file__).parents[1]
 range_coded = pytest.mark.skipif(not entropy.RANGE_CODER, reason="constriction has no wheel for this machine")
+
+
+def present(data: str | sets.Entry, root: Path | None = None) -> bool:
+    """Whether every file of a data set is there with the right hash."""
+    try:
+        sources.verify(data, root)
+    except DataError:
+        return False
+    return True
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
