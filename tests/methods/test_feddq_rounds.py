@@ -43,11 +43,6 @@ def biased(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     return initializers.normal_weights(nn.Sequential(*layers), deviation=0.2, root=root)
 
 
-def normed(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """With BatchNorm and without biases."""
-    return initializers.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
-
-
 def spoilt_digits(folder: Path) -> images.Arrays:
     x, y, test_x, test_y = images.read_digits(folder)
     x = x.astype(np.float32)
@@ -60,7 +55,7 @@ def small_world() -> Iterator[None]:
     """Networks and a data set of this file's own, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "biased", biased)
-        patch.setitem(MODELS, "normed", normed)
+        patch.setitem(MODELS, "normed", cnn.normed("normed", (4, 6), 1, deviation=0.3))
         spoilt = dataclasses.replace(sets.ENTRIES["digits"], name="spoilt", read=spoilt_digits)
         patch.setitem(sets.ENTRIES, "spoilt", spoilt)
         yield
