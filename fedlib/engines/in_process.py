@@ -48,7 +48,7 @@ class Engine(abc.ABC):
 class InProcess(Engine):
     """On the CPU or on a GPU. Used by itself on a CPU, give torch one thread: `rounds.run` does."""
 
-    stack: int | None = 1  # clients that are trained at a time; None: the whole cohort
+    side_by_side = False  # whether a whole cohort is trained at a time
 
     def __init__(self, where: torch.device) -> None:
         self.device = where
@@ -57,9 +57,8 @@ class InProcess(Engine):
     def train(
         self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        stack = max(1, self.stack or len(cohort))
-        for first in range(0, len(cohort), stack):
-            yield from client.walk(job, message, round, cohort[first : first + stack], memories, self.fit)
+        for clients in [cohort] if self.side_by_side else [[number] for number in cohort]:
+            yield from client.walk(job, message, round, clients, memories, self.fit)
 
     @property
     def fit(self) -> Fit:

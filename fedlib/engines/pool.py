@@ -73,10 +73,7 @@ class Pool(Engine):
             for worker, left in self.busy.items():  # a round that was left half-way: its answers are not for this one
                 for _ in left:
                     self._receive(worker)
-            busy: dict[Connection, collections.deque[int]] = {
-                worker: collections.deque() for worker in self.workers[: len(jobs)]
-            }
-            self.busy = busy
+            self.busy = busy = {worker: collections.deque[int]() for worker in self.workers[: len(jobs)]}
             waiting, results = iter(enumerate(jobs)), {}
 
             def feed(worker: Connection) -> None:
@@ -89,11 +86,9 @@ class Pool(Engine):
                 if shared:
                     worker.send(shared)
                     _write(worker, message)
-            for _ in range(
-                AHEAD if shared else 1
-            ):  # a whole run waits for no server, and should not wait behind another
-                for worker in busy:
-                    feed(worker)
+            ahead = AHEAD if shared else 1  # a whole run waits for no server, and should not wait behind another
+            for worker in [*busy] * ahead:
+                feed(worker)
             for index in range(len(jobs)):
                 while index not in results:
                     if self.busy is not busy:

@@ -26,12 +26,10 @@ from fedlib.engines.in_process import InProcess
 class Stacked(InProcess):
     """A step takes together the clients whose batch then has the same length: BatchNorm would see padding.
 
-    stack: limits the memory, which grows with the clients trained at a time; None is the whole cohort.
+    Memory grows with the cohort.
     """
 
-    def __init__(self, where: torch.device, stack: int | None = None) -> None:
-        super().__init__(where)
-        self.stack = stack
+    side_by_side = True
 
     @property
     @override
