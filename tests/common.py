@@ -1,4 +1,4 @@
-"""What the tests of several folders use: the root, a mark, whether data are present, peak memory, hashes of tensors."""
+"""What the tests of several folders use: the root, a mark, data, processes, peak memory, tensors by their hash."""
 
 import hashlib
 import tracemalloc
@@ -23,6 +23,19 @@ def present(data: str | sets.Entry, root: Path | None = None) -> bool:
     except DataError:
         return False
     return True
+
+
+def session(leader: int) -> list[int]:
+    """Living processes of a session (field 6 of /proc/PID/stat; field 3 is the state, Z when dead)."""
+    living = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == leader and fields[0] not in "ZX":
+            living.append(int(stat.parent.name))
+    return living
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

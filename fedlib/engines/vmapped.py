@@ -16,7 +16,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from fedlib.core.client import Fit, Member
+from fedlib.core.client import Member
 from fedlib.core.method import AnyMethod, Draws, Phase
 from fedlib.core.plan import Plan, Samples, Tensors
 from fedlib.engines.gpu_steps import descend, orders, progress, same
@@ -31,10 +31,9 @@ class Stacked(InProcess):
 
     side_by_side = True
 
-    @property
     @override
-    def fit(self) -> Fit:
-        return train
+    def fit(self, method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+        train(method, phase, members)
 
 
 def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:

@@ -158,10 +158,10 @@ def test_an_archive_without_the_recordings(tmp_path: Path, packed: bytes | None,
 
 def test_as_many_recordings_but_others(tmp_path: Path) -> None:
     files = whole()[0]
-    for last in ("9_yweweler_50.wav", files[0][0]):
+    for last, reason in (("9_yweweler_50.wav", "has a recording"), (files[0][0], "3000 recordings, 2999 of them")):
         folder = tmp_path / last
         stored(folder, pack([*files[:-1], (last, GOOD)], level=1))
-        with pytest.raises(DataError, match=r"3000 recordings, .* expected 50 takes"):
+        with pytest.raises(DataError, match=reason):
             sound.read_spoken_digits(folder)
 
 

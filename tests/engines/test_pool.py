@@ -15,9 +15,8 @@ from typing import Any
 import projects
 import pytest
 import torch
-from common import ROOT
+from common import ROOT, session
 from jobs import CPU, MakeSpec, job_of, message_of, ran
-from sessions import session
 from typing_extensions import override
 
 from fedlib.core.client import Job, Memories, Upload

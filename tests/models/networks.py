@@ -56,7 +56,7 @@ def size(shapes: Mapping[str, torch.Size]) -> int:
 
 
 def emnist() -> nn.Sequential:
-    return on_paper(lambda: partial.convolutional((32, 64), 512, 1, 28, 62))
+    return on_paper(lambda: build("emnist", 1, 28, 62, Rng(0)))
 
 
 def resnet(outputs: int) -> nn.Sequential:

@@ -17,7 +17,7 @@ EMNIST, CIFAR10, CIFAR100 = shapes(emnist()), shapes(resnet(10)), shapes(resnet(
 SO = {blocks: shapes(spec_transformer(blocks)) for blocks in (1, 3)}
 
 
-def trained(own: Shapes, what: str | list[str]) -> int:
+def trained_entries(own: Shapes, what: str | list[str]) -> int:
     """Entries that a policy, or the freezing of what fits these patterns, leaves trained."""
     frozen = freezing.frozen_names(what, own) if isinstance(what, str) else freezing.matching(what, own)
     return size({name: shape for name, shape in own.items() if name not in frozen})
@@ -45,7 +45,7 @@ def trained(own: Shapes, what: str | list[str]) -> int:
     ],
 )
 def test_policies(own: Shapes, what: str | list[str], expected: int, factor: str) -> None:
-    assert trained(own, what) == expected
+    assert trained_entries(own, what) == expected
     assert f"{size(own) / expected:.{len(factor.split('.')[1])}f}" == factor
 
 
@@ -62,7 +62,7 @@ def test_policies(own: Shapes, what: str | list[str], expected: int, factor: str
 )
 def test_policies_of_the_transformer(what: str | list[str], one: str, three: str) -> None:
     for blocks, expected in ((1, one), (3, three)):
-        own, left = SO[blocks], trained(SO[blocks], what)
+        own, left = SO[blocks], trained_entries(SO[blocks], what)
         assert f"{100 * left / size(own):.2f} {size(own) / left:.2f}" == expected
 
 
@@ -112,7 +112,7 @@ def test_half_a_policy_and_nothing_left_to_train() -> None:
 )
 def test_random_policies_come_near_to_the_fraction(own: Shapes, p: float) -> None:
     assert freezing.random_part(p, own) == freezing.random_part(p, dict(reversed(own.items()))), "whatever the order"
-    assert 0.99 * p < trained(own, f"random/{p}") / size(own) <= p
+    assert 0.99 * p < trained_entries(own, f"random/{p}") / size(own) <= p
 
 
 def test_a_random_policy_by_hand() -> None:

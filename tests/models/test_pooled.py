@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from networks import POOLED, follows, norms, shaken, untouched
+from networks import follows, norms, shaken, untouched
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fedlib.data import synthetic
 from fedlib.models import macs, registry
 from fedlib.rng import Rng
 
@@ -187,28 +185,3 @@ def test_batchnorm_without_a_scale_by_hand() -> None:
     y[:, 1].sum().backward()
     assert norm.bias.grad is not None and norm.bias.grad.tolist() == [0, 4, 0, 0, 0, 0, 0, 0]
     torch.testing.assert_close(norm.eval()(x)[0, 2, 0], (torch.tensor([0.0, 0.0]) - 0.2) / math.sqrt(1.5 + 1e-4) + 0.5)
-
-
-@pytest.mark.parametrize("name", POOLED)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_tensors_in_place_of_the_networks_own(name: str, layout: torch.memory_format) -> None:
-    network, other = shaken(build(name)), build(name).eval()
-    x = some(name, 2).to(memory_format=layout)
-    tensors = {n: tensor.clone() for n, tensor in network.state_dict().items() if tensor.is_floating_point()}
-    torch.testing.assert_close(functional_call(other, tensors, (x,)), network(x), rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(other(x), network(x), atol=1e-2)
-
-
-@pytest.mark.parametrize("name", POOLED)
-def test_a_few_steps_lower_the_loss(name: str) -> None:
-    network = registry.build(name, 1, 40, 3, Rng(0))
-    x, y = synthetic.images("leaves", 12, (1, 40, 33), seed=0), torch.arange(12) % 3
-    optimizer = torch.optim.Adam(network.parameters(), 0.005)
-    losses = []
-    for _ in range(10):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(network(x), y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
