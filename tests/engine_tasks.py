@@ -64,25 +64,20 @@ def fits(setting: dict[str, Any], model: str = "slice") -> str:
     return "smooth" if setting["method"] == "fedpm" and model != "mlp" else model
 
 
-def slice_of_cnn(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """Two of CNN4's blocks: convolution, BatchNorm, ReLU, pooling; then the classifier."""
-    return initializers.normal_weights(cnn._blocks((4, 6), 1, channels, side, classes), deviation=0.3, root=root)
-
-
-def narrow(channels: int, side: int, classes: int, root: Rng, *between: nn.Module) -> nn.Sequential:
-    """CNN2 made narrow: convolution and linear layer with biases."""
-    convolution, linear = nn.Conv2d(channels, 4, 3), nn.Linear(4 * ((side - 2) // 2) ** 2, classes)
-    network = nn.Sequential(convolution, *between, nn.Flatten(), linear)
-    return initializers.normal_weights(network, deviation=0.2, root=root)
-
-
-def biased(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    return narrow(channels, side, classes, root, nn.ReLU(), nn.MaxPool2d(2))
-
-
 def smooth(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-    """The same with tanh and the mean of four."""
-    return narrow(channels, side, classes, root, nn.Tanh(), nn.AvgPool2d(2))
+    """`biased` with tanh and the mean of four."""
+    layers = [nn.Conv2d(channels, 4, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()]
+    linear = nn.Linear(4 * ((side - 2) // 2) ** 2, classes)
+    return initializers.normal_weights(nn.Sequential(*layers, linear), deviation=0.2, root=root)
+
+
+NETWORKS = {
+    # Two of CNN4's blocks, then the classifier.
+    "slice": cnn.normed("slice", (4, 6), 1, deviation=0.3),
+    # CNN2 made narrow: convolution and linear layer with biases.
+    "biased": cnn.plain("biased", (4,), (), deviation=0.2, pool_every=1, padding=0),
+    "smooth": smooth,
+}
 
 
 def spoilt_digits(folder: Path) -> images.Arrays:
@@ -97,7 +92,7 @@ def small_world() -> Iterator[None]:
     """These networks and this data set, by name."""
     spoilt = dataclasses.replace(sets.ENTRIES["digits"], name="spoilt", read=spoilt_digits)
     with pytest.MonkeyPatch.context() as patch:
-        for name, build in (("slice", slice_of_cnn), ("biased", biased), ("smooth", smooth)):
+        for name, build in NETWORKS.items():
             patch.setitem(MODELS, name, build)
         patch.setitem(sets.ENTRIES, "spoilt", spoilt)
         yield
@@ -108,7 +103,7 @@ def trained(job: Job, engine: InProcess, round: int, cohort: Sequence[int]) -> t
     message = message_of(job)
     members = [client.begin(job, message, round, number, None) for number in cohort]
     before, after = [snapshot(member) for member in members], list[Tensor]()
-    for some in [members] if engine.stack is None else [[member] for member in members]:
+    for some in [members] if engine.side_by_side else [[member] for member in members]:
         for number, phase in enumerate(job.method.phases()):
             for member in some:
                 client.enter(member, number, phase)

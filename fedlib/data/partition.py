@@ -15,6 +15,8 @@ import numpy as np
 from fedlib.errors import SpecError
 from fedlib.rng import Rng
 
+SMALLEST = 10  # samples that a client of a Dirichlet partition has
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -37,11 +39,11 @@ def iid(labels: np.ndarray, clients: int, seed: int) -> list[np.ndarray]:
     return np.array_split(np.random.RandomState(seed).permutation(len(labels)), clients)
 
 
-def dirichlet(labels: np.ndarray, clients: int, seed: int, beta: float, smallest: int = 10) -> list[np.ndarray]:
+def dirichlet(labels: np.ndarray, clients: int, seed: int, beta: float) -> list[np.ndarray]:
     """Class by class: shuffle, draw shares from a symmetric Dirichlet(beta) over the clients, cut.
 
     A smaller beta is more skewed. A client that already holds its fair share n/N gets no more. The whole draw is
-    repeated until the smallest client has `smallest` samples; after 1,000 tries SpecError (a partitioner must end).
+    repeated until the smallest client has SMALLEST samples; after 1,000 tries SpecError (a partitioner must end).
     """
     random = np.random.RandomState(seed)
     n, classes = len(labels), np.unique(labels)
@@ -59,10 +61,10 @@ def dirichlet(labels: np.ndarray, clients: int, seed: int, beta: float, smallest
             for shard, part in zip(shards, np.split(members, cuts), strict=True):
                 shard.append(part)
             sizes += np.diff(np.concatenate([[0], cuts, [len(members)]]))
-        if sizes.sum() == n and sizes.min() >= smallest:
+        if sizes.sum() == n and sizes.min() >= SMALLEST:
             return [np.concatenate(shard) for shard in shards]
     raise SpecError(
-        f"partition: no Dirichlet({beta}) draw gave each of {clients} clients {smallest} samples in 1,000 tries; "
+        f"partition: no Dirichlet({beta}) draw gave each of {clients} clients {SMALLEST} samples in 1,000 tries; "
         "take a larger beta or fewer clients"
     )
 
@@ -149,7 +151,7 @@ PARAMETERS: dict[str, dict[str, tuple[type, float, float]]] = {
 
 def require_samples(kind: str, clients: int, data: str, samples: int) -> None:
     """SpecError where a partition of so many training samples must leave a client without any; 0 samples: not known."""
-    least = {"dirichlet": 10, "resampled": 0}.get(kind, 1)
+    least = {"dirichlet": SMALLEST, "resampled": 0}.get(kind, 1)
     if samples and clients * least > samples:
         raise SpecError(
             f"clients: {clients} are too many for the {samples} training samples of {data}, of which partition {kind} "

@@ -5,7 +5,7 @@ Constants are those of the code behind "Masked Random Noise for Communication-Ef
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ class Dataset:
     A text's characters lie along h; of a recording time does, and w are bands of frequencies.
     """
 
-    name: str
     train_x: torch.Tensor  # float32 [n,c,h,w]
     train_y: torch.Tensor  # int64 [n]; of texts [n,h], NO_LABEL where there is padding
     test_x: torch.Tensor
@@ -48,20 +47,9 @@ class Entry:
     files: tuple[tuple[str, str], ...] = ()  # path below `folder`, its hash as of `sources._hash`
     shipped: str = ""  # SHA-256 of arrays that come with a library instead of files
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
-    mirrors: Callable[[], list[list[str]]] = list  # per mirror: all its addresses; "a/b#c" if our name is c, not b
+    mirrors: Sequence[Sequence[str]] = ()  # per mirror: all its addresses; "a/b#c" if our name is c, not b
     package: str = ""  # Debian's package with the same files
     samples: int = 0  # training samples, which a run's clients are held against; 0: not known beforehand
-
-
-def _torchvision() -> Any:
-    from torchvision import datasets  # takes seconds, and only a download needs its addresses
-
-    return datasets
-
-
-def _fashion_mnist_mirrors() -> list[list[str]]:
-    theirs = _torchvision().FashionMNIST
-    return [[mirror + name for name, _ in theirs.resources] for mirror in theirs.mirrors]
 
 
 # Hash of each file as of `sources._hash`; an MD5 is torchvision's, where no SHA-256 is published.
@@ -90,6 +78,7 @@ def _files(folder: str) -> tuple[tuple[str, str], ...]:
     return tuple((path, hash) for hash, path in pairs)
 
 
+ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
 SPOKEN_DIGITS = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive"
 CIFAR10: dict[str, Any] = dict(
@@ -111,7 +100,7 @@ ENTRIES = {
             std=(0.3530,),
             folder="data",
             files=_files("FashionMNIST"),
-            mirrors=_fashion_mnist_mirrors,
+            mirrors=[[f"{ZALANDO}/{path.rpartition('/')[2]}.gz" for path, _ in _files("FashionMNIST")]],
             package="dataset-fashion-mnist",
         ),
         Entry(
@@ -120,7 +109,7 @@ ENTRIES = {
             **CIFAR10,
             files=_files("cifar-10-batches-py"),
             archive="cifar-10-python.tar.gz",
-            mirrors=lambda: [[_torchvision().CIFAR10.url]],
+            mirrors=[["https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"]],
         ),
         Entry(
             name="cifar10-jpeg",
@@ -134,7 +123,7 @@ ENTRIES = {
             classes=tuple(images.CHARACTERS),
             samples=697_932,
             files=_files("EMNIST"),
-            mirrors=lambda: [[_torchvision().EMNIST.url]],
+            mirrors=[["https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"]],
         ),
         Entry(
             name="digits",
@@ -153,7 +142,7 @@ ENTRIES = {
             samples=11_799,
             scale=1.0,  # the model reads the characters' own numbers
             files=_files("shakespeare"),
-            mirrors=lambda: [[f"{CHAR_RNN}/input.txt#tinyshakespeare.txt"]],
+            mirrors=[[f"{CHAR_RNN}/input.txt#tinyshakespeare.txt"]],
         ),
         Entry(
             name="spoken-digits",
@@ -164,7 +153,7 @@ ENTRIES = {
             std=(6.1572,),
             scale=1.0,
             files=_files("spoken-digits"),
-            mirrors=lambda: [
+            mirrors=[
                 [f"{SPOKEN_DIGITS}/26eb9aaf76e81b692f806f9140c2d2777410d7a1.tar.gz#free-spoken-digit-dataset.tar.gz"]
             ],
         ),
@@ -194,7 +183,6 @@ def read(entry: Entry, folder: Path) -> Dataset:
         return torch.tensor(x, dtype=torch.float32).contiguous().div_(entry.scale).sub_(mean).div_(std)
 
     return Dataset(
-        name=entry.name,
         train_x=normalise(train_x),
         train_y=torch.tensor(train_y, dtype=torch.int64),
         test_x=normalise(test_x),

@@ -7,7 +7,6 @@ speakers, trimmed to the word. Its README names the takes for testing.
 import io
 import itertools
 import math
-import re
 import wave
 from pathlib import Path
 
@@ -48,31 +47,28 @@ def recordings(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Zeros follow a shorter one; only 20 are longer. Raises DataError when the archive cannot be read, a recording is
     missing, there twice or has another name than `digit_speaker_take.wav`, and as `samples` does.
     """
-    found = []
+    keys = list(itertools.product(range(len(SPEAKERS)), range(10), range(TAKES)))
+    rows = {f"{digit}_{SPEAKERS[speaker]}_{take}.wav": row for row, (speaker, digit, take) in enumerate(keys)}
+    waves = np.zeros((len(keys), LENGTH), np.int16)
+    names = []
     try:
         for name, source in archive.members(path):
             if not name.endswith(".wav"):
                 continue
-            parts = re.fullmatch(rf"([0-9])_({'|'.join(SPEAKERS)})_([0-9]{{1,2}})\.wav", name)
-            if not parts:
+            if name not in rows:
                 raise DataError(
                     f"{path}: has a recording {name!r}, expected a name like 7_{SPEAKERS[0]}_32.wav; {MEND}"
                 )
-            digit, speaker, take = parts.groups()
-            key = (SPEAKERS.index(speaker), int(digit), int(take))
-            found.append((key, samples(source.read(), f"{path}: {name}")))
+            second = samples(source.read(), f"{path}: {name}")[:LENGTH]
+            waves[rows[name], : len(second)] = second
+            names.append(name)
     except (OSError, *archive.BROKEN) as error:
         raise DataError(f"{path}: cannot be read ({error}); {MEND}") from error
-    found.sort(key=lambda recording: recording[0])
-    keys = [key for key, _ in found]
-    if keys != list(itertools.product(range(len(SPEAKERS)), range(10), range(TAKES))):
+    if sorted(names) != sorted(rows):
         raise DataError(
-            f"{path}: {len(keys)} recordings, {len({*keys})} of them different, "
+            f"{path}: {len(names)} recordings, {len({*names})} of them different, "
             f"expected {TAKES} takes of each digit by each of {len(SPEAKERS)} speakers; {MEND}"
         )
-    waves = np.zeros((len(found), LENGTH), np.int16)
-    for second, (_, whole) in zip(waves, found, strict=True):
-        second[: len(whole)] = whole[:LENGTH]
     return np.array(keys), waves
 
 

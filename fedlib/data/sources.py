@@ -4,7 +4,6 @@ A file is unpacked under a temporary name and moved into place only when its has
 leaves either the right file or none.
 """
 
-import errno
 import gzip
 import hashlib
 import http.client
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -35,11 +34,6 @@ def home() -> Path:
     parent = Path(__file__).resolve().parents[2]
     checkout = any((parent / name).exists() for name in ("params.yaml", "pyproject.toml"))
     return parent if checkout else Path.cwd()
-
-
-def available(name: str | sets.Entry, root: Path | None = None) -> bool:
-    """Whether `verify` would pass: every file is there with the right hash."""
-    return not _wrong(sets.find(name), root or home())
 
 
 def verify(name: str | sets.Entry, root: Path | None = None) -> Path:
@@ -101,8 +95,8 @@ def get(name: str | sets.Entry, root: Path | None = None, mirror: Path | None = 
 
 def _wrong(entry: sets.Entry, root: Path) -> dict[str, str]:
     """Paths of missing and altered files, with the hash found in place of the right one."""
-    found = {path: _hash(root / entry.folder / path, expected) for path, expected in entry.files}
-    return {path: found[path] for path, expected in entry.files if found[path] != expected}
+    hashes = {path: _hash(root / entry.folder / path, expected) for path, expected in entry.files}
+    return {path: hashes[path] for path, expected in entry.files if hashes[path] != expected}
 
 
 def _hash(path: Path, like: str) -> str:
@@ -127,11 +121,9 @@ def _sources(
     entry: sets.Entry, missing: set[str], mirror: Path | None, stage: Path
 ) -> Iterator[tuple[str, Iterator[Path]]]:
     """Each source's name and the files it offers, which come as they are asked for."""
-    if mirror is None and (given := os.environ.get("FEDLIB_MIRROR")):
-        mirror = Path(given)
-    if mirror is not None:
-        yield f"mirror folder {mirror}", _in_folder(entry, missing, mirror)
-    for addresses in entry.mirrors():
+    if folder := mirror or os.environ.get("FEDLIB_MIRROR"):
+        yield f"mirror folder {folder}", _in_folder(entry, missing, Path(folder))
+    for addresses in entry.mirrors:
         yield f"mirror {addresses[0].rpartition('/')[0]}", _download(addresses, missing, stage)
     if entry.package:
         yield f"Debian's package {entry.package}", _unpack_package(entry.package, stage)
@@ -146,14 +138,14 @@ def _in_folder(entry: sets.Entry, missing: set[str], mirror: Path) -> Iterator[P
         raise FileNotFoundError("no such folder")
     for path in sorted(missing):
         for place in (path, f"{path}.gz", PurePosixPath(path).name, f"{PurePosixPath(path).name}.gz"):
-            for found in (mirror / place, *sorted(mirror.glob(f"*/{place}"))):
-                if path in missing and found.is_file():
-                    yield found
+            for file in (mirror / place, *sorted(mirror.glob(f"*/{place}"))):
+                if path in missing and file.is_file():
+                    yield file
     if entry.archive and missing:
         yield from (path for path in (mirror / entry.archive, *mirror.glob(f"*/{entry.archive}")) if path.is_file())
 
 
-def _download(addresses: list[str], missing: set[str], stage: Path) -> Iterator[Path]:
+def _download(addresses: Sequence[str], missing: set[str], stage: Path) -> Iterator[Path]:
     wanted = {PurePosixPath(path).name for path in missing}
     for address in addresses:
         name = address.rpartition("/")[2].rpartition("#")[2]  # urllib asks for what is before the #
@@ -163,10 +155,8 @@ def _download(addresses: list[str], missing: set[str], stage: Path) -> Iterator[
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply, (stage / name).open("wb") as file:
             size = reply.length  # None when the server does not say
             # disable=None: no progress where nobody watches
-            with tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=None) as progress:
-                while block := reply.read(1 << 16):
-                    file.write(block)
-                    progress.update(len(block))
+            with tqdm.wrapattr(file, "write", total=size, desc=name, leave=False, disable=None) as watched:
+                shutil.copyfileobj(reply, watched)
             if size is not None and file.tell() != size:
                 raise EOFError(f"{name}: {file.tell()} bytes of {size}, then the connection ended")
         yield stage / name
@@ -184,8 +174,7 @@ def _unpack_package(package: str, stage: Path) -> Iterator[Path]:
         "APT::Sandbox::User=root",  # else apt, started by root, changes to a user who cannot enter our folder
         "Acquire::Languages=none",
         "Acquire::Retries=0",
-        f"Acquire::http::Timeout={TIMEOUT}",
-        f"Acquire::https::Timeout={TIMEOUT}",
+        f"Acquire::http::Timeout={TIMEOUT}",  # and of https
     )
     apt = ["apt-get", "-qq", *(f"-o{setting}" for setting in settings)]
     unpack = ["sh", "-c", f"dpkg-deb -x {package}_*.deb unpacked"]
@@ -210,11 +199,11 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
             with source, staged.open("wb") as file:
                 shutil.copyfileobj(source, file)
             expected = dict(entry.files)[path]
-            if (found := _hash(staged, expected)) == expected:
+            if (actual := _hash(staged, expected)) == expected:
                 _place(staged, root / entry.folder / path)
                 missing.discard(path)
             else:
-                reasons.append(f"{item.name}: expected {expected}, found {found}")
+                reasons.append(f"{item.name}: expected {expected}, found {actual}")
     except NO_ANSWER as error:
         reasons.append(f"{item.name}: {_reason(error)}")
     return reasons
@@ -232,15 +221,9 @@ def _unpacked(item: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
 
 def _place(staged: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        staged.replace(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        # The data folder is on another disk: copy first, since only a rename there is atomic.
-        beside = target.with_name(f".{target.name}.part")
-        shutil.copyfile(staged, beside)
-        beside.replace(target)
+    beside = target.with_name(f".{target.name}.part")
+    shutil.move(staged, beside)  # copies where the data folder is on another disk: only a rename there is atomic
+    beside.replace(target)
 
 
 def _reason(error: Exception) -> str:

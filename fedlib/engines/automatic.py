@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from fedlib.core.client import Job, Memories, Upload
 from fedlib.core.plan import Tensors
-from fedlib.engines.in_process import Engine, InProcess, recalled
+from fedlib.engines.in_process import Engine, InProcess, memory_of
 from fedlib.engines.pool import Pool
 
 log = logging.getLogger("fedlib")
@@ -39,7 +39,7 @@ class Auto(Engine):
         busy = 0.0
         for client in cohort:
             begin = time.perf_counter()
-            upload = self.local.client(job, message, round, client, recalled(memories, client))
+            upload = self.local.client(job, message, round, client, memory_of(memories, client))
             busy += time.perf_counter() - begin
             yield client, upload
         if busy * (job.rounds - round) * (1 - 1 / self.count) > 2 * self.START:

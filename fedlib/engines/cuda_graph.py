@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from fedlib.core.client import Fit, Member
+from fedlib.core.client import Member
 from fedlib.core.method import AnyMethod, Phase
 from fedlib.core.plan import Plan, Tensors
 from fedlib.engines.gpu_steps import descend, orders, progress, same
@@ -30,12 +30,8 @@ class Graphed(InProcess):
         super().__init__(where)
         self.steps: dict[Plan, StaticStep] = {}  # by the plan of the phase
 
-    @property
     @override
-    def fit(self) -> Fit:
-        return self.replay
-
-    def replay(self, method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+    def fit(self, method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
         method.task.network.train()
         plan = phase.plan
         if any(step.method is not method for step in self.steps.values()):
@@ -105,7 +101,7 @@ class StaticStep:
         self.index[:length].copy_(index)
         if not self.met:
             self.draws = tree_map(self.place, draws)
-        tree_map(filled, self.draws, draws)
+        tree_map(fill, self.draws, draws)
         self.met[length] += 1
         if length in self.graphs:
             self.graphs[length].replay()
@@ -137,7 +133,7 @@ class StaticStep:
         return torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf
 
 
-def filled(place: Any, leaf: Any) -> Any:
+def fill(place: Any, leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return place.copy_(leaf)
     return place.fill_(leaf) if isinstance(leaf, float) else same(place, leaf)

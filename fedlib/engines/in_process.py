@@ -11,7 +11,8 @@ import torch
 from typing_extensions import override
 
 from fedlib.core import client
-from fedlib.core.client import Fit, Job, Memories, Upload
+from fedlib.core.client import Job, Member, Memories, Upload
+from fedlib.core.method import AnyMethod, Phase
 from fedlib.core.plan import Tensors
 
 
@@ -48,7 +49,7 @@ class Engine(abc.ABC):
 class InProcess(Engine):
     """On the CPU or on a GPU. Used by itself on a CPU, give torch one thread: `rounds.run` does."""
 
-    stack: int | None = 1  # clients that are trained at a time; None: the whole cohort
+    side_by_side = False  # whether a whole cohort is trained at a time
 
     def __init__(self, where: torch.device) -> None:
         self.device = where
@@ -57,14 +58,12 @@ class InProcess(Engine):
     def train(
         self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        stack = max(1, self.stack or len(cohort))
-        for first in range(0, len(cohort), stack):
-            yield from client.walk(job, message, round, cohort[first : first + stack], memories, self.fit)
+        for clients in [cohort] if self.side_by_side else [[number] for number in cohort]:
+            yield from client.walk(job, message, round, clients, memories, self.fit)
 
-    @property
-    def fit(self) -> Fit:
-        """How a phase of local training is computed."""
-        return client.train
+    def fit(self, method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+        """A phase of local training, in place."""
+        client.train(method, phase, members)
 
     def client(self, job: Job, message: bytes, round: int, number: int, memory: bytes | None = None) -> Upload:
         """One client's upload; memory: what it kept, where clients keep something."""
@@ -77,7 +76,7 @@ class InProcess(Engine):
         return mean(client.evaluate(job.task, model, index) for index in client.chunks(job.task))
 
 
-def recalled(memories: Memories, client: int) -> bytes | None:
+def memory_of(memories: Memories, client: int) -> bytes | None:
     return None if memories is None else memories.get(client, b"")
 
 

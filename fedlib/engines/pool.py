@@ -17,8 +17,7 @@ from typing_extensions import override
 from fedlib.core import client
 from fedlib.core.client import Job, Memories, Upload
 from fedlib.core.plan import Tensors
-from fedlib.engines.in_process import Engine, InProcess, mean, recalled
-from fedlib.engines.shared_memory import Laid, Shelf
+from fedlib.engines.in_process import Engine, InProcess, mean, memory_of
 from fedlib.errors import PayloadError, RunError
 
 AHEAD = 2  # jobs a worker holds: the second spares it waiting while the server reads its last upload
@@ -35,7 +34,6 @@ class Pool(Engine):
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.workers: list[Connection] = []
-        self.shelves: dict[Connection, Shelf] = {}
         self.processes = []
         self.busy: dict[Connection, collections.deque[int]] = {}  # which jobs a worker has, the first at work
         for _ in range(processes):
@@ -44,56 +42,49 @@ class Pool(Engine):
             process.start()
             theirs.close()
             self.workers.append(ours)
-            self.shelves[ours] = Shelf(ours, AHEAD)
             self.processes.append(process)
 
     @override
     def train(
         self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        jobs = [("client", round, number, recalled(memories, number)) for number in cohort]
-        shared = ("shared", job.rebuild, job.key, len(message))
-        return zip(cohort, self._map(shared, message, jobs), strict=True)
+        jobs = [("client", round, number, memory_of(memories, number)) for number in cohort]
+        return zip(cohort, self._map((job.rebuild, job.key, message), jobs), strict=True)
 
     @override
     def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
         jobs = [("chunk", index) for index in client.chunks(job.task)]
         arrays = {name: tensor.numpy() for name, tensor in model.items()}
-        return mean(self._map(("shared", job.rebuild, job.key, arrays), b"", jobs))
+        return mean(self._map((job.rebuild, job.key, arrays), jobs))
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """function(engine, *arguments) in the workers, results in order; `function` is a module's own."""
-        return self._map(None, b"", [("call", function, *each) for each in arguments])
+        return self._map(None, [("call", function, *each) for each in arguments])
 
-    def _map(self, shared: tuple[Any, ...] | None, message: bytes, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    def _map(self, shared: tuple[Any, ...] | None, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Results in the order of the jobs. Each worker gets what is shared once, then one job after the other."""
         if not self.workers:
             raise RunError("this pool is closed, or a worker of it died: open another one")
         try:
             for worker, left in self.busy.items():  # a round that was left half-way: its answers are not for this one
                 for _ in left:
-                    self._receive(worker)
-            busy: dict[Connection, collections.deque[int]] = {
-                worker: collections.deque() for worker in self.workers[: len(jobs)]
-            }
-            self.busy = busy
+                    _receive(worker)
+            self.busy = busy = {worker: collections.deque[int]() for worker in self.workers[: len(jobs)]}
             waiting, results = iter(enumerate(jobs)), {}
 
             def feed(worker: Connection) -> None:
                 for index, job in waiting:
-                    worker.send(job)
+                    _send(worker, job)
                     busy[worker].append(index)
                     return
 
             for worker in busy:
                 if shared:
-                    worker.send(shared)
-                    _write(worker, message)
-            for _ in range(
-                AHEAD if shared else 1
-            ):  # a whole run waits for no server, and should not wait behind another
-                for worker in busy:
-                    feed(worker)
+                    _send(worker, ("shared", *shared[:2]))
+                    _send(worker, shared[2])
+            ahead = AHEAD if shared else 1  # a whole run waits for no server, and should not wait behind another
+            for worker in [*busy] * ahead:
+                feed(worker)
             for index in range(len(jobs)):
                 while index not in results:
                     if self.busy is not busy:
@@ -101,7 +92,7 @@ class Pool(Engine):
                     for ready in wait([worker for worker, at in busy.items() if at]):
                         worker = cast(Connection, ready)
                         done = busy[worker].popleft()
-                        results[done] = self._receive(worker)
+                        results[done] = _receive(worker)
                         feed(worker)
                 result = results.pop(index)
                 if isinstance(result, Exception) and (shared is None or not isinstance(result, PayloadError)):
@@ -111,10 +102,6 @@ class Pool(Engine):
             self.close()
             raise RunError("a worker process died (out of memory?); try --engine process") from error
 
-    def _receive(self, worker: Connection) -> Any:
-        result = worker.recv()
-        return self.shelves[worker].take(result) if isinstance(result, Laid) else result
-
     @override
     def close(self) -> None:
         for process in self.processes:
@@ -122,7 +109,7 @@ class Pool(Engine):
             process.join()
         for worker in self.workers:
             worker.close()
-        self.workers, self.shelves, self.processes, self.busy = [], {}, [], {}
+        self.workers, self.processes, self.busy = [], [], {}
 
 
 def _end_with_parent() -> None:
@@ -136,22 +123,21 @@ def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
-    engine, shelf = InProcess(torch.device("cpu")), Shelf(connection, AHEAD)
+    engine = InProcess(torch.device("cpu"))
     job: Job | None = None
     rebuild: Any = None
     key, shared = "", cast(Any, None)
     while True:
         try:
-            kind, *arguments = connection.recv()
+            kind, *arguments = _receive(connection)
         except (EOFError, OSError, KeyboardInterrupt):
             return
         result: Any
         try:
             if kind == "shared":
-                rebuild, key, shared = arguments
-                if isinstance(shared, int):
-                    shared = _read(connection, shared)
-                else:
+                rebuild, key = arguments
+                shared = _receive(connection)
+                if not isinstance(shared, bytes):
                     shared = {name: torch.from_numpy(array) for name, array in shared.items()}
                 continue
             if kind == "call":
@@ -166,29 +152,19 @@ def _work(connection: Connection) -> None:
         except Exception as error:  # sent to the parent, which raises it
             result = error
         try:
-            if isinstance(result, bytes):
-                shelf.put(result)
-            else:
-                connection.send(result)
+            _send(connection, result)
         except (BrokenPipeError, OSError):
             return
 
 
-# A broadcast goes by system calls: Connection's own methods copy megabytes three times.
+def _send(connection: Connection, content: Any) -> None:
+    """A message of megabytes goes as it is: pickling copies it."""
+    raw = isinstance(content, bytes)
+    connection.send((raw, None if raw else content))
+    if raw:
+        connection.send_bytes(content)
 
 
-def _write(connection: Connection, message: bytes) -> None:
-    rest = memoryview(message)
-    while rest:
-        rest = rest[os.write(connection.fileno(), rest) :]
-
-
-def _read(connection: Connection, size: int) -> bytes:
-    message = bytearray(size)
-    rest = memoryview(message)
-    while rest:
-        count = os.readv(connection.fileno(), [rest])
-        if count == 0:
-            raise EOFError
-        rest = rest[count:]
-    return bytes(message)
+def _receive(connection: Connection) -> Any:
+    raw, content = connection.recv()
+    return connection.recv_bytes() if raw else content

@@ -16,7 +16,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from fedlib.core.client import Fit, Member
+from fedlib.core.client import Member
 from fedlib.core.method import AnyMethod, Draws, Phase
 from fedlib.core.plan import Plan, Samples, Tensors
 from fedlib.engines.gpu_steps import descend, orders, progress, same
@@ -26,17 +26,14 @@ from fedlib.engines.in_process import InProcess
 class Stacked(InProcess):
     """A step takes together the clients whose batch then has the same length: BatchNorm would see padding.
 
-    stack: limits the memory, which grows with the clients trained at a time; None is the whole cohort.
+    Memory grows with the cohort.
     """
 
-    def __init__(self, where: torch.device, stack: int | None = None) -> None:
-        super().__init__(where)
-        self.stack = stack
+    side_by_side = True
 
-    @property
     @override
-    def fit(self) -> Fit:
-        return train
+    def fit(self, method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+        train(method, phase, members)
 
 
 def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:

@@ -34,8 +34,8 @@ def frozen_names(policy: str, parameters: Mapping[str, torch.Size], field: str =
     SpecError: unknown policy, one that is not for this network, one that leaves nothing to train.
     """
     # Each pattern must find something: half a policy is another policy.
-    fitting = {name for name, patterns in POLICIES.items() if all(matching([one], parameters) for one in patterns)}
-    known = ", ".join(["none", *sorted(fitting - {"none"})])
+    fitting = [name for name, patterns in POLICIES.items() if all(matching([one], parameters) for one in patterns)]
+    known = ", ".join(["none", *sorted({*fitting} - {"none"})])
     allowed = f"allowed for this network: {known}, random/p with 0 < p < 1"
     if isinstance(policy, str) and policy.startswith(RANDOM):
         try:
@@ -44,16 +44,15 @@ def frozen_names(policy: str, parameters: Mapping[str, torch.Size], field: str =
             p = 0.0
         if not 0 < p < 1:
             raise SpecError(f"{field}: {policy!r} must end in a number between 0 and 1; {allowed}")
-        frozen = drawn(p, parameters)
-        fits = bool(frozen)
-    elif isinstance(policy, str) and policy in POLICIES:
-        frozen, fits = matching(POLICIES[policy], parameters), policy in fitting
-    else:
-        raise SpecError(f"{field}: {policy!r} is unknown; {allowed}")
-    if not fits:
+        frozen = random_part(p, parameters)
+    elif policy in fitting:
+        frozen = matching(POLICIES[policy], parameters)
+    elif policy in list(POLICIES):
         names = list(parameters)
         span = f"(its parameters: {names[0]} to {names[-1]})"
         raise SpecError(f"{field}: {policy!r} does not fit this network {span}; {allowed}")
+    else:
+        raise SpecError(f"{field}: {policy!r} is unknown; {allowed}")
     if len(frozen) == len(parameters):
         raise SpecError(f"{field}: {policy!r} leaves nothing to train; {allowed}")
     return frozen
@@ -65,7 +64,7 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
     return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
-def drawn(p: float, parameters: Mapping[str, torch.Size]) -> set[str]:
+def random_part(p: float, parameters: Mapping[str, torch.Size]) -> set[str]:
     """All but some whole tensors: in the order of the hashes of their names, each that keeps the trained fraction at p
     or below is trained. At the end none of the frozen ones would fit."""
     room = p * sum(shape.numel() for shape in parameters.values())

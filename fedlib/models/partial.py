@@ -23,10 +23,24 @@ HEAD = 100  # outputs of the public script for CIFAR-10, which has ten classes
 
 
 def emnist(widths: tuple[int, int], hidden: int) -> Builder:
-    """Two 5x5 convolutions and a hidden layer."""
+    """conv1, conv2, dense1, dense2 with biases; ReLU after all but the last, 2x2 max-pooling after convolutions."""
 
     def build(channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
-        return initialise(convolutional(widths, hidden, channels, side, classes), "glorot", root)
+        if side < 4:
+            raise SpecError(f"model: emnist halves images twice; {side} x {side} pixels are too small, 4 are enough")
+        layers = OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(channels, widths[0], 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(widths[0], widths[1], 5, padding=2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            dense1=nn.Linear(widths[1] * (side // 4) ** 2, hidden),
+            relu3=nn.ReLU(),
+            dense2=nn.Linear(hidden, classes),
+        )
+        return initialise(nn.Sequential(layers), "glorot", root)
 
     return build
 
@@ -50,26 +64,6 @@ def transformer(channels: int, side: int, classes: int, root: Rng) -> nn.Sequent
         raise SpecError(f"model: transformer reads one token id a place; these data have {channels} channels")
     network = language_model(classes, embedding=32, width=64, heads=4, hidden=128, blocks=1)
     return initialise(network, "glorot", root)
-
-
-def convolutional(widths: tuple[int, int], hidden: int, channels: int, side: int, classes: int) -> nn.Sequential:
-    """conv1, conv2, dense1, dense2 with biases; ReLU after all but the last, 2x2 max-pooling after convolutions."""
-    if side < 4:
-        raise SpecError(f"model: emnist halves images twice; {side} x {side} pixels are too small, 4 are enough")
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            conv1=nn.Conv2d(channels, widths[0], 5, padding=2),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(widths[0], widths[1], 5, padding=2),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            dense1=nn.Linear(widths[1] * (side // 4) ** 2, hidden),
-            relu3=nn.ReLU(),
-            dense2=nn.Linear(hidden, classes),
-        )
-    )
 
 
 def resnet(channels: int, outputs: int, widths: Sequence[int] = (64, 128, 256, 512)) -> nn.Sequential:

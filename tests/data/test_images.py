@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common import present
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -154,7 +155,7 @@ def test_cifar10_through_torchvision(tmp_path: Path, serve: Serve, monkeypatch: 
     entry = replace(
         sets.find("cifar10"),
         files=tuple((f"cifar-10-batches-py/{name}", f"md5:{value}") for name, value in md5.items()),
-        mirrors=lambda: [[serve({"cifar-10-python.tar.gz": packed.getvalue()}) + "/cifar-10-python.tar.gz"]],
+        mirrors=[[serve({"cifar-10-python.tar.gz": packed.getvalue()}) + "/cifar-10-python.tar.gz"]],
     )
     home = tmp_path / "home"
     sources.get(entry, home)
@@ -167,21 +168,24 @@ def test_cifar10_through_torchvision(tmp_path: Path, serve: Serve, monkeypatch: 
 
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "cifar-10-python.tar.gz").write_bytes(packed.getvalue())
-    sources.get(replace(entry, mirrors=list), tmp_path / "other", mirror=tmp_path / "mirror")
-    assert sources.available(entry, tmp_path / "other")
+    sources.get(replace(entry, mirrors=()), tmp_path / "other", mirror=tmp_path / "mirror")
+    assert present(entry, tmp_path / "other")
 
 
 def test_tables_agree_with_torchvision() -> None:
-    from torchvision.datasets import CIFAR10
+    from torchvision.datasets import CIFAR10, FashionMNIST
 
     batches = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
     assert sets.find("cifar10").files == tuple(
         (f"{CIFAR10.base_folder}/{name}", f"md5:{value}") for name, value in batches
     )
     assert sets.find("cifar10").archive == CIFAR10.filename
-    assert sets.find("cifar10").mirrors() == [[CIFAR10.url]]
-    for addresses in sets.find("fashion-mnist").mirrors():
-        assert sorted(address.rpartition("/")[2] for address in addresses) == sorted(f"{name}.gz" for name in NAMES)
+    assert sets.find("cifar10").mirrors == [[CIFAR10.url]]
+    resources = [name for name, _ in FashionMNIST.resources]
+    assert sets.find("fashion-mnist").mirrors == [
+        [mirror + name for name in resources] for mirror in FashionMNIST.mirrors
+    ]
+    assert resources == [f"{name}.gz" for name in NAMES]
 
 
 def test_normalisation_constants_are_those_of_the_authors() -> None:
@@ -195,7 +199,7 @@ def test_normalisation_constants_are_those_of_the_authors() -> None:
 ABSENT = "data/ is absent: python -m fedlib data get fashion-mnist"
 
 
-@pytest.mark.skipif(not sources.available("fashion-mnist"), reason=ABSENT)
+@pytest.mark.skipif(not present("fashion-mnist"), reason=ABSENT)
 def test_fashion_mnist() -> None:
     data = load("fashion-mnist")
     assert data.train_x.shape == (60000, 1, 28, 28) and data.test_x.shape == (10000, 1, 28, 28)
@@ -207,7 +211,7 @@ def test_fashion_mnist() -> None:
     assert len(data.classes) == 10
 
 
-@pytest.mark.skipif(not sources.available("fashion-mnist"), reason=ABSENT)
+@pytest.mark.skipif(not present("fashion-mnist"), reason=ABSENT)
 def test_data_dvc_pins_these_files() -> None:
     """`dvc repro` writes a changed folder's hash into data.dvc without a word; this notices before it is committed."""
     folder = sources.home() / "data"
@@ -250,7 +254,7 @@ def emnist(name: str = "gzip/emnist-byclass-{}-ubyte.gz", labels: bytes = idx(np
 def archived(serve: Serve, body: bytes) -> sets.Entry:
     address = serve({"gzip.zip": body})
     files = ((EMNIST, f"md5:{hashlib.md5(body).hexdigest()}"),)
-    return replace(sets.find("emnist"), files=files, mirrors=lambda: [[f"{address}/gzip.zip"]])
+    return replace(sets.find("emnist"), files=files, mirrors=[[f"{address}/gzip.zip"]])
 
 
 def test_emnist_from_its_archive(tmp_path: Path, serve: Serve) -> None:
@@ -280,5 +284,5 @@ def test_emnist_is_torchvisions() -> None:
     from torchvision.datasets import EMNIST as Theirs
 
     entry = sets.find("emnist")
-    assert dict(entry.files)[EMNIST] == f"md5:{Theirs.md5}" and entry.mirrors() == [[Theirs.url]]
+    assert dict(entry.files)[EMNIST] == f"md5:{Theirs.md5}" and entry.mirrors == [[Theirs.url]]
     assert list(entry.classes) == Theirs.classes_split_dict["byclass"]

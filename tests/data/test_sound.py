@@ -1,4 +1,4 @@
-"""Spoken digits: archives that are packed anew, damaged or foreign, and the real recordings where they are present."""
+"""Spoken digits: archives packed anew, damaged or foreign, spectrograms, and the real recordings where they are."""
 
 import gzip
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import present
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_set import Capture, Serve, files_below, root_with
@@ -57,7 +58,7 @@ def expecting(files: list[tuple[str, bytes]], *addresses: str) -> sets.Entry:
     return replace(
         sets.find("spoken-digits"),
         files=((f"spoken-digits/{NAME}", fingerprint(files)),),
-        mirrors=lambda: [[f"{address}#{NAME}"] for address in addresses],
+        mirrors=[[f"{address}#{NAME}"] for address in addresses],
     )
 
 
@@ -133,6 +134,7 @@ GOOD = wav([1, 2, 3])
 @pytest.mark.parametrize(
     ("packed", "reason"),
     [
+        (None, "cannot be read .*No such file"),
         (b"<html>log in first</html>", "cannot be read .not a gzip file"),
         (b"", "cannot be read"),
         (PACKED[:-40], "cannot be read .Compressed file ended"),
@@ -145,8 +147,10 @@ GOOD = wav([1, 2, 3])
         (pack([("7_theo_3.wav", b"<html></html>")]), f"{NAME}: 7_theo_3.wav: not a WAV file of samples"),
     ],
 )
-def test_an_archive_without_the_recordings(tmp_path: Path, packed: bytes, reason: str) -> None:
-    path = stored(tmp_path, packed)
+def test_an_archive_without_the_recordings(tmp_path: Path, packed: bytes | None, reason: str) -> None:
+    path = stored(tmp_path, packed or b"")
+    if packed is None:
+        path.unlink()
     with pytest.raises(DataError, match=reason) as caught:
         sound.read_spoken_digits(tmp_path)
     assert str(path) in str(caught.value) and "python -m fedlib data get spoken-digits" in str(caught.value)
@@ -154,16 +158,11 @@ def test_an_archive_without_the_recordings(tmp_path: Path, packed: bytes, reason
 
 def test_as_many_recordings_but_others(tmp_path: Path) -> None:
     files = whole()[0]
-    for last in ("9_yweweler_50.wav", files[0][0]):
+    for last, reason in (("9_yweweler_50.wav", "has a recording"), (files[0][0], "3000 recordings, 2999 of them")):
         folder = tmp_path / last
         stored(folder, pack([*files[:-1], (last, GOOD)], level=1))
-        with pytest.raises(DataError, match=r"3000 recordings, .* expected 50 takes"):
+        with pytest.raises(DataError, match=reason):
             sound.read_spoken_digits(folder)
-
-
-def test_no_archive(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No such file.*data get spoken-digits"):
-        sound.read_spoken_digits(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +203,68 @@ def test_any_damage_to_a_recording_is_told(changes: list[tuple[int, int]], end: 
         assert str(error).startswith("the place: ")
     else:
         assert found.dtype == np.int16 and len(found) <= 3
+
+
+# --- spectrograms, against numbers worked by hand and another transform ---
+
+
+def test_band_edges_by_hand() -> None:
+    """Even steps in log(700 + f) from 760 to 4500: 41 of them, so a factor of (4500 / 760)^(1/41) = 1.044333."""
+    edges = sound.edges()
+    assert len(edges) == 42
+    assert edges[[0, 1, 2, 40, 41]].tolist() == pytest.approx([60, 93.693, 128.880, 3608.97, 3800], abs=0.01)
+    assert (edges + 700).log().diff().tolist() == pytest.approx([math.log(4500 / 760) / 41] * 41, rel=1e-9)
+
+
+def test_triangles_by_hand() -> None:
+    """The transform's frequencies are 15.625 Hz apart; the first band rises from 60 to 93.693 and falls to 128.880."""
+    weights = sound.filters()
+    assert weights.shape == (257, 40) and weights.dtype == torch.float32
+    rising = [(62.5 - 60) / 33.693, (78.125 - 60) / 33.693]
+    falling = [(128.880 - f) / 35.187 for f in (93.75, 109.375, 125.0)]
+    assert weights[:10, 0].tolist() == pytest.approx([0, 0, 0, 0, *rising, *falling, 0], abs=1e-4)
+    assert weights[6, 0] > 0.998, "93.75 Hz is all but the centre"
+    assert weights.min() == 0 and weights.max() <= 1 and weights.amax(0).min() > 0.7, "no band is empty"
+
+
+def test_triangles_share_every_frequency_between_the_outer_centres() -> None:
+    total, frequencies = sound.filters().sum(1), torch.arange(257) * 15.625
+    inside = (frequencies >= 93.70) & (frequencies <= 3608.9)
+    assert total[inside].tolist() == pytest.approx([1] * int(inside.sum()), abs=1e-6)
+    assert not total[(frequencies <= 60) | (frequencies >= 3800)].any()
+    assert (total[~inside] < 1).all()
+
+
+def tone(frequency: float, amplitude: float = 0.5) -> torch.Tensor:
+    return (32767 * amplitude * torch.sin(2 * math.pi * frequency * torch.arange(8000) / 8000)).round().short()
+
+
+def test_a_tone_lights_the_band_that_holds_it() -> None:
+    """In every frame; 1,000 Hz lies between the centres of bands 17 and 18, 959 and 1,033 Hz, nearer to the latter."""
+    centres = sound.edges()[1:-1].tolist()
+    bright = sound.log_mel(torch.stack([tone(f) for f in [*centres, 1000]])).argmax(2)
+    assert bright.shape == (41, 98) and (bright == torch.tensor([*range(40), 18])[:, None]).all()
+
+
+def test_spectrogram_of_another_transform() -> None:
+    """torch.stft centres a short window in its transform, which 156 zeros at both ends make up for."""
+    waves = torch.from_numpy(np.random.default_rng(0).integers(-32768, 32768, (101, 8000)).astype(np.int16))
+    padded = torch.nn.functional.pad(waves / 32768, (156, 156))
+    options = dict(n_fft=512, hop_length=80, win_length=200, window=torch.hann_window(200), center=False)
+    magnitudes = torch.stft(padded, return_complex=True, **options).abs()  # type: ignore[arg-type]
+    expected = torch.log(torch.einsum("nft,fb->ntb", magnitudes, sound.filters()) + 1e-6)
+    found = sound.log_mel(waves)
+    assert found.shape == (101, 98, 40) and found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_silence_and_where_a_sample_shows() -> None:
+    """Frame t holds the samples from 80 t to 80 t + 199; of 98 frames the last ends with sample 7,959."""
+    waves = torch.zeros(3, 8000, dtype=torch.int16)
+    waves[1, 4100], waves[2, 7960:] = 32767, 32767
+    x = sound.log_mel(waves)
+    assert x[0].unique().tolist() == pytest.approx([SILENCE]) and torch.equal(x[2], x[0])
+    assert (x[1] > x[0]).any(1).nonzero().flatten().tolist() == [49, 50, 51]
 
 
 # --- fetching ---
@@ -256,10 +317,10 @@ def test_from_a_mirror_folder_as_it_is(tmp_path: Path, layout: str) -> None:
     given.parent.mkdir(parents=True)
     given.write_bytes(gzip.compress(PACKED) if layout.endswith(".gz.gz") else PACKED)
     entry = expecting(FEW)
-    assert not sources.available(entry, tmp_path)
+    assert not present(entry, tmp_path)
     sources.get(entry, tmp_path, mirror=tmp_path / "mirror")
     assert (tmp_path / PLACE).read_bytes() == PACKED
-    assert sources.available(entry, tmp_path)
+    assert present(entry, tmp_path)
 
 
 def test_from_a_server_that_packed_it_anew(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
@@ -272,31 +333,18 @@ def test_from_a_server_that_packed_it_anew(tmp_path: Path, serve: Serve, capsys:
 
 
 @pytest.mark.parametrize(
-    ("body", "cut", "reason"),
+    ("body", "reason"),
     [
-        (pack(FEW[:3]), None, f"expected {fingerprint(FEW)}, found {fingerprint(FEW[:3])}"),
-        (b"<html>", None, f"expected {fingerprint(FEW)}, found no readable archive .not a gzip file"),
-        (PACKED[:-40], None, "found no readable archive .Compressed file ended"),
-        (PACKED, 40, "then the connection ended"),
+        (pack(FEW[:3]), f"expected {fingerprint(FEW)}, found {fingerprint(FEW[:3])}"),
+        (b"<html>", f"expected {fingerprint(FEW)}, found no readable archive .not a gzip file"),
+        (PACKED[:-40], "found no readable archive .Compressed file ended"),
     ],
 )
-def test_a_server_without_the_archive(tmp_path: Path, serve: Serve, body: bytes, cut: int | None, reason: str) -> None:
-    entry = expecting(FEW, serve({"x.tar.gz": body}, cut) + "/x.tar.gz")
+def test_a_server_without_the_archive(tmp_path: Path, serve: Serve, body: bytes, reason: str) -> None:
+    entry = expecting(FEW, serve({"x.tar.gz": body}) + "/x.tar.gz")
     with pytest.raises(DataError, match=reason):
         sources.get(entry, tmp_path)
     assert files_below(tmp_path) == []
-
-
-def test_a_damaged_archive_is_named_and_mended(tmp_path: Path, serve: Serve) -> None:
-    entry = expecting(FEW, serve({"x.tar.gz": PACKED}) + "/x.tar.gz")
-    path = stored(tmp_path / "data-extra", PACKED[:-40])
-    assert not sources.available(entry, tmp_path)
-    with pytest.raises(DataError, match="found no readable archive") as caught:
-        load(entry, tmp_path)
-    assert str(path) in str(caught.value) and fingerprint(FEW) in str(caught.value)
-    assert "python -m fedlib data get spoken-digits" in str(caught.value)
-    sources.get(entry, tmp_path)
-    assert path.read_bytes() == PACKED
 
 
 # --- the real recordings, where they are ---

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import ROOT
+from common import ROOT, present
 from tiny_set import FILES, IN_PLACE, NAMES, TINY, Capture, Serve, files_below, mirrored, sha256, zipped
 
 from fedlib.data import sets, sources
@@ -31,13 +31,13 @@ def no_mirror_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fetched_from_a_server_then_loaded(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
     entry = mirrored(serve(zipped()))
-    assert not sources.available(entry, tmp_path)
+    assert not present(entry, tmp_path)
     assert sources.get(entry, tmp_path) == tmp_path / "data"
     said = capsys.readouterr()
     assert said.out.count("\n") == 1 and "from mirror http://127.0.0.1" in said.out
     assert said.err == ""  # no progress where stderr is no terminal
     assert files_below(tmp_path) == IN_PLACE
-    assert sources.available(entry, tmp_path)
+    assert present(entry, tmp_path)
 
     data = load(entry, tmp_path)
     assert data.train_x.shape == (3, 1, 2, 2) and data.test_x.shape == (1, 1, 2, 2)
@@ -68,22 +68,10 @@ def test_second_mirror_after_404(tmp_path: Path, serve: Serve, capsys: Capture) 
     assert files_below(tmp_path) == IN_PLACE
 
 
-def test_a_file_may_have_another_name_at_a_mirror(tmp_path: Path, serve: Serve, capsys: Capture) -> None:
-    served = serve({"texts/input.txt": b"ANNA:\nHi\n"})
-    entry = replace(
-        sets.find("shakespeare"),
-        files=(("shakespeare/tinyshakespeare.txt", sha256(b"ANNA:\nHi\n")),),
-        mirrors=lambda: [[f"{served}/texts/input.txt#tinyshakespeare.txt"]],
-    )
-    sources.get(entry, tmp_path)
-    assert f"from mirror {served}/texts," in capsys.readouterr().out
-    assert files_below(tmp_path) == ["data-extra/shakespeare/tinyshakespeare.txt"]
-
-
 @pytest.mark.parametrize(("name", "end"), [("shakespeare", "/input.txt"), ("spoken-digits", ".tar.gz")])
 def test_a_public_address_has_our_name_for_the_file(name: str, end: str) -> None:
     entry = sets.find(name)
-    public, ours = entry.mirrors()[0][0].split("#")
+    public, ours = entry.mirrors[0][0].split("#")
     assert public.startswith("https://") and public.endswith(end)
     assert [path for path, _ in entry.files] == [f"{name}/{ours}"]
 
@@ -152,7 +140,7 @@ def test_killed_half_way(tmp_path: Path, serve: Serve) -> None:
     assert in_data == sorted(f"FashionMNIST/raw/{name}" for name in NAMES[:2])
     assert all((tmp_path / "data/FashionMNIST/raw" / name).read_bytes() == FILES[name] for name in NAMES[:2])
     sources.get(mirrored(serve(zipped())), tmp_path)
-    assert sources.available(TINY, tmp_path)
+    assert present(TINY, tmp_path)
     assert files_below(tmp_path / "data") == sorted(f"FashionMNIST/raw/{name}" for name in NAMES)
 
 
@@ -237,7 +225,7 @@ def test_altered_and_missing_files_are_named(tmp_path: Path, serve: Serve) -> No
     assert load(entry, tmp_path).train_y.tolist() == [2, 0, 1]
 
 
-@pytest.mark.parametrize("use", [load, digest, sources.get, sources.verify, sources.available])
+@pytest.mark.parametrize("use", [load, digest, sources.get, sources.verify])
 def test_unknown_name(use: Callable[..., Any]) -> None:
     with pytest.raises(
         SpecError, match=r"^data: unknown data set 'mnist'; allowed: fashion-mnist, cifar10, cifar10-jpeg"
@@ -256,7 +244,7 @@ def test_digest_changes_with_what_decides_the_numbers() -> None:
     ]
     assert len({digest(TINY), *map(digest, others), *map(digest, sets.ENTRIES)}) == 7 + len(sets.ENTRIES)
     # where a file comes from does not matter
-    assert digest(replace(TINY, package="p", archive="a", mirrors=lambda: [["x"]])) == digest(TINY)
+    assert digest(replace(TINY, package="p", archive="a", mirrors=[["x"]])) == digest(TINY)
 
 
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

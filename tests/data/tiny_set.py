@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import present
 
 from fedlib.data import images, sets, sources
 
@@ -51,7 +52,7 @@ IN_PLACE = sorted(f"data/FashionMNIST/raw/{name}" for name in NAMES)
 
 def mirrored(*addresses: str, entry: sets.Entry = TINY) -> sets.Entry:
     offers = [[f"{address}/{name}.gz" for name in NAMES] for address in addresses]
-    return replace(entry, mirrors=lambda: offers)
+    return replace(entry, mirrors=offers)
 
 
 def zipped(files: dict[str, bytes] = FILES) -> dict[str, bytes]:
@@ -64,7 +65,7 @@ def files_below(root: Path) -> list[str]:
 
 def root_with(name: str, file: str, factory: pytest.TempPathFactory) -> Path:
     """A root below which a real data set of one file is present: this project, or one filled from FEDLIB_MIRROR."""
-    if sources.available(name):
+    if present(name):
         return sources.home()
     if not (MIRROR / file).is_file():
         pytest.skip(f"data-extra/{name} is absent: python -m fedlib data get {name}")

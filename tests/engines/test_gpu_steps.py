@@ -10,7 +10,9 @@ import torch
 from engine_tasks import (
     COHORT,
     ROUNDING,
+    SETTINGS,
     SIZES,
+    SPOILT,
     TOLERANCE,
     UNEQUAL,
     distance,
@@ -22,6 +24,7 @@ from engine_tasks import (
 )  # fmt: skip
 from jobs import CPU, MakeSpec, job_of, message_of, ran
 
+from fedlib.core.client import Job
 from fedlib.core.plan import Plan
 from fedlib.engines.automatic import Fastest
 from fedlib.engines.cuda_graph import WARM_UP, Graphed
@@ -29,6 +32,7 @@ from fedlib.engines.gpu_steps import progress, same
 from fedlib.engines.in_process import InProcess
 from fedlib.engines.select import open_engine
 from fedlib.engines.vmapped import Stacked, groups, together
+from fedlib.errors import PayloadError
 from fedlib.runs import rounds
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_world")
@@ -78,15 +82,12 @@ def test_stacked_trains_as_one_process_does(tiny: MakeSpec, setting: Setting, mo
 
 @each_method
 @pytest.mark.parametrize("model", ["mlp", "slice"])
-@pytest.mark.parametrize("stack", [1, 2, None])
-def test_a_round_of_stacked_ends_in_the_state_of_one_process(
-    tiny: MakeSpec, setting: Setting, model: str, stack: int | None
-) -> None:
+def test_a_round_of_stacked_ends_in_the_state_of_one_process(tiny: MakeSpec, setting: Setting, model: str) -> None:
     spec = tiny(**UNEQUAL, **setting, model=fits(setting, model), cohort=5)
     job = job_of(spec)
     begin = rounds.initial(job)
     expected, reference = rounds.one_round(spec, job, InProcess(CPU), begin, 1, {})
-    found, entry = rounds.one_round(spec, job, Stacked(CPU, stack), begin, 1, {})
+    found, entry = rounds.one_round(spec, job, Stacked(CPU), begin, 1, {})
     assert entry["clients"] == reference["clients"]
     # Entropy-coded uploads may differ by the bytes of a level that rounds the other way.
     assert entry["uplink_bytes"] == pytest.approx(reference["uplink_bytes"], rel=1e-2)
@@ -104,17 +105,77 @@ def test_stacked_answers_in_the_order_of_the_cohort_with_messages_of_the_same_si
     job = job_of(tiny(**UNEQUAL, **setting))
     message = message_of(job)
     expected = dict(InProcess(CPU).train(job, message, 1, range(10)))
-    for stack in (None, 3):
-        for cohort in (COHORT, COHORT[::-1], [7], [8, 9]):
-            found = dict(Stacked(CPU, stack).train(job, message, 1, cohort))
-            assert list(found) == cohort
-            assert sizes([*found.values()]) == pytest.approx(sizes([expected[client] for client in cohort]), rel=1e-2)
+    for cohort in (COHORT, COHORT[::-1], [7], [8, 9]):
+        found = dict(Stacked(CPU).train(job, message, 1, cohort))
+        assert list(found) == cohort
+        assert sizes([*found.values()]) == pytest.approx(sizes([expected[client] for client in cohort]), rel=1e-2)
 
 
 @each_method
 def test_a_run_with_graphed_has_the_record_of_one_process(tiny: MakeSpec, tmp_path: Path, setting: Setting) -> None:
     spec = tiny(**setting)
     assert ran(spec, tmp_path, Graphed(CPU)) == ran(spec, tmp_path)
+
+
+# Clients that diverge or cannot read the message, and cohorts without clients
+
+each_engine = pytest.mark.parametrize("kind", [Graphed, Stacked])
+PLAIN = {name: setting for name, setting in SETTINGS.items() if "optimizer" not in setting}
+Kind = type[Graphed] | type[Stacked]
+
+
+def assert_all_fail_alike(job: Job, message: bytes, cohort: list[int], kind: Kind) -> None:
+    """Each client with the error that it has in the reference."""
+    found, expected = (list(engine.train(job, message, 1, cohort)) for engine in (kind(CPU), InProcess(CPU)))
+    assert all(isinstance(upload, PayloadError) for _, upload in (*found, *expected))
+    assert [(client, str(upload)) for client, upload in found] == [(client, str(upload)) for client, upload in expected]
+
+
+@each_engine
+@pytest.mark.parametrize("setting", PLAIN.values(), ids=PLAIN)
+def test_a_client_that_diverges_does_not_disturb_the_others(tiny: MakeSpec, setting: Setting, kind: Kind) -> None:
+    # Scores take more: the gradient of a huge image, but not of the others, times the largest learning rate overflows.
+    own: dict[str, Setting] = {"fedpm": {"model": "mlp", "lr": 1e12}, "fedpt": {"model": "biased"}}
+    job = job_of(tiny(data="spoilt", **setting, **own.get(setting["method"], {"model": "slice"})))
+    message, cohort = message_of(job), [2, SPOILT, 7, 0]
+    expected, found = (dict(engine.train(job, message, 1, cohort)) for engine in (InProcess(CPU), kind(CPU)))
+    assert [client for client, upload in expected.items() if isinstance(upload, PayloadError)] == [SPOILT]
+    assert str(found.pop(SPOILT)) == str(expected.pop(SPOILT))
+    if kind is Graphed:
+        assert found == expected
+    assert list(found) == list(expected)
+    assert sizes([*found.values()]) == pytest.approx(sizes([*expected.values()]), rel=1e-2)
+    before, reference = trained(job, InProcess(CPU), 1, cohort)
+    _, after = trained(job, kind(CPU), 1, cohort)
+    for client, b, e, f in zip(cohort, before, reference, after, strict=True):
+        assert client == SPOILT or distance(f, e, b) < TOLERANCE
+
+
+@each_engine
+def test_when_all_diverge_each_answers_with_its_error(tiny: MakeSpec, kind: Kind) -> None:
+    job = job_of(tiny(lr=1e12, epochs=3))
+    assert_all_fail_alike(job, message_of(job), [1, 0, 2], kind)
+
+
+@each_engine
+@each_method
+def test_a_message_that_cannot_be_read(tiny: MakeSpec, setting: Setting, kind: Kind) -> None:
+    job = job_of(tiny(**setting))
+    assert_all_fail_alike(job, message_of(job)[:-1], [4, 2], kind)
+
+
+@each_engine
+def test_an_empty_cohort(tiny: MakeSpec, kind: Kind) -> None:
+    job = job_of(tiny())
+    assert list(kind(CPU).train(job, message_of(job), 1, [])) == []
+
+
+@each_engine
+def test_evaluation_is_that_of_one_process(tiny: MakeSpec, kind: Kind) -> None:
+    job = job_of(tiny(model="slice"))
+    engine, model = kind(CPU), job.task.initial()
+    list(engine.train(job, message_of(job), 1, [0]))
+    assert engine.evaluate(job, model) == InProcess(CPU).evaluate(job, model)
 
 
 # The parts

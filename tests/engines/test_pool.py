@@ -1,7 +1,8 @@
-"""The pool: the same record wherever the clients run, and a clear end when a process dies."""
+"""The pool: the same record wherever the clients run, calls in its workers, and a clear end when a process dies."""
 
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,15 +15,15 @@ from typing import Any
 import projects
 import pytest
 import torch
-from common import ROOT
+from common import ROOT, session
 from jobs import CPU, MakeSpec, job_of, message_of, ran
-from sessions import session
+from typing_extensions import override
 
-from fedlib.core.client import Job, Memories
+from fedlib.core.client import Job, Memories, Upload
 from fedlib.engines.automatic import Auto
 from fedlib.engines.in_process import InProcess
 from fedlib.engines.pool import Pool
-from fedlib.errors import RunError
+from fedlib.errors import PayloadError, RunError
 from fedlib.runs import rounds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,27 +154,104 @@ def test_a_client_that_raises_raises_here_and_the_pool_goes_on(tiny: MakeSpec, p
     assert list(pools(2).train(job, message, 1, [4, 5])) == list(InProcess(CPU).train(job, message, 1, [4, 5]))
 
 
+# Functions called in the workers; they must be a module's own, since workers import them
+
+
+def later(engine: InProcess, number: int, seconds: float) -> tuple[int, str, bool]:
+    time.sleep(seconds)
+    return number, engine.name, multiprocessing.parent_process() is not None
+
+
+def repeat(engine: InProcess, number: int, size: int) -> bytes:
+    return bytes([number]) * size
+
+
+def odd_only(engine: InProcess, number: int) -> int:
+    if number % 2 == 0:
+        raise LookupError(f"{number} is even")
+    return number
+
+
+def refuse(engine: InProcess) -> None:
+    raise PayloadError("not a record")
+
+
+class TwoPartError(Exception):
+    """Pickles, but its class cannot be called again with what was pickled."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+        self.two = two
+
+
+def fail_in_two_parts(engine: InProcess) -> None:
+    raise TwoPartError("one", "two")
+
+
+@pytest.mark.timeout(60)
+def test_results_come_in_order_whoever_is_done_first(pools: Pools) -> None:
+    found = list(pools(2).call(later, [(k, 0.1 if k in (0, 3) else 0.0) for k in range(7)]))
+    assert found == [(k, "InProcess", True) for k in range(7)]
+    assert list(pools(2).call(later, [])) == []
+    assert list(pools(2).call(later, [(5, 0.0)])) == [(5, "InProcess", True)]
+
+
+@pytest.mark.timeout(60)
+def test_messages_pass_between_processes(pools: Pools) -> None:
+    """Growing and shrinking, two on their way at once in each worker, and again with the same shelves."""
+    sizes = [1, 5, 3, 70_000, 200_000, 2, 199_999, 300_000, 300_001, 7]
+    for _ in range(2):
+        found = list(pools(2).call(repeat, list(enumerate(sizes))))
+        assert found == [bytes([number]) * size for number, size in enumerate(sizes)]
+
+
+@pytest.mark.timeout(60)
+def test_a_message_without_bytes_ends_no_worker(mortal: Pool) -> None:
+    assert list(mortal.call(repeat, [(1, 0), (2, 3), (3, 0)])) == [b"", b"\2\2\2", b""]
+
+
+@pytest.mark.timeout(60)
+def test_an_error_is_raised_in_its_turn_and_the_pool_goes_on(pools: Pools) -> None:
+    begun = pools(2).call(odd_only, [(1,), (3,), (4,), (5,), (6,)])
+    assert [next(begun), next(begun)] == [1, 3]
+    with pytest.raises(LookupError, match="4 is even"):
+        next(begun)
+    assert list(pools(2).call(odd_only, [(7,), (9,), (11,)])) == [7, 9, 11]
+
+
+@pytest.mark.timeout(60)
+def test_an_update_that_cannot_be_sent_is_no_result_of_a_call(pools: Pools) -> None:
+    """In a round it stands for the client's upload; whoever called a function would take it for its result."""
+    with pytest.raises(PayloadError, match="not a record"):
+        list(pools(2).call(refuse, [()]))
+
+
+@pytest.mark.timeout(25)
+@pytest.mark.parametrize("function", [fail_in_two_parts, lambda engine: None], ids=["error", "function"])
+def test_what_cannot_be_passed_is_an_error_and_leaves_nobody_waiting(mortal: Pool, function: Any) -> None:
+    with pytest.raises(Exception):  # noqa: B017 - pickle's own, of whatever type
+        list(mortal.call(function, [()]))
+    if mortal.workers:
+        assert list(mortal.call(odd_only, [(1,), (3,)])) == [1, 3]
+    else:
+        with pytest.raises(RunError):
+            list(mortal.call(odd_only, [(1,), (3,)]))
+
+
 # Death
 
 
-class Murderer:
-    """The real engine; before round `number` it kills one worker."""
+class Murdered(Pool):
+    """In round 2 it loses a worker after the first upload."""
 
-    device = CPU
-
-    def __init__(self, pool: Pool, number: int) -> None:
-        self.pool, self.number = pool, number
-
+    @override
     def train(
         self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
-    ) -> Iterator[tuple[int, Any]]:
-        for index, pair in enumerate(self.pool.train(job, message, round, cohort, memories)):
+    ) -> Iterator[tuple[int, Upload]]:
+        for pair in super().train(job, message, round, cohort, memories):
             yield pair
-            if round == self.number and index == 0:
-                kill_one(self.pool)
-
-    def evaluate(self, job: Job, model: Any) -> tuple[float, float]:
-        return self.pool.evaluate(job, model)
+            if round == 2 and self.processes[0].is_alive():
+                kill_one(self)
 
 
 def kill_one(pool: Pool) -> None:
@@ -185,10 +263,10 @@ def kill_one(pool: Pool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(90)
-def test_a_worker_killed_in_mid_run_ends_it_with_advice(tiny: MakeSpec, mortal: Pool, tmp_path: Path) -> None:
-    processes = list(mortal.processes)
-    with pytest.raises(RunError, match=r"worker process died.*--engine process"):
-        rounds.run(tiny(cohort=10), Murderer(mortal, 2), root=tmp_path)  # type: ignore[arg-type]
+def test_a_worker_killed_in_mid_run_ends_it_with_advice(tiny: MakeSpec, tmp_path: Path) -> None:
+    with Murdered(2) as pool, pytest.raises(RunError, match=r"worker process died.*--engine process"):
+        processes = list(pool.processes)
+        rounds.run(tiny(cohort=10), pool, root=tmp_path)
     assert not any(process.is_alive() for process in processes)
 
 

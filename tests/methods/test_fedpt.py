@@ -58,7 +58,7 @@ def networks() -> Iterator[None]:
     """Networks of this file's own, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "small-resnet", lambda c, side, kinds, root: partial.resnet(c, kinds, (32,) * 4))
-        patch.setitem(MODELS, "normed", lambda c, side, kinds, root: cnn._blocks((4, 6), 1, c, side, kinds))
+        patch.setitem(MODELS, "normed", cnn.normed("normed", (4, 6), 1))
         yield
 
 

@@ -1,7 +1,6 @@
 """Which part of a network is frozen: policies of the specification of FedPT, patterns, random parts."""
 
 import hashlib
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,12 +13,19 @@ from fedlib.models import freezing
 from fedlib.models.registry import MODELS
 from fedlib.rng import Rng
 
-EMNIST, CIFAR10, CIFAR100 = (lambda: shapes(emnist())), (lambda: shapes(resnet(10))), (lambda: shapes(resnet(100)))
+EMNIST, CIFAR10, CIFAR100 = shapes(emnist()), shapes(resnet(10)), shapes(resnet(100))
+SO = {blocks: shapes(spec_transformer(blocks)) for blocks in (1, 3)}
+
+
+def trained_entries(own: Shapes, what: str | list[str]) -> int:
+    """Entries that a policy, or the freezing of what fits these patterns, leaves trained."""
+    frozen = freezing.frozen_names(what, own) if isinstance(what, str) else freezing.matching(what, own)
+    return size({name: shape for name, shape in own.items() if name not in frozen})
 
 
 # Trained parameters, and the factor by which messages shrink as the specification prints it.
 @pytest.mark.parametrize(
-    ("make", "policy", "trained", "factor"),
+    ("own", "what", "expected", "factor"),
     [
         (EMNIST, "none", 1_690_046, "1.00"),
         (EMNIST, "emnist/dense1", 83_902, "20.14"),
@@ -34,43 +40,30 @@ EMNIST, CIFAR10, CIFAR100 = (lambda: shapes(emnist())), (lambda: shapes(resnet(1
         (CIFAR10, "cifar/s34", 859_722, "13.01"),
         (CIFAR10, "cifar/s234", 343_626, "32.54"),
         (CIFAR10, "cifar/s1234", 196_170, "57.00"),
+        (EMNIST, ["conv2.*", "dense1.*"], 32_638, "51.8"),
+        (EMNIST, ["dense1.weight"], 84_414, "20.0"),
     ],
 )
-def test_policies(make: Callable[[], Shapes], policy: str, trained: int, factor: str) -> None:
-    own = make()
-    frozen = freezing.frozen_names(policy, own)
-    assert size({name: shape for name, shape in own.items() if name not in frozen}) == trained
-    assert f"{size(own) / trained:.{len(factor.split('.')[1])}f}" == factor
+def test_policies(own: Shapes, what: str | list[str], expected: int, factor: str) -> None:
+    assert trained_entries(own, what) == expected
+    assert f"{size(own) / expected:.{len(factor.split('.')[1])}f}" == factor
 
 
+# Share that is trained in per cent and factor, for one block and for three.
 @pytest.mark.parametrize(
-    ("patterns", "trained", "factor"),
-    [(["conv2.*", "dense1.*"], 32_638, "51.8"), (["dense1.weight"], 84_414, "20.0")],
-)
-def test_patterns(patterns: list[str], trained: int, factor: str) -> None:
-    own = EMNIST()
-    assert size(own) - size({name: own[name] for name in freezing.matching(patterns, own)}) == trained
-    assert f"{size(own) / trained:.1f}" == factor
-
-
-# Share that is trained in per cent and factor, for one block and for three. "*" stands for patterns that are no policy.
-@pytest.mark.parametrize(
-    ("policy", "one", "three"),
+    ("what", "one", "three"),
     [
-        ("*block*.feed.hidden.*", "75.05 1.33", "70.03 1.43"),
+        (["block*.feed.hidden.*"], "75.05 1.33", "70.03 1.43"),
         ("so/ffn", "50.15 1.99", "40.10 2.49"),
         ("so/att", "75.05 1.33", "70.03 1.43"),
         ("so/blocks", "25.20 3.97", "10.13 9.87"),
-        ("*[!e]*", "22.80 4.39", "9.13 10.95"),
+        (["[!e]*"], "22.80 4.39", "9.13 10.95"),
     ],
 )
-def test_policies_of_the_transformer(policy: str, one: str, three: str) -> None:
+def test_policies_of_the_transformer(what: str | list[str], one: str, three: str) -> None:
     for blocks, expected in ((1, one), (3, three)):
-        own = shapes(spec_transformer(blocks))
-        starred = policy.startswith("*")
-        frozen = freezing.matching([policy[1:]], own) if starred else freezing.frozen_names(policy, own)
-        trained = size(own) - size({name: own[name] for name in frozen})
-        assert f"{100 * trained / size(own):.2f} {size(own) / trained:.2f}" == expected
+        own, left = SO[blocks], trained_entries(SO[blocks], what)
+        assert f"{100 * left / size(own):.2f} {size(own) / left:.2f}" == expected
 
 
 def test_policies_fit_the_networks_that_are_built() -> None:
@@ -103,7 +96,7 @@ ALLOWED = "allowed for this network: none, emnist/all_but_head, emnist/conv, emn
 )
 def test_wrong_policies_are_named(policy: str, message: str) -> None:
     with pytest.raises(SpecError, match=f"^hyper.policy: {message}; {ALLOWED}$"):
-        freezing.frozen_names(policy, EMNIST())
+        freezing.frozen_names(policy, EMNIST)
 
 
 def test_half_a_policy_and_nothing_left_to_train() -> None:
@@ -115,29 +108,25 @@ def test_half_a_policy_and_nothing_left_to_train() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "fractions"),
-    [(CIFAR100, (0.0216, 0.05, 0.1, 0.25, 0.5)), (lambda: shapes(spec_transformer(1)), (0.25, 0.5))],
+    ("own", "p"), [*((CIFAR100, p) for p in (0.0216, 0.05, 0.1, 0.25, 0.5)), (SO[1], 0.25), (SO[1], 0.5)]
 )
-def test_random_policies_come_near_to_the_fraction(make: Callable[[], Shapes], fractions: tuple[float, ...]) -> None:
-    own = make()
-    for p in fractions:
-        frozen = freezing.frozen_names(f"random/{p}", own)
-        assert frozen == freezing.frozen_names(f"random/{p}", dict(reversed(own.items()))), "whatever the order"
-        assert 0.99 * p < 1 - size({n: own[n] for n in frozen}) / size(own) <= p
+def test_random_policies_come_near_to_the_fraction(own: Shapes, p: float) -> None:
+    assert freezing.random_part(p, own) == freezing.random_part(p, dict(reversed(own.items()))), "whatever the order"
+    assert 0.99 * p < trained_entries(own, f"random/{p}") / size(own) <= p
 
 
 def test_a_random_policy_by_hand() -> None:
     """In the order d, c, b, a of the hashes; half of the 16 entries has room for 1, 4 and 3."""
     own = {name: torch.Size([n]) for name, n in {"a": 8, "b": 3, "c": 4, "d": 1}.items()}
     assert [hashlib.sha256(name).hexdigest()[:2] for name in (b"d", b"c", b"b", b"a")] == ["18", "2e", "3e", "ca"]
-    assert freezing.drawn(0.5, own) == {"a"}
-    assert freezing.drawn(0.25, own) == {"a", "c"}, "1, then no room for 4, then 3"
+    assert freezing.random_part(0.5, own) == {"a"}
+    assert freezing.random_part(0.25, own) == {"a", "c"}, "1, then no room for 4, then 3"
 
 
 @given(st.lists(st.integers(1, 1_000), min_size=1, max_size=12), st.floats(0.001, 0.999))
 def test_a_random_policy_fills_its_room(sizes: list[int], p: float) -> None:
     own = {f"layer{index}.weight": torch.Size([entries]) for index, entries in enumerate(sizes)}
-    frozen = freezing.drawn(p, own)
-    trained = size(own) - size({name: own[name] for name in frozen})
-    assert frozen and trained <= p * size(own) + 1e-6
-    assert all(trained + own[name].numel() > p * size(own) - 1e-6 for name in frozen), "no other would fit"
+    frozen = freezing.random_part(p, own)
+    entries = size(own) - size({name: own[name] for name in frozen})
+    assert frozen and entries <= p * size(own) + 1e-6
+    assert all(entries + own[name].numel() > p * size(own) - 1e-6 for name in frozen), "no other would fit"

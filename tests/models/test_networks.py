@@ -1,10 +1,12 @@
-"""What holds for networks of all kinds: bytes of their initial weights, gradients side by side, refusals by name."""
+"""Networks of all kinds: counts, initial weights, plain ones spelt out, gradients side by side, refusals by name."""
+
+import math
 
 import pytest
 import torch
 from common import digest
-from networks import POOLED, few, norms
-from torch import Tensor
+from networks import POOLED, few, follows, norms, untouched
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedlib.errors import SpecError
@@ -28,6 +30,146 @@ def test_known_initial_weights(name: str, channels: int, side: int, classes: int
     """The same bytes on every machine; torch's global generator has no part in them."""
     torch.manual_seed(int.from_bytes(name.encode(), "little") % 1000)
     assert digest(build(name, channels, side, classes, Rng(seed)).parameters()) == expected
+
+
+# Entries of all parameters, of vectors (biases, scales, shifts) and of BatchNorm's statistics; number of kernels and
+# matrices. From the specifications, section 5, and of sparse networks, section 6.2; the rest by hand.
+@pytest.mark.parametrize(
+    ("name", "shape", "outputs", "total", "vectors", "statistics", "layers"),
+    [
+        ("cnn2", (3, 32, 32), 10, 896 + 18_496 + (64 * 14 * 14 * 128 + 128) + 1_290, 32 + 64 + 128 + 10, 0, 4),
+        ("cnn4", (1, 28, 28), 10, 389_920 + 960, 960, 960, 5),
+        ("cnn4", (3, 32, 32), 10, 398_176 + 960, 960, 960, 5),
+        ("cnn7", (3, 32, 32), 10, 9_073_040 + 1_178, 1_178, 0, 7),
+        ("cnn8", (3, 32, 32), 10, 1_181_536 + 1_920, 1_920, 1_920, 9),
+        ("cnn8", (3, 32, 32), 100, 1_273_696 + 1_920, 1_920, 1_920, 9),
+        ("conv4", (1, 28, 28), 10, 1_933_258, 906, 0, 7),
+        ("conv4", (1, 28, 28), 47, 1_942_767, 943, 0, 7),
+        ("conv4-narrow", (1, 28, 28), 10, 121_594, 234, 0, 7),
+        ("conv6", (3, 32, 32), 10, 2_262_602, 1_418, 0, 9),
+        ("conv10", (3, 32, 32), 100, 19_197_092, 4_580, 0, 13),
+        ("emnist", (1, 28, 28), 62, 1_690_046, 32 + 64 + 512 + 62, 0, 4),
+        ("emnist-narrow", (1, 28, 28), 62, 208 + 3_216 + 100_480 + 7_998, 8 + 16 + 128 + 62, 0, 4),
+        ("emnist-hidden8", (1, 8, 8), 10, 208 + 3_216 + 65 * 8 + 9 * 10, 8 + 16 + 8 + 10, 0, 4),
+        ("emnist-hidden2048", (1, 8, 8), 10, 208 + 3_216 + 65 * 2048 + 2049 * 10, 8 + 16 + 2048 + 10, 0, 4),
+        ("emnist-thin", (1, 28, 28), 10, 52 + 204 + 197 * 21 + 22 * 10, 2 + 4 + 21 + 10, 0, 4),
+        ("mlp", (1, 8, 8), 10, 4_736, 0, 0, 2),
+        ("mlp256", (1, 8, 8), 10, 84_480, 0, 0, 3),
+        ("mobilenet", (1, 98, 40), 12, 3_207_756, 10_944 + 12, 21_888, 28),
+        (
+            "pooled4",
+            (1, 8, 8),
+            10,
+            9 * (1 * 16 + 16 * 32 + 32 * 32 + 32 * 64) + 2 * 144 + 650,
+            2 * 144 + 10,
+            2 * 144,
+            5,
+        ),
+        ("resnet18-gn", (3, 24, 24), 10, 11_181_642, 9_600 + 10, 0, 21),
+        ("resnet18-gn-100head", (3, 24, 24), 100, 11_227_812, 9_600 + 100, 0, 21),
+        ("resnet20", (3, 32, 32), 10, 269_722, 1_376 + 10, 1_376, 20),
+        ("resnet20-quick", (1, 28, 28), 10, 269_722 - 2 * 9 * 16, 1_376 + 10, 1_376, 20),
+        ("vanilla", (1, 28, 28), 10, 581_408 + 618, 618, 0, 4),
+    ],
+)
+def test_counts(
+    name: str, shape: tuple[int, int, int], outputs: int, total: int, vectors: int, statistics: int, layers: int
+) -> None:
+    network = build(name, *shape[:2], min(outputs, 62) if "head" in name else outputs, Rng(0))
+    sizes = [p.numel() for p in network.parameters() if p.ndim > 1]
+    assert len(sizes) == layers and {p.ndim for p in network.parameters()} <= {1, 2, 4}
+    assert sum(p.numel() for p in network.parameters() if p.ndim == 1) == vectors
+    assert sum(sizes) + vectors == total
+    buffers = list(network.buffers())
+    assert sum(b.numel() for b in buffers if b.is_floating_point()) == statistics and bool(buffers) == bool(statistics)
+    assert not statistics or all(entries % 8 == 0 for entries in sizes), "masks of whole bytes"
+    assert network(torch.zeros(2, *shape)).shape == (2, outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "weights"),
+    [
+        ("vanilla", 1, 28, [25 * 32, 25 * 32 * 64, 1024 * 512, 512 * 10]),
+        ("cnn7", 3, 32, [27 * 48, 432 * 96, 864 * 192, 1728 * 256, 16384 * 512, 512 * 64, 640]),
+    ],
+)
+def test_weights_of_quantized_networks(name: str, channels: int, side: int, weights: list[int]) -> None:
+    network = build(name, channels, side, 10, Rng(0))
+    assert [p.numel() for p in network.parameters() if p.ndim > 1] == weights
+
+
+def test_conv6_is_the_network_of_the_spec() -> None:
+    """Twice convolution and ReLU, then a pool, three times; three linear layers: spelt out, on the same weights."""
+    network = build("conv6", 3, 32, 10, Rng(3)).requires_grad_(False)
+    shapes = [tuple(p.shape) for p in network.parameters()]
+    assert [math.prod(shape) for shape in shapes] == [
+        *(1_728, 64, 36_864, 64, 73_728, 128, 147_456, 128, 294_912, 256, 589_824, 256),
+        *(1_048_576, 256, 65_536, 256, 2_560, 10),
+    ]
+    parameters = list(network.parameters())
+    for bias in parameters[1::2]:
+        bias.add_(0.1)  # or a forgotten one would not show
+    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+    x = hidden = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for index, (kernel, bias) in enumerate(pairs[:6], 1):
+        hidden = nn.functional.conv2d(hidden, kernel, bias, padding=1).relu()
+        hidden = nn.functional.max_pool2d(hidden, 2) if index % 2 == 0 else hidden
+    hidden = hidden.flatten(1)
+    for index, (matrix, bias) in enumerate(pairs[6:]):
+        hidden = nn.functional.linear(hidden if index == 0 else hidden.relu(), matrix, bias)
+    assert float(hidden.std()) > 0.1
+    torch.testing.assert_close(network(x), hidden)
+
+
+def test_cnn4_is_the_network_of_the_spec() -> None:
+    """Four times convolution, BatchNorm, ReLU, pool, then the classifier: spelt out, run on the same weights."""
+    network = build("cnn4", 1, 28, 10, Rng(3)).eval().requires_grad_(False)
+    for p in network.parameters():
+        if p.ndim > 1:
+            p.mul_(10)  # or the output would be so small that any two agree
+    x = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    convolutions = [p for p in network.parameters() if p.ndim == 4]
+    hidden = x
+    for convolution, norm in zip(convolutions, norms(network), strict=True):
+        hidden = nn.functional.conv2d(hidden, convolution, padding=1) / (1 + norm.eps) ** 0.5  # mean 0, variance 1
+        hidden = nn.functional.max_pool2d(hidden.relu(), 2)
+    (classifier,) = [p for p in network.parameters() if p.ndim == 2]
+    output = hidden.flatten(1) @ classifier.T
+    assert float(output.std()) > 0.1
+    torch.testing.assert_close(network(x), output)
+
+
+def test_cnn8_pools_after_every_second_convolution() -> None:
+    network = build("cnn8", 3, 32, 10, Rng(0))
+    kinds = "".join(
+        {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P"}.get(type(m), "") for m in network
+    )
+    assert kinds == "CBRCBRP" * 4
+    assert [m.out_channels for m in network if isinstance(m, nn.Conv2d)] == [32, 32, 64, 64, 128, 128, 256, 256]
+
+
+# Deviation of the weights. None: He's, which keeps the size of the activations through ReLU.
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "deviation"),
+    [
+        *(("cnn2", 1, 28, 0.03), ("cnn4", 1, 28, 0.01), ("mlp", 1, 8, 0.1)),
+        *(("conv6", 3, 32, None), ("conv4-narrow", 1, 28, None), ("mlp256", 1, 8, None)),
+    ],
+)
+def test_initial_values(name: str, channels: int, side: int, deviation: float | None) -> None:
+    network = build(name, channels, side, 10, Rng(1))
+    for label, p in network.named_parameters():
+        if p.ndim == 1:
+            assert bool((p == (0 if label.endswith("bias") else 1)).all())
+        else:
+            assert follows(p, deviation or math.sqrt(2 / p[0].numel()))
+    assert all(untouched(norm) for norm in norms(network))
+
+
+def test_layers_and_seeds_get_weights_of_their_own() -> None:
+    one, other = (build("cnn8", 3, 32, 10, Rng(seed)) for seed in (0, 1))
+    starts = [p.detach().flatten()[:100] for network in (one, other) for p in network.parameters() if p.ndim > 1]
+    assert len({tuple(start.tolist()) for start in starts}) == 18
 
 
 @pytest.mark.parametrize("name", ["emnist", "resnet", "transformer", *POOLED])

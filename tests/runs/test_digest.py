@@ -139,7 +139,7 @@ def test_what_one_method_does_is_no_other_s_affair() -> None:
     [
         ("return correct / count, loss / count", "return correct / count + 0.01, loss / count"),
         ('Rng(job.seed).child("server")', 'Rng(job.seed).child("other")'),
-        ("deviation=0.01", "deviation=0.02"),
+        ("is None else deviation", "is None else 2 * deviation"),
         ('Rng(job.seed).child("client", round, client)', 'Rng(job.seed).child("client", client)'),
         ("return MODELS[name](channels, side, classes, root)", "return MODELS[name](channels, side, classes, Rng(0))"),
     ],

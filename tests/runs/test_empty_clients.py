@@ -1,14 +1,14 @@
 """Clients and samples: how many clients a data set is enough for, and what becomes of those without samples."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common import present
 from jobs import CPU, MakeSpec, job_of, message_of
 from projects import HERE, RUN, Refused, edit, put
 
-from fedlib.data import partition, sets, sources
+from fedlib.data import sets, sources
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import RunError
 from fedlib.runs import rounds
@@ -43,13 +43,9 @@ def test_as_many_clients_as_there_are_samples_for(tiny: MakeSpec) -> None:
 
 @pytest.mark.parametrize("name", sets.ENTRIES)
 def test_the_table_knows_how_many_samples_there_are(name: str) -> None:
-    if not sources.available(name):
+    if not present(name):
         pytest.skip(f"{name} is not here")
     assert sets.ENTRIES[name].samples == len(sets.read(sets.ENTRIES[name], sources.verify(name)).train_y)
-
-
-def test_the_bound_for_dirichlet_is_that_of_its_draw() -> None:
-    assert inspect.signature(partition.dirichlet).parameters["smallest"].default == 10
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedmrn"])

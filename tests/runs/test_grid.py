@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from common import ROOT
+from common import ROOT, session
 from jobs import CPU, MakeSpec
 from projects import write
-from sessions import session
 
 from fedlib.__main__ import main
 from fedlib.engines.in_process import InProcess
