@@ -12,7 +12,9 @@ from projects import RUN, Refused, edit, files, group, put
 from fedlib.__main__ import main
 from fedlib.claims import results
 from fedlib.data import sets
+from fedlib.errors import DataError
 from fedlib.pages import figures
+from fedlib.pages.page import open_page
 from fedlib.runs import experiments, record
 
 # Unknown names
@@ -89,6 +91,16 @@ def test_outside_a_project(
     said = refused(*command)
     assert str(outside) in said and "FEDLIB_HOME" in said
     assert files(outside) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_page_that_trains_nothing_and_finds_no_record(refused: Refused) -> None:
+    said = refused("page", "combine", "--profile", "smoke")
+    assert "notebooks/combine.md: there are no records of compare at profile smoke" in said
+    assert "python -m fedlib run compare --profile smoke" in said and "KeyError" not in said
+    with pytest.raises(DataError, match="compare at profile lab"):  # which stands in for profile paper
+        open_page("compare", "paper", train=False)
 
 
 # Data
