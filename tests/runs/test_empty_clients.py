@@ -1,20 +1,16 @@
-"""Clients and samples: how many clients a data set is enough for, and what becomes of those without samples."""
+"""How many clients the samples of a data set are enough for."""
 
 import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from jobs import CPU, MakeSpec, job_of, message_of
+from jobs import MakeSpec
 from projects import HERE, RUN, Refused, edit, put
 
 from fedlib.data import partition, sets, sources
-from fedlib.engines.in_process import InProcess
-from fedlib.errors import RunError
-from fedlib.runs import rounds
-
-# Each class has about 144 samples of digits, and some 700 clients to share them.
-MOSTLY_EMPTY: dict[str, Any] = {"clients": 1400, "partition": {"kind": "labels", "count": 5, "seed": 1}}
+from fedlib.errors import SpecError
 
 
 @pytest.mark.parametrize(
@@ -52,17 +48,18 @@ def test_the_bound_for_dirichlet_is_that_of_its_draw() -> None:
     assert inspect.signature(partition.dirichlet).parameters["smallest"].default == 10
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedmrn"])
-def test_clients_without_samples_are_skipped(tiny: MakeSpec, tmp_path: Path, method: str) -> None:
-    spec = tiny(method=method, cohort=20, rounds=2, **MOSTLY_EMPTY)
-    job = job_of(spec)
-    for entry in rounds.run(spec, InProcess(CPU), root=tmp_path)["rounds"]:
-        cohort = entry["clients"]
-        assert 0 < len(cohort) < 20 and all(len(job.task.partition.indices(client)) for client in cohort)
-        assert cohort == rounds.draw_cohort(spec, job.task, entry["round"]) and entry["refused"] == []
-        assert entry["downlink_bytes"] == len(cohort) * len(message_of(job)), "in full precision: always of one size"
+def test_clients_that_the_deal_leaves_without_samples_are_told_before_the_first_round(
+    digits: Path, refused: Refused
+) -> None:
+    """Each class has about 144 samples of digits, and some 700 of the clients to share them."""
+    edit(digits, put("partitions/iid", {"kind": "labels", "count": 5}))
+    edit(digits, put(f"{HERE}/clients", 1400))
+    said = refused(*RUN)
+    assert "clients: 1400 are too many for these 1437 training samples" in said
+    assert "partition labels gives none to" in said and "take fewer clients" in said
 
 
-def test_cohorts_of_clients_without_samples_only_end_the_run(tiny: MakeSpec, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no usable update"):
-        rounds.run(tiny(cohort=1, rounds=50, **MOSTLY_EMPTY), InProcess(CPU), root=tmp_path)
+def test_clients_of_data_whose_size_is_not_known_beforehand() -> None:
+    """Such as a user's own."""
+    with pytest.raises(SpecError, match="clients: 9 are too many for these 8 training samples, of which partition iid"):
+        partition.make(np.arange(8), 9, "iid", seed=0)
