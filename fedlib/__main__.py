@@ -16,7 +16,7 @@ from fedlib.engines import select
 from fedlib.engines.select import open_engine
 from fedlib.errors import FedlibError, RunError, SpecError
 from fedlib.runs import grid, record, validation
-from fedlib.runs.experiments import Experiment, papers, read_experiments, specs
+from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.spec import PROFILES
 
 
@@ -157,7 +157,12 @@ def page(options: argparse.Namespace) -> None:
 def score(options: argparse.Namespace) -> None:
     from fedlib.claims import score as scoring
 
-    results = [s for paper in scoring.scored() for s in scoring.scores(paper, options.profile)]
+    results = []
+    for paper in scoring.scored():
+        if options.profile in profiles(paper):
+            results += scoring.scores(paper, options.profile)
+        else:
+            print(f"{paper}  left out: it has no runs at profile {options.profile}")
     record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
     for s in results:
         print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")
@@ -166,7 +171,7 @@ def score(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     for paper in papers():
-        for profile in [options.profile] if options.profile else read_experiments(paper)["profiles"]:
+        for profile in [p for p in profiles(paper) if options.profile in (None, p)]:
             for spec, found, reason in record.fresh(specs(paper, profile)):
                 state = "fresh" if not reason else "STALE" if found else "-"
                 made = found.get("made") if found else None

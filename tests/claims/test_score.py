@@ -1,5 +1,6 @@
 """Verdicts on claims: by the criteria of `published/`, never on fewer than three seeds, from fresh records alone."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def test_a_bad_published_file(digits: Path, refused: Refused, change: Edit, word
     edit(digits, change, "published")
     said = refused("score", "--profile", "smoke")
     assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.parametrize("change", [cut("profiles/smoke"), put("profiles/smoke", {})], ids=["absent", "empty"])
+def test_a_paper_without_runs_at_a_profile_is_left_out(
+    digits: Path, capsys: pytest.CaptureFixture[str], change: Edit
+) -> None:
+    edit(digits, change)
+    assert main(["score", "--profile", "smoke"]) == 0
+    assert "fedmrn  left out: it has no runs at profile smoke" in capsys.readouterr().out
+    kept = json.loads((digits / "scores.json").read_text())
+    assert kept.keys() == set(score.scored()) - {"fedmrn"}
+    assert main(["status", "--profile", "smoke"]) == 0
+    said = capsys.readouterr().out
+    assert "feddq/smoke/" in said and "fedmrn/smoke/" not in said
+    assert score.scores("fedmrn", "lab")
 
 
 def test_scores_rest_on_fresh_records_alone(digits: Path) -> None:

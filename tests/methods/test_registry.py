@@ -51,7 +51,8 @@ def test_a_method_without_its_name_or_the_names_of_its_parts_is_told_so(monkeypa
         def encode(self, *arguments: Any) -> Any:
             raise NotImplementedError
 
-        decode = encode
+        def decode(self, *arguments: Any) -> Any:
+            raise NotImplementedError
 
     monkeypatch.setitem(METHODS, "new", Nameless)
     with pytest.raises(SpecError, match=r"^method: new lacks name, sections; fedlib/core/method\.py"):
