@@ -24,11 +24,8 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-READ_ANY_FIELD = {
-    "fedlib.core.method",
-    "fedlib.core.settings",
-    "fedlib.runs.checkpoint",
-}  # of dataclasses they are given
+# These read all fields of a dataclass, whichever it is.
+READ_ANY_FIELD = {"fedlib.core.method", "fedlib.core.settings", "fedlib.runs.checkpoint"}
 MODULES = {
     ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(PACKAGE.rglob("*.py"))
