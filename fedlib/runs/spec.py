@@ -58,8 +58,9 @@ class Spec(Derived):
     lr: Annotated[float, Range(1e-12, 1e12)]  # local learning rate
     evaluate_every: Count  # rounds; the last round is always evaluated
     seed: Seed
-    # or "poisson": each client by itself with probability cohort / clients; or "spaced": by turns
-    sampling: Annotated[str, OneOf(SAMPLING)] = "fixed"
+    sampling: Annotated[str, OneOf(SAMPLING)] = (
+        "fixed"  # or "poisson": each client by itself with probability cohort / clients; or "spaced": by turns
+    )
     held_out: Annotated[float, Range(0, 0.9)] = 0.0  # share of each client's samples that it does not train on
     optimizer: Annotated[str, OneOf(optimizers.OPTIMIZERS)] = "sgd"  # local; or "adam"
     momentum: Annotated[float, Range(0, 0.999999)] = 0.0  # of sgd
