@@ -26,7 +26,7 @@ from fedlib.claims.benchmarks import Values
 from fedlib.claims.measures import CASE, MEASURES
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_name
-from fedlib.runs.experiments import read_experiments, specs
+from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.validation import Name, OneOf, Range, Table, read, schema, wrong
 
 HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
@@ -34,12 +34,15 @@ SEEDS = 3  # a verdict never rests on fewer
 TABLES = {"runs", "rounds"}  # what a measure is given besides the claim's arguments
 
 
+def parameters(measure: str) -> KeysView[str]:
+    return inspect.signature(MEASURES[measure]).parameters.keys()
+
+
 @functools.cache
 def arguments(measure: str) -> type[Table]:
     """What a measure has to be given beside the tables: all of its other parameters, of their types."""
     types = get_type_hints(MEASURES[measure])
-    names = inspect.signature(MEASURES[measure]).parameters.keys() - TABLES
-    fields: dict[str, Any] = {name: (types[name], ...) for name in sorted(names)}
+    fields: dict[str, Any] = {name: (types[name], ...) for name in sorted(parameters(measure) - TABLES)}
     return create_model(measure, __base__=Table, **fields)
 
 
@@ -167,7 +170,7 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
     """
     where = f"published/{paper}.yaml"
     content = read((root or home()) / where, Published)
-    runs = [run for profile in read_experiments(paper, root)["profiles"] for run in specs(paper, profile, root=root)]
+    runs = [run for profile in profiles(paper, root) for run in specs(paper, profile, root=root)]
     groups, labels = {run.group for run in runs}, {run.label for run in runs}
     ids: set[str] = set()
     for claim in content["claims"]:
@@ -198,8 +201,8 @@ def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
         if "untested" in claim:
             scored.append(Score(paper, claim, UNTESTED, {}, claim["untested"]))
             continue
-        given = claim["arguments"]
-        values = MEASURES[claim["measure"]](**{name: tables[name] for name in TABLES & _parameters(claim)}, **given)
+        measure, given = claim["measure"], claim["arguments"]
+        values = MEASURES[measure](**{name: tables[name] for name in TABLES & parameters(measure)}, **given)
         verdict, note = judge(claim, values)
         labels, groups = {*given.get("labels", []), *given.get("against", [])}, given.get("groups", [])
         absent = sorted(", ".join(case) for case in partial if case[0] in labels and case[1] in groups)
@@ -207,10 +210,6 @@ def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
             note = "; ".join(filter(None, [note, f"left out, since runs are missing: {'; '.join(absent)}"]))
         scored.append(Score(paper, claim, verdict, values, note))
     return scored
-
-
-def _parameters(claim: dict[str, Any]) -> KeysView[str]:
-    return inspect.signature(MEASURES[claim["measure"]]).parameters.keys()
 
 
 def summary(results: list[Score]) -> dict[str, Any]:

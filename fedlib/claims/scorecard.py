@@ -12,7 +12,7 @@ from fedlib.claims import score
 from fedlib.claims.results import FRESH, where
 from fedlib.claims.score import Score
 from fedlib.runs import record
-from fedlib.runs.experiments import read_experiments, specs
+from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.spec import PROFILES
 
 VERDICTS = (score.HOLDS, score.PART, score.FAILS, score.UNTESTED)
@@ -20,7 +20,7 @@ VERDICTS = (score.HOLDS, score.PART, score.FAILS, score.UNTESTED)
 
 def list_profiles(paper: str, otherwise: str, root: Path | None = None) -> list[str]:
     """Those at which the paper has a record, fresh or stale; `otherwise` where it has none at all, if planned."""
-    planned = read_experiments(paper, root)["profiles"]
+    planned = profiles(paper, root)
     there = [
         p for p in PROFILES if p in planned and any(record.path(s, root).exists() for s in specs(paper, p, root=root))
     ]

@@ -36,22 +36,22 @@ class Statement:
 
 def resolved(place: Place, package: Path) -> Place:
     """Where a name that a module only hands on comes from."""
-    source = source_of(place.module, package)
-    if not source.exists():
-        return place
-    _, imports = parsed(place.module, source.read_text(encoding="utf-8"), modules_of(package))
+    _, imports = read(place.module, package)
     return resolved(imports[place.name], package) if place.name in imports else place
 
 
 def found(place: Place, package: Path) -> Iterator[Statement]:
     """The statements behind a place; with them those of its module that bind no name, since they run in any case."""
-    source = source_of(place.module, package)
-    if not source.exists():
-        return
-    statements, _ = parsed(place.module, source.read_text(encoding="utf-8"), modules_of(package))
+    statements, _ = read(place.module, package)
     for statement in statements:
         if not place.name or place.name in statement.binds or not statement.binds:
             yield statement
+
+
+def read(module: str, package: Path) -> tuple[list[Statement], dict[str, Place]]:
+    """As `parsed`; nothing of what is no module of the package."""
+    source = source_of(module, package)
+    return parsed(module, source.read_text(encoding="utf-8"), modules_of(package)) if source.exists() else ([], {})
 
 
 def source_of(module: str, package: Path) -> Path:

@@ -9,10 +9,11 @@ import pytest
 from fedlib.core.method import Method, ModelWriter
 from fedlib.errors import SpecError
 from fedlib.methods import registry
+from fedlib.methods.fedpt.private_server import PrivateServer
 from fedlib.methods.registry import METHODS, WRITERS
 from fedlib.methods.update_codec import UpdateCodec
 
-ABSTRACT = {Method, ModelWriter, UpdateCodec}
+ABSTRACT = {Method, ModelWriter, UpdateCodec, PrivateServer}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -43,6 +44,20 @@ def test_a_method_that_lacks_a_function_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(METHODS, "half", Half)
     with pytest.raises(SpecError, match=r"^method: half lacks decode, encode; fedlib/core/method\.py"):
         registry.make("half", {})
+
+
+def test_a_method_without_its_name_or_the_names_of_its_parts_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Nameless(UpdateCodec[None]):
+        def encode(self, *arguments: Any) -> Any:
+            raise NotImplementedError
+
+        def decode(self, *arguments: Any) -> Any:
+            raise NotImplementedError
+
+    monkeypatch.setitem(METHODS, "new", Nameless)
+    with pytest.raises(SpecError, match=r"^method: new lacks name, sections; fedlib/core/method\.py"):
+        registry.make("new", {})
 
 
 def test_an_unknown_setting_is_named() -> None:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from jobs import CPU, MakeSpec, Stopping, ran
 from known_answers import CASES, TINY
+from projects import files
 
 from fedlib.engines.in_process import InProcess
 from fedlib.runs import checkpoint, record, rounds
@@ -126,10 +127,6 @@ def disk_full_after(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096])

@@ -7,54 +7,57 @@ from pathlib import Path
 import pytest
 import torch
 from common import ROOT
-from projects import RUN, Refused, edit, files, group, put
+from projects import HERE, RUN, Edit, Refused, edit, files, group, put
 
 from fedlib.__main__ import main
 from fedlib.claims import results
 from fedlib.data import sets
+from fedlib.errors import DataError
 from fedlib.pages import figures
+from fedlib.pages.page import open_page
 from fedlib.runs import experiments, record
 
 # Unknown names
 
-
-@pytest.mark.parametrize("command", ["run", "page"])
-def test_an_unknown_paper(refused: Refused, command: str) -> None:
-    said = refused(command, "fedmrm")
-    assert all(words in said for words in ("paper", "'fedmrm'", "allowed: ", "fedmrn"))
-
-
-@pytest.mark.parametrize("command", [("run", "fedmrn"), ("page", "fedmrn"), ("score",), ("status",)])
-def test_an_unknown_profile(refused: Refused, command: tuple[str, ...]) -> None:
-    said = refused(*command, "--profile", "laptop")
-    assert all(words in said for words in ("profile", "laptop", "smoke", "lab", "paper"))
-
-
-@pytest.mark.usefixtures("digits")
-def test_a_pattern_that_matches_no_run(refused: Refused) -> None:
-    said = refused(*RUN, "--only", "*feddq*")
-    assert "only" in said and "'*feddq*'" in said
-
-
-@pytest.mark.parametrize("action", ["get", "check"])
-def test_an_unknown_data_set(refused: Refused, action: str) -> None:
-    said = refused("data", action, "mnist")
-    assert all(words in said for words in ("data", "'mnist'", "fashion-mnist", "digits"))
-
-
-@pytest.mark.usefixtures("digits")
-@pytest.mark.parametrize("option, value", [("--engine", "cluster"), ("--device", "tpu")])
-def test_an_unknown_engine_or_device(refused: Refused, option: str, value: str) -> None:
-    said = refused("run", "fedmrn", "--profile", "smoke", option, value)
-    assert all(words in said for words in (option[2:], repr(value), "allowed: auto"))
+SMOKE = ("--profile", "smoke")
+UNKNOWN: list[tuple[tuple[str, ...], list[str]]] = [
+    *[((command, "fedmrm"), ["paper", "'fedmrm'", "allowed: ", "fedmrn"]) for command in ("run", "page")],
+    *[
+        ((*command, "--profile", "laptop"), ["profile", "laptop", "smoke", "lab", "paper"])
+        for command in (("run", "fedmrn"), ("page", "fedmrn"), ("score",), ("status",))
+    ],
+    *[(("data", action, "mnist"), ["data", "'mnist'", "fashion-mnist", "digits"]) for action in ("get", "check")],
+    ((*RUN, "--only", "*feddq*"), ["only", "'*feddq*'"]),
+    (("run", "fedmrn", *SMOKE, "--engine", "cluster"), ["engine", "'cluster'", "allowed: auto"]),
+    (("run", "fedmrn", *SMOKE, "--device", "tpu"), ["device", "'tpu'", "allowed: auto"]),
+    *[((*RUN, "--engine", "auto", "--processes", value), ["processes", value]) for value in ("-1", "0", "two")],
+    (("page", *RUN[1:], "-p", "colour", "red"), ["parameter", "'colour'", "notebooks/fedmrn.md", "profile"]),
+    (("page", *RUN[1:], "-p", "profile", "lab"), ["'profile' is given by --profile"]),
+]
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.usefixtures("digits")
-@pytest.mark.parametrize("value", ["-1", "0", "two"])
-def test_an_impossible_number_of_processes(refused: Refused, value: str) -> None:
-    said = refused(*RUN, "--engine", "auto", "--processes", value)
-    assert "processes" in said and value in said
+@pytest.mark.parametrize("command, words", UNKNOWN, ids=[" ".join(command) for command, _ in UNKNOWN])
+def test_what_is_unknown_is_named(refused: Refused, command: tuple[str, ...], words: list[str]) -> None:
+    said = refused(*command)
+    assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.parametrize(
+    "folder, change, command, words",
+    [
+        ("experiments", put(f"{HERE}/rounds", 0), RUN, "rounds: 0 must be an integer from 1"),
+        ("experiments", put(f"{HERE}/model", "cnn4"), RUN, "cnn4"),  # told when its network is built
+        ("published", put("claims/0/holds", [2, 1]), ("score", "--profile", "smoke"), "holds: [2, 1] must be"),
+    ],
+    ids=["a run", "a network", "a claim"],
+)
+def test_what_a_file_asks_for_in_vain(
+    digits: Path, refused: Refused, folder: str, change: Edit, command: tuple[str, ...], words: str
+) -> None:
+    edit(digits, change, folder)
+    assert words in refused(*command)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
@@ -62,19 +65,6 @@ def test_an_impossible_number_of_processes(refused: Refused, value: str) -> None
 def test_absent_cuda_is_told_before_the_data_is_missed(refused: Refused, command: str) -> None:
     said = refused(command, "fedmrn", "--profile", "smoke", "--device", "cuda")
     assert "cuda" in said and "data" not in said
-
-
-@pytest.mark.usefixtures("digits")
-@pytest.mark.parametrize(
-    "name, value, words",
-    [
-        ("colour", "red", ["parameter", "'colour'", "notebooks/fedmrn.md", "profile"]),
-        ("profile", "lab", ["'profile' is given by --profile"]),
-    ],
-)
-def test_a_page_parameter_that_cannot_be_given(refused: Refused, name: str, value: str, words: list[str]) -> None:
-    said = refused("page", *RUN[1:], "-p", name, value)
-    assert [word for word in words if word not in said] == []
 
 
 @pytest.mark.parametrize("command", [("run", "fedmrn"), ("page", "fedmrn"), ("score",), ("status",), ("labs",)])
@@ -89,6 +79,16 @@ def test_outside_a_project(
     said = refused(*command)
     assert str(outside) in said and "FEDLIB_HOME" in said
     assert files(outside) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_page_that_trains_nothing_and_finds_no_record(refused: Refused) -> None:
+    said = refused("page", "combine", "--profile", "smoke")
+    assert "notebooks/combine.md: there are no records of compare at profile smoke" in said
+    assert "python -m fedlib run compare --profile smoke" in said and "KeyError" not in said
+    with pytest.raises(DataError, match="compare at profile lab"):  # which stands in for profile paper
+        open_page("compare", "paper", train=False)
 
 
 # Data

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from common import ROOT, session
 from jobs import CPU, MakeSpec
-from projects import write
+from projects import put, write
 
 from fedlib.__main__ import main
 from fedlib.engines.in_process import InProcess
@@ -25,7 +25,8 @@ from fedlib.runs.spec import Spec
 
 
 def text(found: Record) -> str:
-    return json.dumps(record.stable(found), sort_keys=True)
+    """With its fields in their order, so that Git shows a change where there is one."""
+    return json.dumps(record.stable(found))
 
 
 def every(results: Iterable[Record | RunError]) -> list[Record]:
@@ -35,20 +36,21 @@ def every(results: Iterable[Record | RunError]) -> list[Record]:
     return found
 
 
-@pytest.fixture(scope="module")
-def three(tiny: MakeSpec) -> list[Spec]:
-    return [
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_records_are_those_of_one_run_after_the_other(tiny: MakeSpec, tmp_path: Path) -> None:
+    """Whatever else fails."""
+    three = [
         tiny(name="one", method="fedmrn", rounds=4),
         tiny(name="two", partition={"kind": "dirichlet", "beta": 0.3, "seed": 7}, seed=2),
         tiny(name="three", method="signsgd", rounds=2),
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_the_records_are_those_of_one_run_after_the_other(three: list[Spec], tmp_path: Path) -> None:
+    hopeless = tiny(name="hopeless", lr=1e12, batch=8)
     expected = [rounds.run(spec, InProcess(CPU), root=tmp_path / "reference") for spec in three]
-    found = every(grid.run_all(three, 2, root=tmp_path))
+    first, failed, *rest = grid.run_all([three[0], hopeless, *three[1:]], 2, root=tmp_path)
+    assert isinstance(failed, RunError) and "hopeless: round 1 got no usable update" in str(failed)
+    assert not record.load(hopeless, tmp_path)
+    found = every([first, *rest])
     assert [text(r) for r in found] == [text(r) for r in expected]
     assert len({text(r) for r in found}) == 3
     files = [record.path(spec, tmp_path) for spec in three]
@@ -61,25 +63,6 @@ def test_the_records_are_those_of_one_run_after_the_other(three: list[Spec], tmp
     assert (after[0], after[2]) == (before[0], before[2]) and after[1] > before[1], "only what is missing is trained"
     anew = every(grid.run_all(three[:1], 2, root=tmp_path, again=True))
     assert text(anew[0]) == text(found[0]) and files[0].stat().st_mtime_ns > after[0]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_a_record_has_its_fields_in_the_order_of_its_spec(three: list[Spec], tmp_path: Path) -> None:
-    """As text too it is that of one run after the other, so that Git shows a change where there is one."""
-    (found,) = every(grid.run_all(three[1:2], 1, root=tmp_path))
-    expected = rounds.run(three[1], InProcess(CPU), root=tmp_path / "reference")
-    assert json.dumps(record.stable(found)) == json.dumps(record.stable(expected))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_a_run_that_fails_does_not_stop_the_others(three: list[Spec], tiny: MakeSpec, tmp_path: Path) -> None:
-    hopeless = tiny(name="hopeless", lr=1e12, batch=8)
-    first, failed, last = grid.run_all([three[0], hopeless, three[2]], 2, root=tmp_path)
-    assert first == record.load(three[0], tmp_path) and last == record.load(three[2], tmp_path) is not None
-    assert isinstance(failed, RunError) and "hopeless: round 1 got no usable update" in str(failed)
-    assert not record.load(hopeless, tmp_path)
 
 
 def test_no_runs_at_all(tmp_path: Path) -> None:
@@ -191,12 +174,13 @@ def test_a_run_that_diverges_is_told_and_the_others_are_kept(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, processes: str
 ) -> None:
     monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
-    write(tmp_path, methods=["plain"], grid={"lr": [0.1, 1e12, 0.2]}, settings={"rounds": 1})
-    assert main(["run", "tiny", "--profile", "smoke", "--device", "cpu", "--processes", processes]) == 2
+    three = {"methods": ["plain"], "partitions": ["iid"], "seeds": [0], "grid": {"lr": [0.1, 1e12, 0.2]}}
+    write(tmp_path, "main", put("profiles/smoke/tune-plain", three), put("settings/rounds/smoke", 1), **three)
+    command = ["run", "tiny", "--profile", "smoke", "--device", "cpu", "--processes", processes]
+    assert main(command) == 2
     said = capfd.readouterr()
-    assert "failed: main_plain_iid_lr-1" in said.out and "error: 1 of 3 runs failed, the others are kept" in said.err
-    assert len(list((tmp_path / "records").rglob("*.json"))) == 2
-    write(tmp_path, name="tune-plain", methods=["plain"], grid={"lr": [0.1, 1e12, 0.2]}, settings={"rounds": 1})
-    assert main(["run", "tiny", "--profile", "smoke", "--device", "cpu", "--processes", processes]) == 0
-    assert "diverged: tune-plain_plain_iid_lr-1" in capfd.readouterr().out, "in a search for settings it is a finding"
+    assert "failed: main_plain_iid_lr-1" in said.out and "error: 1 of 6 runs failed, the others are kept" in said.err
+    assert "diverged: tune-plain_plain_iid_lr-1" in said.out, "in a search for settings it is a finding"
+    assert len(list((tmp_path / "records").rglob("main_*.json"))) == 2
     assert len(list((tmp_path / "records").rglob("tune-*.json"))) == 2
+    assert main([*command, "--only", "tune-*"]) == 0

@@ -30,7 +30,7 @@ log = logging.getLogger("fedlib")
 
 
 class PrivateServer(Method[Own], Generic[Own]):
-    """Of a method whose settings name a mechanism, or "none". Fields of its dataclass, in their place there:"""
+    """The server of a method whose settings name a mechanism, or "none"; the annotations are that method's fields."""
 
     mechanism: str
     clip_norm: float
