@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from fedlib.labs.runs import Result
-from fedlib.pages.exhibit import MARKERS, Exhibit, canvas, drawn
+from fedlib.pages.exhibit import MARKERS, Exhibit, canvas, picture
 
 
 def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
@@ -31,4 +31,4 @@ def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     said = (f"{r['method']} {r['uplink (kB)']:.0f} kB, {r['accuracy (%)']:.1f} %" for _, r in frame.iterrows())
     alt = f"Accuracy against uploaded bytes: {'; '.join(said)}. On the front: {', '.join(on['method'])}."
-    return drawn(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")
+    return picture(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")

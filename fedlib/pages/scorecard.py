@@ -10,7 +10,7 @@ import pandas as pd
 
 from fedlib.claims import results, score
 from fedlib.claims.scorecard import evidence
-from fedlib.pages import figures
+from fedlib.pages import tables
 from fedlib.pages.exhibit import Exhibit, table
 
 
@@ -26,7 +26,7 @@ def overview(paper: str, at: Sequence[str], root: Path | None = None) -> Exhibit
 def card(paper: str, profile: str, root: Path | None = None) -> Exhibit:
     """The scores of a paper at a profile. The CSV names the records behind each claim as well, and gives its id."""
     scores = score.scores(paper, profile, root)
-    shown = figures.score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
+    shown = tables.score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
     runs, _ = results.read(paper, profile, root=root)
     frame = shown.frame.assign(
         id=[s.claim["id"] for s in scores],

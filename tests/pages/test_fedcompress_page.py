@@ -10,8 +10,7 @@ from jobs import MakeSpec, job_of
 from fedlib.claims import benchmarks, measures
 from fedlib.claims.results import rounds, runs
 from fedlib.methods.fedcompress import clustering
-from fedlib.pages import fedcompress, figures, tables
-from fedlib.runs.rounds import initial
+from fedlib.pages import client_diagnostics, fedcompress, figures
 
 Record = dict[str, Any]
 LABELS: dict[str, Any] = {"labels": ["few"], "groups": ["main"], "against": ["fedavg"]}
@@ -94,7 +93,7 @@ def test_history_by_round() -> None:
 
 
 def test_accuracy_against_all_that_a_run_sends() -> None:
-    shown = tables.trade_off(BOTH[0], "frontier", cost=tables.MEGABYTES)
+    shown = figures.trade_off(BOTH[0], "frontier", cost=figures.MEGABYTES)
     assert "iid, few: 0.00 MB, 86.0 %" in shown.body and shown.frame["MB"].max() == pytest.approx(4 * 2000 / 1e6)
 
 
@@ -113,7 +112,7 @@ def test_a_contact_sheet_names_its_kinds() -> None:
 def test_weights_of_a_client_phase_by_phase(tiny: MakeSpec) -> None:
     hyper = dict(images=32, distil_batch=32, distil_epochs=1, clustered_epochs=1, least=4, most=4)
     job = job_of(tiny(method="fedcompress", model="pooled4", hyper=hyper, optimizer="adam", lr=1e-3, held_out=0.1))
-    phases, _ = fedcompress.client_phases(job, initial(job))
+    phases, _ = client_diagnostics.follow_client(job)
     assert [moment for moment, _ in phases] == ["as received", "after ordinary epochs", "after clustered epochs"]
     first, ordinary, last = (state for _, state in phases)
     assert first["conv2.weight"].unique().numel() <= 4 < ordinary["conv2.weight"].unique().numel()

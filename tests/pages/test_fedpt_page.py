@@ -68,7 +68,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         size, time = numbers
         peak = {"sgd": 10 * size, "momentum": 20 * size, "adam": 30 * size}
         ratios = {"step_ratio": time, "step_ratios": [time, time + 0.1], "macs_ratio": time}
-        return {"network": network, "policy": policy, "bytes_up": size, "peak_bytes": peak} | ratios
+        sizes = {"bytes_up": size, "peak_bytes": peak, "state_bytes": peak}
+        return {"network": network, "policy": policy} | sizes | ratios
 
     rows = [row("net", "none", 100, 1.0), row("net", "x/some", 50, 0.7), row("net", "x/most", 10, 0.4)]
     content = {"rows": [*rows, row("other", "none", 8, 1.0), row("other", "y/z", 4, 0.5)], "turns": 2, "cpu": "a chip"}
@@ -85,8 +86,9 @@ def test_time_and_memory_come_from_the_benchmark() -> None:
         "net, x/most": [0.1] * 3,
         "other, y/z": [0.5] * 3,
     }
-    shown = fedpt.compare_with_full("net")
-    assert shown["bytes each way"].tolist() == [100, 50, 10] and shown["memory, Adam"].tolist() == [100, 50, 10]
+    shown = fedpt.compare_with_full()
+    assert shown["bytes each way"].tolist() == [100, 50, 10, 100, 50]
+    assert shown["memory, Adam"].tolist() == shown["formula, SGD"].tolist() == [100, 50, 10, 100, 50]
     figure = fedpt.savings_figure(["net", "other"], "figure")
     assert "x/most: 10, 40, 10; y/z: 50, 50, 50" in figure.body and "a chip" in figure.caption
     assert figure.frame["network"].tolist() == ["net", "net", "other"]
@@ -114,7 +116,7 @@ def test_accuracy_against_a_setting() -> None:
     assert "a a 100: 60.0; a a 50: 80.0; b b 50: 20.0" in found.body
     assert "seeds 0, 1" in found.caption and found.frame["accuracy"].tolist() == pytest.approx([50, 70, 80, 20])
     named = table.assign(size=table["size"].astype("str") + " entries")
-    each = figures.accuracy_by_setting(named, "size", "size", "What.", "each", scale="each")
+    each = figures.accuracy_by_setting(named, "size", "size", "What.", "each")
     assert "a 100 entries: 60.0" in each.body
 
 

@@ -97,7 +97,7 @@ def test_the_payload_table_sets_measured_bytes_beside_the_arithmetic(records: li
 def test_a_failed_claim_stands_out() -> None:
     claim = {"id": "x", "says": "It helps.", "source": "abstract", "unit": "points", "holds": [0, 1], "why": "so"}
     failed = score.Score("p", claim, score.FAILS, {"a, iid": [-3.0, -1.0]}, "outside")
-    row = figures.score_table([failed], "c").frame.iloc[0]
+    row = tables.score_table([failed], "c").frame.iloc[0]
     assert row["verdict"] == "DOES NOT HOLD" and "a, iid: -2.00 (-3.00 to -1.00), 2 seeds" in row["measured"]
 
 
