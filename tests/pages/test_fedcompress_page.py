@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from jobs import MakeSpec, job_of
+from page_records import written
 
 from fedlib.claims import benchmarks, measures
 from fedlib.claims.results import rounds, runs
@@ -21,26 +22,9 @@ def run(label: str, up: int, down: int, accuracy: float, seed: int = 0, zipped: 
     notes = {"clusters": 4, "score": 5.0, "validation": 0.5, "losses": [0.2, 0.1], "before": 0.75}
     notes["sent_bits"] = {"ours": 8 * down, "fixed": 12 * down, "zip": 8 * zipped * down}
     notes["model_bits"] = {"ours": 16 * down, "fixed": 24 * down, "zip": 40 * down}
-    entry = {
-        "accuracy": accuracy,
-        "loss": 0.5,
-        "clients": [0, 1],
-        "refused": [],
-        "notes": notes,
-        "paper_bits": 16 * zipped * up,
-    }
-    entry |= {
-        "paper_bits": 16 * zipped * up,
-        "uplink_bytes": 2 * up,
-        "downlink_bytes": 2 * down,
-        "other_bits": {"fixed": 24 * up},
-    }
-    spec = {"label": label, "group": "main", "split": "iid", "seed": seed, "lr": 0.1, "profile": "lab"}
-    spec |= {"data": "digits", "model": "net", "clients": 10, "cohort": 2, "hyper": hyper, "name": f"{label}-{seed}"}
-    final = {"accuracy": accuracy, "uplink_bytes": 4 * up, "downlink_bytes": 4 * down, "uploads": 4, "uplink_parts": {}}
-    rounds = [{"round": 1, **entry}, {"round": 2, **entry}]
-    parameters = {"weights": 90, "others": 10}
-    return {"spec": spec, "rounds": rounds, "final": final, "parameters": parameters, "made": {"device": "cpu"}}
+    entry = {"accuracy": accuracy, "loss": 0.5, "notes": notes, "paper_bits": 16 * zipped * up}
+    entry |= {"uplink_bytes": 2 * up, "downlink_bytes": 2 * down, "other_bits": {"fixed": 24 * up}}
+    return written(label, [dict(entry), dict(entry)], seed=seed, hyper=hyper)
 
 
 FULL = [run("fedavg", 1000, 1000, 0.9, seed) for seed in (0, 1, 2)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_records import written
 
 from fedlib.claims import benchmarks, measures, score
 from fedlib.claims.results import rounds, runs
@@ -13,24 +14,14 @@ from fedlib.pages import fedpt, figures
 Record = dict[str, Any]
 
 
-def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, group: str = "main", **more: Any) -> Record:
+def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, noise: float | None = None) -> Record:
     """One round of two clients, whose uploads are 48 bytes beside their entries; the network has 100 parameters."""
-    entry = {"round": 1, "accuracy": accuracy, "clients": [0, 1], "refused": [], "notes": {"clipped": 0.5}}
-    entry |= {"uplink_bytes": 0, "downlink_bytes": 0, "paper_bits": 0}
-    final: dict[str, Any] = {"accuracy": accuracy, "uploads": 2, "paper_bits": 64 * trained, "uplink_parts": {}}
-    final |= {"uplink_bytes": 2 * (4 * trained + 48), "downlink_bytes": 2 * (4 * trained + 56)}
-    if "noise" in more:
-        final["privacy"] = {
-            "mechanism": "dp_fedavg",
-            "clip_norm": 0.5,
-            "noise_multiplier": more["noise"],
-            "delta": 0.01,
-        }
-        final["privacy"]["epsilon"] = 3.0 if more["noise"] else None
-    spec = {"label": label, "group": group, "split": "iid", "seed": seed, "lr": 0.1, "profile": "lab"}
-    spec |= {"data": "digits", "clients": 10, "cohort": 2, "hyper": {}, "name": f"{label}-{seed}-{more}-{trained}"}
-    parameters = {"weights": 90, "others": 10}
-    return {"spec": spec, "rounds": [entry], "final": final, "parameters": parameters, "made": {"device": "cpu"}}
+    entry = {"accuracy": accuracy, "notes": {"clipped": 0.5}, "paper_bits": 64 * trained}
+    entry |= {"uplink_bytes": 2 * (4 * trained + 48), "downlink_bytes": 2 * (4 * trained + 56)}
+    spent = {"mechanism": "dp_fedavg", "clip_norm": 0.5, "noise_multiplier": noise, "delta": 0.01}
+    spent |= {"epsilon": 3.0 if noise else None}
+    name = f"{label}-{seed}-{noise}-{trained}"
+    return written(label, [entry], {} if noise is None else {"privacy": spent}, seed=seed, name=name)
 
 
 FULL = [run("none", 0.9, 100, seed) for seed in (0, 1, 2)]

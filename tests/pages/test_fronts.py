@@ -10,6 +10,7 @@ import pytest
 from common import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from page_records import written
 
 from fedlib.claims import results
 from fedlib.claims.results import rounds, runs
@@ -21,20 +22,8 @@ from fedlib.runs.record import Record
 
 def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int = 10**6, **fields: Any) -> Record:
     """A record of rounds that each send so many bytes."""
-    own = {"label": label, "split": "iid", "seed": 0, "lr": 0.1, "momentum": 0.0, "hyper": {}, "profile": "lab"}
-    own |= {"group": "main", "data": "digits", "clients": 4, "cohort": 2} | fields
-    own.setdefault("name", f"{label}-{fields}")
-    entries = [
-        {"round": n, "accuracy": a, "uplink_bytes": up, "downlink_bytes": down, "paper_bits": 8 * up, "clients": [0, 1]}
-        for n, a in enumerate(accuracies, 1)
-    ]
-    final: dict[str, Any] = {
-        "accuracy": accuracies[-1],
-        "uplink_bytes": up * len(entries),
-        "downlink_bytes": down * len(entries),
-    }
-    final |= {"uploads": 2 * len(entries), "uplink_parts": {}}
-    return {"spec": own, "rounds": entries, "final": final, "made": {"device": "cpu"}, "parameters": {"weights": 10}}
+    sizes = {"uplink_bytes": up, "downlink_bytes": down, "paper_bits": 8 * up}
+    return written(label, [{"accuracy": a} | sizes for a in accuracies], **{"momentum": 0.0} | fields)
 
 
 def front_of(points: list[tuple[float, float]]) -> list[int]:
