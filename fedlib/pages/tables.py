@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fedlib.claims import results, score
 from fedlib.claims.measures import take_best
 from fedlib.claims.results import DEFAULT, FRESH, NOT_RUN, each, join_rounds, list_columns, where
 from fedlib.claims.score import Score
+from fedlib.claims.scorecard import evidence
 from fedlib.pages.exhibit import Exhibit, spread, table
 from fedlib.wire import container
 
@@ -151,10 +154,10 @@ def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "author
     return table(pd.DataFrame(rows), f"Set-up: {theirs} beside profile {profile}.", "setup")
 
 
-def score_table(results: Sequence[Score], caption: str) -> Exhibit:
+def score_table(scores: Sequence[Score], caption: str) -> Exhibit:
     """One row a claim: what is said, where, our criterion, what was measured, the verdict."""
     rows = []
-    for s in results:
+    for s in scores:
         claim = s.claim
         cases = [_case(case, values, claim.get("values", "seeds")) for case, values in s.values.items() if values]
         low, high = claim.get("holds", (None, None))
@@ -175,6 +178,28 @@ def score_table(results: Sequence[Score], caption: str) -> Exhibit:
 def _case(name: str, values: list[float], what: str) -> str:
     spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
     return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} {what if len(values) > 1 else what.removesuffix('s')}"
+
+
+def score_card(paper: str, profile: str) -> Exhibit:
+    """The scores of a paper at a profile. The CSV names the records behind each claim as well, and gives its id."""
+    scores = score.scores(paper, profile)
+    shown = score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
+    runs, _ = results.read(paper, profile)
+    frame = shown.frame.assign(
+        id=[s.claim["id"] for s in scores],
+        profile=profile,
+        records=[" ".join(evidence(s, runs, f"records/{paper}/{profile}")) for s in scores],
+    )
+    return replace(shown, frame=frame, name=f"scorecard-{paper}-{profile}")
+
+
+def verdict_table(paper: str, profiles: Sequence[str]) -> Exhibit:
+    """One row a claim: what is said, and the verdict at each of these profiles."""
+    verdicts = {f"profile {name}": [s.verdict for s in score.scores(paper, name)] for name in profiles}
+    claims = [claim["says"] for claim in score.read_published(paper)["claims"]]
+    return table(
+        pd.DataFrame({"claim": claims} | verdicts), f"Verdicts on {paper}, claim by claim.", f"verdicts-{paper}"
+    )
 
 
 def record_table(runs: pd.DataFrame, caption: str) -> Exhibit:
