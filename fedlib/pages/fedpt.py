@@ -53,17 +53,17 @@ def compare_with_full() -> pd.DataFrame:
 def savings_figure(networks: list[str], name: str) -> Exhibit:
     """A panel a network: what is left of bytes, time and memory under each policy."""
     frame = where(compare_with_full(), network=networks).query("frozen != 'none'")
-    shown = [SHORT[key] for key in ("bytes", "time", "sgd", "adam")]
+    columns = [SHORT[key] for key in ("bytes", "time", "sgd", "adam")]
     figure, axes = canvas(len(networks), 3.8)
     for ax, (network, own) in zip(axes, each(frame, "network"), strict=True):
         short = own.assign(policy=own["frozen"].str.partition("/")[2])
-        bars = short.melt("policy", shown, "what")
+        bars = short.melt("policy", columns, "what")
         sns.barplot(bars, x="policy", y="value", hue="what", palette="colorblind", saturation=1, ax=ax)
         ax.get_legend().remove()
         ax.axhline(100, color="0.3", linewidth=1)
         ax.set(title=network, xlabel="frozen", ylabel="% of full training")
     add_legend(figure, axes)
-    told = frame[["frozen", *shown[:3]]].itertuples(index=False)
+    told = frame[["frozen", *columns[:3]]].itertuples(index=False)
     says = "; ".join(f"{policy}: {size:.0f}, {time:.0f}, {memory:.0f}" for policy, size, time, memory in told)
     alt = f"Bar charts of what is left in percent of full training. Bytes, time, memory with SGD: {says}."
     made = benchmark("partial")

@@ -90,8 +90,8 @@ def accuracy_curves(
         for label, own in each(frame[frame[panel] == frame[panel].iloc[0]], "label"):
             names[label] = f"{label} (lr {', '.join(f'{lr:g}' for lr in own['lr'].unique())})"
     means = frame.groupby([panel, "label", "round"])[against].transform("mean")
-    shown = frame.assign(case=frame["label"].map(names)).assign(**{against: means})
-    figure, axes = draw_panels(shown, quantity, against, panel, "case", list(names.values()))
+    points = frame.assign(case=frame["label"].map(names)).assign(**{against: means})
+    figure, axes = draw_panels(points, quantity, against, panel, "case", list(names.values()))
     for ax in axes:
         ax.set(xlabel=axis)
         if against != "round":

@@ -183,14 +183,14 @@ def _case(name: str, values: list[float], what: str) -> str:
 def score_card(paper: str, profile: str) -> Exhibit:
     """The scores of a paper at a profile. The CSV names the records behind each claim as well, and gives its id."""
     scores = score.scores(paper, profile)
-    shown = score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
+    exhibit = score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
     runs, _ = results.read(paper, profile)
-    frame = shown.frame.assign(
+    frame = exhibit.frame.assign(
         id=[s.claim["id"] for s in scores],
         profile=profile,
         records=[" ".join(evidence(s, runs, f"records/{paper}/{profile}")) for s in scores],
     )
-    return replace(shown, frame=frame, name=f"scorecard-{paper}-{profile}")
+    return replace(exhibit, frame=frame, name=f"scorecard-{paper}-{profile}")
 
 
 def verdict_table(paper: str, profiles: Sequence[str]) -> Exhibit:
@@ -204,12 +204,12 @@ def verdict_table(paper: str, profiles: Sequence[str]) -> Exhibit:
 
 def record_table(runs: pd.DataFrame, caption: str) -> Exhibit:
     """Every planned run with its record: state, day, seconds, device, versions, commit."""
-    shown = runs.reindex(columns=["run", "state", "time", "seconds", "device", "torch", "commit", "code"])
-    stale = ~shown["state"].isin([FRESH, NOT_RUN])
-    shown["state"] = shown["state"].where(~stale, "STALE: " + shown["state"])
+    frame = runs.reindex(columns=["run", "state", "time", "seconds", "device", "torch", "commit", "code"])
+    stale = ~frame["state"].isin([FRESH, NOT_RUN])
+    frame["state"] = frame["state"].where(~stale, "STALE: " + frame["state"])
     for name, letters in (("time", 10), ("commit", 8), ("code", 8)):
-        shown[name] = shown[name].astype("str").str[:letters].where(shown[name].notna())
-    return table(shown.where(shown.notna(), "–").rename(columns={"time": "made"}), caption, "records")
+        frame[name] = frame[name].astype("str").str[:letters].where(frame[name].notna())
+    return table(frame.where(frame.notna(), "–").rename(columns={"time": "made"}), caption, "records")
 
 
 def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
@@ -226,8 +226,8 @@ def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit
             says = held.rstrip(b"\0").decode()
         elif field == "training samples" or field.split()[0] in ("format", "length", "number"):
             says = f"{int.from_bytes(held, 'little'):,}"
-        shown = held[: 8 if size == 8 else 6].hex(" ") + (" …" if size > 8 else "")
-        rows.append({"field": field, "from byte": f"{start:,}", "bytes": f"{size:,}", "in hex": shown, "says": says})
+        digits = held[: 8 if size == 8 else 6].hex(" ") + (" …" if size > 8 else "")
+        rows.append({"field": field, "from byte": f"{start:,}", "bytes": f"{size:,}", "in hex": digits, "says": says})
         start += size
     if start != len(message):
         raise ValueError(f"message of {len(message)} bytes, of which {start} are explained")

@@ -24,8 +24,8 @@ def cost_table(runs: pd.DataFrame, rounds: pd.DataFrame, goals: Sequence[float],
             missed = (~spent["ever"]).sum()
             note = f" ({missed} of {len(own)} missed it)" if missed else ""
             for way, column in ((UP, "megabytes"), (BOTH, "both ways")):
-                shown = f"{'≥ ' if missed else ''}{spent[column].mean():.2f}"
-                row[f"{goal:g} %, {way}"] = "not reached" if missed == len(own) else shown + note * (way == UP)
+                cell = f"{'≥ ' if missed else ''}{spent[column].mean():.2f}"
+                row[f"{goal:g} %, {way}"] = "not reached" if missed == len(own) else cell + note * (way == UP)
                 numbers.append(
                     pd.DataFrame(
                         {"method": label, "target": goal, "seed": own["seed"], "way": way}
@@ -56,8 +56,8 @@ def saving_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, against
         row["seeds that reach it"] = f"{reached} of {len(own)}"
         for quantity, values in saved.items():
             there = values[own.index].dropna()
-            shown = spread(there, ",.0f") if len(there) and reached == len(own) else "–"
-            row[f"{quantity} saved over {against} (%)"] = shown
+            cell = spread(there, ",.0f") if len(there) and reached == len(own) else "–"
+            row[f"{quantity} saved over {against} (%)"] = cell
         rows.append(row)
         numbers.append(own.sort_values("seed"))
     columns = ["group", "split", "label", "seed", "ever", "rounds", "bits", "megabytes"]

@@ -52,8 +52,8 @@ def tuning_table(planned: pd.DataFrame, name: str) -> Exhibit:
             row |= {f"lr {rate:g}": "" for rate in rates}
             for r in part.to_dict("records"):
                 accuracy = r["accuracy"] if r["state"] == FRESH else np.nan
-                shown = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r["run"] == best)
-                row[f"lr {r['lr']:g}"] = shown
+                cell = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r["run"] == best)
+                row[f"lr {r['lr']:g}"] = cell
                 point = {"method": label, "lr": r["lr"], "setting": setting, "value": value}
                 numbers.append(point | {"accuracy": accuracy})
             rows.append(row)
