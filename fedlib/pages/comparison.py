@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from fedlib.claims.results import MEGABYTE, each, where
 from fedlib.errors import SpecError
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture, scale_by_factors, spread, table
 from fedlib.pages.page import Page, means, tell
-from fedlib.pages.tables import Cells, average, deviate, summarize
+from fedlib.pages.tables import Cells, average, deviate, summarize, tell_each
 from fedlib.pages.tuning import list_edges, select_tuning
 from fedlib.runs.spec import Spec
 
@@ -112,15 +111,12 @@ def skew_table(runs: pd.DataFrame, plain: str, skewed: str, name: str) -> Exhibi
         by_seed = own.pivot_table(index="seed", columns="split", values="accuracy")
         return spread(by_seed[plain] - by_seed[skewed])
 
-    def show(own: pd.DataFrame, split: str) -> str:
-        return spread(where(own, split=split)["accuracy"])
-
-    cells: Cells = {split: functools.partial(show, split=split) for split in (plain, skewed)}
     caption = (
         f"Final test accuracy (%) with clients alike ({plain}) and skewed ({skewed}): mean ± sample deviation over "
         "seeds."
     )
-    cells |= {"lost by the skew (points)": lose}
+    told = tell_each(runs, "split", deviate("accuracy"))
+    cells = {plain: told[plain], skewed: told[skewed], "lost by the skew (points)": lose}
     return summarize(runs, {"label": "method"}, cells, caption, name, list_costs(runs))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from fedlib.pages.client_diagnostics import gradient_noise
 from fedlib.pages.exhibit import Exhibit, add_legend, picture, spread
 from fedlib.pages.figures import BAND, draw_panels, lines_by_round
 from fedlib.pages.page import ABSENT, Page, mean, means, tell
-from fedlib.pages.tables import Cells, average, deviate, gather_notes, name_setting, summarize
+from fedlib.pages.tables import Cells, average, deviate, gather_notes, name_setting, summarize, tell_each
 from fedlib.runs.experiments import specs
 
 LAYERS = {  # of the networks, by the number in the names of their tensors
@@ -108,16 +107,14 @@ def quantizer_table(runs: pd.DataFrame, name: str) -> Exhibit:
     """A row a method, a column a quantizer: final accuracy, and bits an entry in the mean over the run."""
     runs = runs.assign(quantizer=name_setting(runs, "quantizer", "affine_stochastic"))
 
-    def show(own: pd.DataFrame, kind: str) -> str:
-        there = where(own, quantizer=kind)
-        return f"{spread(there['accuracy'], '.3g')} % at {there['bits'].mean():.2f} bits" if len(there) else "–"
+    def tell_run(own: pd.DataFrame) -> str:
+        return f"{spread(own['accuracy'], '.3g')} % at {own['bits'].mean():.2f} bits"
 
-    cells: Cells = {kind: functools.partial(show, kind=kind) for kind in runs["quantizer"].unique()}
     caption = (
         "Test accuracy after the last round, mean and sample deviation over seeds, and bits an entry by the released "
         "code's count, mean over the run."
     )
-    return summarize(runs, {"label": "method"}, cells, caption, name)
+    return summarize(runs, {"label": "method"}, tell_each(runs, "quantizer", tell_run), caption, name)
 
 
 def downlink_table(runs: pd.DataFrame, name: str) -> Exhibit:

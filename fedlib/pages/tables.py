@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,6 +50,16 @@ def deviate(column: str, form: str = ".1f") -> Callable[[pd.DataFrame], str]:
     return lambda own: spread(own[column], form)
 
 
+def tell_each(runs: pd.DataFrame, column: str, tell: Callable[[pd.DataFrame], str]) -> Cells:
+    """A column a value of `column`: what is told of those of a row's runs that have it; a dash where none has."""
+
+    def cell(own: pd.DataFrame, value: Any) -> str:
+        there = where(own, **{column: value})
+        return tell(there) if len(there) else "–"
+
+    return {value: functools.partial(cell, value=value) for value in runs[column].unique()}
+
+
 def accuracy_table(runs: pd.DataFrame) -> Exhibit:
     """Final test accuracy per method, partition and rate: mean, sample deviation, and each seed's value."""
     cells: Cells = {
@@ -86,15 +97,11 @@ def method_table(runs: pd.DataFrame, name: str, columns: str = "split") -> Exhib
     chosen = chosen.assign(column=heads, definition=chosen["paper_bits"] / chosen["uploads"] / chosen["weights"])
     chosen = chosen.assign(measured=8 * chosen["upload_bytes"] / chosen["weights"])
 
-    def show(head: str) -> Callable[[pd.DataFrame], str]:
-        def cell(own: pd.DataFrame) -> str:
-            there = where(own, column=head)
-            rate = f" (lr {there['lr'].iloc[0]:g})" if several and len(there) else ""
-            return f"{spread(there['accuracy'])}{rate}" if len(there) else "–"
+    def tell(own: pd.DataFrame) -> str:
+        rate = f" (lr {own['lr'].iloc[0]:g})" if several else ""
+        return f"{spread(own['accuracy'])}{rate}"
 
-        return cell
-
-    cells = {head: show(head) for head in dict.fromkeys(heads)} | {"bytes an upload": average("upload_bytes")}
+    cells = tell_each(chosen, "column", tell) | {"bytes an upload": average("upload_bytes")}
     cells |= {"bits a weight": average("measured", ".2f"), "by definition": average("definition", ".2f")}
     caption = (
         f"Test accuracy (%) after the last round, mean and sample deviation over seeds, {tuned}; bytes and bits of a "
