@@ -10,7 +10,7 @@ import math
 import operator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Value:
         forms = forms_of(self.kind, answer, self.digits)
         expected = EXPECTED[self.kind].format(digits=self.digits)
         if not forms:
-            raise NotYet(f"Expected {expected}; this is {described(answer)}. {self.look}")
+            raise NotYet(f"Expected {expected}; this is {describe(answer)}. {self.look}")
         if self.digest not in [digest_of(question, form) for form in forms]:
             raise NotYet(f"Expected {expected}; the kind is right, the value is not. {self.look}")
 
@@ -80,7 +80,7 @@ def forms_of(kind: str, answer: Any, digits: int = 3) -> list[bytes]:
 
 
 def _floats(answer: Any, digits: int) -> list[bytes]:
-    if isinstance(answer, str) or np.ndim(answer) or not hasattr(answer, "__float__"):
+    if isinstance(answer, str) or np.ndim(answer) or not isinstance(answer, SupportsFloat):
         return []
     if not math.isfinite(number := float(answer)):
         return []
@@ -89,7 +89,7 @@ def _floats(answer: Any, digits: int) -> list[bytes]:
     return [f"float {value:.{digits - 1}e}".encode() for value in (middle, middle - unit, middle + unit)]
 
 
-def described(answer: Any) -> str:
+def describe(answer: Any) -> str:
     """Type, and of an array dtype and shape."""
     if isinstance(answer, np.ndarray):
         return f"an array of {answer.dtype}, shape {answer.shape}"

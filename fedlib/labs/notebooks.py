@@ -13,7 +13,7 @@ import nbformat
 
 from fedlib.data.sources import home
 from fedlib.errors import FedlibError
-from fedlib.pages.execute import normalised
+from fedlib.pages.execute import normalise
 from fedlib.runs.record import write as write_file
 
 Notebook = Any  # nbformat is untyped
@@ -77,7 +77,7 @@ def plain(notebook: Notebook) -> Notebook:
 
     FedlibError: a directive or role that has no plain form.
     """
-    made = normalised(copy.deepcopy(notebook))
+    made = normalise(copy.deepcopy(notebook))
     made.metadata = nbformat.NotebookNode(kernelspec=made.metadata.get("kernelspec", {}))
     made.nbformat, made.nbformat_minor = 4, 5
     for cell in made.cells:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+import seaborn as sns
 
 from fedlib.labs.runs import Result
-from fedlib.pages.exhibit import MARKERS, Exhibit, canvas, drawn
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, picture
 
 
 def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
@@ -20,15 +21,14 @@ def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
             "on the front": list(front),
         }
     )
-    figure, axes = canvas(height=4.4)
-    figure.set_figwidth(7.2)
+    figure, axes = canvas(height=4.4, width=6.6)
     on = frame[frame["on the front"]].sort_values("uplink (kB)")
     axes[0].plot(on["uplink (kB)"], on["accuracy (%)"], color="0.6", zorder=1, label="Pareto front")
-    for index, (name, kilobytes, accuracy, _) in enumerate(frame.itertuples(index=False)):
-        marker = MARKERS[index % len(MARKERS)]
-        axes[0].scatter([kilobytes], [accuracy], s=60, color=f"C{index}", marker=marker, label=name, zorder=2)
+    style = {"hue": "method", "style": "method", "s": 80, "linewidth": 0, "zorder": 2}
+    sns.scatterplot(frame, x="uplink (kB)", y="accuracy (%)", ax=axes[0], **style)
+    axes[0].get_legend().remove()
     axes[0].set(xlabel="bytes uploaded in all rounds (kB)", ylabel="test accuracy (%)", xscale="log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    add_legend(figure, axes)
     said = (f"{r['method']} {r['uplink (kB)']:.0f} kB, {r['accuracy (%)']:.1f} %" for _, r in frame.iterrows())
     alt = f"Accuracy against uploaded bytes: {'; '.join(said)}. On the front: {', '.join(on['method'])}."
-    return drawn(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")
+    return picture(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedlib.core import client
-from fedlib.core.client import Job, Member
+from fedlib.core.client import Job, Member, train, walk
 from fedlib.core.method import AnyMethod, Phase, ServerState
+from fedlib.core.plan import Tensors
 from fedlib.core.uploads import Uploads
 from fedlib.engines.in_process import InProcess
 from fedlib.rng import Rng
@@ -44,13 +44,13 @@ def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, fl
         trained: dict[int, Member] = {}
 
         def fit(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
-            client.train(method, phase, members)
+            train(method, phase, members)
             trained.update({member.client: member for member in members})  # noqa: B023 (called within this round)
 
         message, cohort = job.method.broadcast(state), draw_cohort(spec, job.task, number)
         counts, ones, uploads = np.zeros(len(edges) - 1), [], []
         for who in cohort:
-            ((_, upload),) = client.walk(job, message, number, [who], None, fit)
+            ((_, upload),) = walk(job, message, number, [who], None, fit)
             assert isinstance(upload, bytes)
             local = trained.pop(who).local
             u, n = local.trainable["u"].detach(), local.frozen["n"]
@@ -89,3 +89,22 @@ def _noise(spec: Spec, job: Job, state: ServerState[object], number: int, batche
         loss = task.loss(model, (task.train[0][index], task.train[1][index]))
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.values()))]))
     return float(torch.stack(gradients).var(dim=0).sum().sqrt())
+
+
+def follow_client(job: Job, client: int = 0) -> tuple[list[tuple[str, Tensors]], bytes]:
+    """Tensors of a FedCompress client in round 1 by moment (as received, after ordinary epochs, after clustered ones),
+    and its upload."""
+    seen: list[tuple[str, Tensors]] = []
+
+    def see(moment: str, member: Member) -> None:
+        seen.append((moment, {name: tensor.detach().clone() for name, tensor in member.local.trainable.items()}))
+
+    def fit(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
+        if not seen:
+            see("as received", members[0])
+        train(method, phase, members)
+        see("after ordinary epochs" if len(seen) == 1 else "after clustered epochs", members[0])
+
+    ((_, upload),) = walk(job, job.method.broadcast(initial(job)), 1, [client], None, fit)
+    assert isinstance(upload, bytes)
+    return seen, upload

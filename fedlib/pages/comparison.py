@@ -1,9 +1,8 @@
-"""Methods beside each other by what they cost: Pareto fronts, bytes to a target, and which methods go together."""
+"""The pages compare and combine: methods by what they cost, bytes to a target, and which methods go together."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,40 +10,50 @@ import numpy as np
 import pandas as pd
 
 from fedlib.claims.benchmarks import benchmark
-from fedlib.claims.results import FRESH, MEGABYTE, each, list_columns, where
-from fedlib.claims.targets import reach
+from fedlib.claims.results import MEGABYTE, each, where
 from fedlib.errors import SpecError
-from fedlib.methods import registry
-from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, drawn, scale_by_factors, spread, table
-from fedlib.pages.tables import Cells, average, deviate, summarize
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture, scale_by_factors, spread, table
+from fedlib.pages.page import Page, means, tell
+from fedlib.pages.tables import Cells, average, deviate, summarize, tell_each
+from fedlib.pages.tuning import list_edges, select_tuning
 from fedlib.runs.spec import Spec
 
+SKEWED, ALIKE = "dirichlet-0.3", "iid"
 UP, BOTH = "uploaded", "both ways"
-COSTS = {"label": "method", "split": "partition", "seed": "seed", "accuracy": "accuracy"}
-COSTS |= {"uplink_megabytes": UP, "megabytes": BOTH}
-PER_ROW = 5  # names in a legend
+MEGABYTES = {UP: "uplink_megabytes", BOTH: "megabytes"}
+COMBINED = (
+    *("masks-coded", "part-levels", "part-masks", "part-eden", "masks-levels-down", "masks-clusters-down"),
+    *("masks-student-down", "part-masks-levels-down", "part-eden-levels-down"),
+    *("masks-feedback", "eden-feedback", "topk-feedback", "fedavg", "fedmrn", "fedpt", "feddq", "eden", "topk"),
+)
 
 
-def find_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points (cost, gain) that no other beats: none costs as little or less and gains more, or costs less
-    and gains as much. In ascending order of cost."""
-    best, found = -np.inf, []
-    for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[place][1] > best:
-            best = points[place][1]
-            found.append(place)
-    return found
+def take_skewed(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with skewed clients; all, where the profile has none of these."""
+    skewed = where(runs, split=SKEWED)
+    return skewed if len(skewed) else runs
 
 
 def list_costs(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a run: method, partition, seed, accuracy (%), MB uploaded and both ways."""
-    return runs[list(COSTS)].rename(columns=COSTS)
+    names = {"label": "method", "split": "partition", "seed": "seed", "accuracy": "accuracy"}
+    names |= {column: way for way, column in MEGABYTES.items()}
+    return runs[list(names)].rename(columns=names)
+
+
+def find_front(runs: pd.DataFrame, way: str) -> pd.DataFrame:
+    """Mean accuracy and MB of a way of the methods that no other beats, in ascending order of MB.
+
+    None of the others costs as little or less and is more accurate, or costs less and is as accurate.
+    """
+    average = list_costs(runs).groupby("method", sort=False)[[way, "accuracy"]].mean()
+    average = average.sort_values([way, "accuracy"], ascending=[True, False])
+    return average[average["accuracy"] > average["accuracy"].cummax().shift(fill_value=-np.inf)]
 
 
 def name_front(runs: pd.DataFrame, way: str) -> list[str]:
-    """The methods on the front of the mean accuracies over the mean MB of a way, in ascending order of MB."""
-    means = list_costs(runs).groupby("method", sort=False)[[way, "accuracy"]].mean()
-    return [str(means.index[i]) for i in find_front([tuple(point) for point in means.to_numpy()])]
+    """The methods of `find_front`."""
+    return [str(name) for name in find_front(runs, way).index]
 
 
 def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
@@ -53,27 +62,25 @@ def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
     One partition. Combinations have open marks.
     """
     frame = list_costs(runs)
-    means = frame.groupby("method", sort=False)[["accuracy", UP, BOTH]].mean()
     combined = set(where(runs, group="combine")["label"])
     figure, axes = canvas(2, height=4.6)
     facts = []
-    for ax, way in zip(axes, (UP, BOTH), strict=True):
+    for ax, way in zip(axes, MEGABYTES, strict=True):
         for index, (method, own) in enumerate(each(frame, "method")):
             draw_point(ax, own[way], own["accuracy"], index, method, filled=method not in combined)
-        front = means.loc[name_front(runs, way)]
+        front = find_front(runs, way)
         ax.plot(front[way], front["accuracy"], color="grey", linewidth=1, zorder=0)
-        for method, point in front.iterrows() if not combined else ():  # combinations have long names, and lie close
-            place = (point[way], point["accuracy"])
-            ax.annotate(method, place, (-4, 6), textcoords="offset points", ha="right", fontsize="small")
+        for method, place in front.iterrows() if not combined else ():  # combinations have long names, and lie close
+            ax.annotate(method, tuple(place), (-4, 6), textcoords="offset points", ha="right", fontsize="small")
         ax.set(xlabel=f"MB of a run, {way} (logarithmic)")
         scale_by_factors(ax)
         ax.margins(x=0.2)  # room for names
         facts.append(f"On the front by MB {way}: {', '.join(map(str, front.index))}.")
     axes[0].set_ylabel("test accuracy (%)")
-    add_legend(figure, axes, PER_ROW)
+    add_legend(figure, axes, 5)
     alt = f"Two scatter plots of final test accuracy against megabytes sent. {' '.join(facts)}"
     how = "Mean over seeds; bars: minimum to maximum over seeds; the line joins what no other method beats."
-    return drawn(figure, alt, f"{caption} {how}", frame, name, runs)
+    return picture(figure, alt, f"{caption} {how}", frame, name, runs)
 
 
 def result_table(runs: pd.DataFrame, caption: str, name: str, against: str = "fedavg") -> Exhibit:
@@ -86,7 +93,7 @@ def result_table(runs: pd.DataFrame, caption: str, name: str, against: str = "fe
         return spread(own["gap"].dropna()) if own["label"].iloc[0] != against else "–"
 
     cells: Cells = {"accuracy (%)": deviate("accuracy"), f"over {against} (points)": more}
-    for way, column in ((UP, "uplink_megabytes"), (BOTH, "megabytes")):
+    for way, column in MEGABYTES.items():
         front, dense = name_front(runs, way), base[column].mean()
 
         def less(own: pd.DataFrame, column: str = column, dense: float = dense, front: list[str] = front) -> str:
@@ -97,70 +104,6 @@ def result_table(runs: pd.DataFrame, caption: str, name: str, against: str = "fe
     return summarize(runs.assign(gap=gap), {"label": "method"}, cells, caption, name, list_costs(runs))
 
 
-def tuning_table(planned: pd.DataFrame, name: str) -> Exhibit:
-    """Final accuracy at each point of the methods' grids: a row a value of a method's own setting, a column a rate.
-
-    A run without a fresh record is shown as one that diverged; a method without any is left out.
-    """
-    rows, numbers = [], []
-    done = where(planned, state=FRESH)
-    rates = sorted(planned["lr"].unique())
-    for label, own in each(where(planned, label=set(done["label"])), "label"):
-        setting, best = find_setting(own), take_tuned(where(own, state=FRESH))["run"]
-        for value, part in each(own, setting):
-            row: dict[str, Any] = {"method, its own setting": f"{label}, {setting.removeprefix('hyper.')} {value}"}
-            row |= {f"lr {rate:g}": "" for rate in rates}
-            for r in part.to_dict("records"):
-                accuracy = r["accuracy"] if r["state"] == FRESH else np.nan
-                shown = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r["run"] == best)
-                row[f"lr {r['lr']:g}"] = shown
-                point = {"method": label, "lr": r["lr"], "setting": setting, "value": value}
-                numbers.append(point | {"accuracy": accuracy})
-            rows.append(row)
-    caption = (
-        "Tuning: final test accuracy (%) at each learning rate (lr) and value of the method's own setting; * marks the "
-        f"run taken{', – a run that diverged' * (len(done) < len(planned))}."
-    )
-    return table(pd.DataFrame(rows), caption, name, done, pd.DataFrame(numbers))
-
-
-def find_setting(runs: pd.DataFrame) -> str:
-    """The column beside lr that a method's tuning runs differ in: "momentum", or one of its settings."""
-    names = (*list_columns(runs, "hyper."), "momentum")
-    return next(name for name in names if runs[name].astype("str").nunique() > 1)
-
-
-def take_tuned(runs: pd.DataFrame) -> pd.Series:
-    """Of a method's tuning runs the most accurate; of equals the first."""
-    return runs.iloc[int(runs["accuracy"].argmax())]
-
-
-def target_table(runs: pd.DataFrame, rounds: pd.DataFrame, targets: Sequence[float], name: str) -> Exhibit:
-    """MB, uploaded and both ways, until a method first reaches each accuracy (%), at the rounds that were evaluated."""
-    rows, numbers = [], []
-    for label, own in each(runs, "label"):
-        row: dict[str, Any] = {"method": label}
-        for target in targets:
-            spent = reach(own, rounds, target)
-            missed = (~spent["ever"]).sum()
-            note = f" ({missed} of {len(own)} missed it)" if missed else ""
-            for way, column in ((UP, "megabytes"), (BOTH, "both ways")):
-                shown = f"{'≥ ' if missed else ''}{spent[column].mean():.2f}"
-                row[f"{target:g} %, {way}"] = "not reached" if missed == len(own) else shown + note * (way == UP)
-                numbers.append(
-                    pd.DataFrame(
-                        {"method": label, "target": target, "seed": own["seed"], "way": way}
-                        | {"reached": spent["ever"], "MB": spent[column]}
-                    )
-                )
-        rows.append(row)
-    caption = (
-        "MB of all clients until the test accuracy was first reached, mean over seeds; one that missed it counts with "
-        "its whole run, so that the mean is a lower bound (≥)."
-    )
-    return table(pd.DataFrame(rows), caption, name, runs, pd.concat(numbers, ignore_index=True))
-
-
 def skew_table(runs: pd.DataFrame, plain: str, skewed: str, name: str) -> Exhibit:
     """A row a method: accuracy on two partitions, and what the skew costs, seed by seed."""
 
@@ -168,21 +111,18 @@ def skew_table(runs: pd.DataFrame, plain: str, skewed: str, name: str) -> Exhibi
         by_seed = own.pivot_table(index="seed", columns="split", values="accuracy")
         return spread(by_seed[plain] - by_seed[skewed])
 
-    def show(own: pd.DataFrame, split: str) -> str:
-        return spread(where(own, split=split)["accuracy"])
-
-    cells: Cells = {split: functools.partial(show, split=split) for split in (plain, skewed)}
     caption = (
         f"Final test accuracy (%) with clients alike ({plain}) and skewed ({skewed}): mean ± sample deviation over "
         "seeds."
     )
-    cells |= {"lost by the skew (points)": lose}
+    told = tell_each(runs, "split", deviate("accuracy"))
+    cells = {plain: told[plain], skewed: told[skewed], "lost by the skew (points)": lose}
     return summarize(runs, {"label": "method"}, cells, caption, name, list_costs(runs))
 
 
 def work_table(name: str) -> Exhibit:
     """A client's time and memory under each method, over FedAvg's, from the benchmark."""
-    found = benchmark("compare")
+    made = benchmark("compare")
     rows = [
         {
             "method": row["method"],
@@ -191,12 +131,12 @@ def work_table(name: str) -> Exhibit:
             "time (ms)": f"{row['ms']:.0f}",
             "peak memory (MB)": f"{row['peak_bytes'] / MEGABYTE:.1f}",
         }
-        for row in found["rows"]
+        for row in made["rows"]
     ]
     caption = (
         "A client's round, from the bytes that it receives to those that it sends. Times are medians over "
-        f"{found['turns']} turns, ratios medians of each turn's ratio. {found['samples']} images; "
-        f"{found['cpu']}, one thread."
+        f"{made['turns']} turns, ratios medians of each turn's ratio. {made['samples']} images; "
+        f"{made['cpu']}, one thread."
     )
     return table(pd.DataFrame(rows), caption, name)
 
@@ -217,7 +157,8 @@ def pair_table(like: Spec, names: Sequence[str], name: str) -> Exhibit:
     """A row a method, a column what it may be combined with: "yes", or why the specification is refused."""
     rows = []
     for method in names:
-        own = dataclasses.replace(like, method=method, hyper=_hyper(method))
+        hyper = {"least": 8, "most": 8} if method == "fedcompress" else {}  # which then needs no samples held out
+        own = dataclasses.replace(like, method=method, hyper=hyper)
         rows.append({"method": method} | {with_: _refusal(own, change) or "yes" for with_, change in WITH.items()})
     caption = "Which combinations a specification may ask for; else why it is refused."
     return table(pd.DataFrame(rows), caption, name)
@@ -231,6 +172,45 @@ def _refusal(own: Spec, change: dict[str, Any]) -> str:
     return ""
 
 
-def _hyper(method: str) -> dict[str, Any]:
-    """Settings with which a method can be built without held-out samples."""
-    return {"least": 8, "most": 8} if "patience" in registry.METHODS[method].defaults() else {}
+def quote_comparison(page: Page, main: pd.DataFrame) -> dict[str, Any]:
+    """Fronts, who is ahead in every seed, turns of the benchmark, and rates at an end of their grid."""
+    accuracy = main.pivot_table(index="seed", columns="label", values="accuracy", sort=False)
+    gaps = accuracy.sub(accuracy["fedavg"], axis=0)[main["label"].unique()]
+    ahead = [str(name) for name in gaps if (gaps[name].dropna() > 0).all()]
+    behind = [str(name) for name in gaps if (gaps[name].dropna() < 0).all()]
+    turns = next(row["time_ratios"] for row in benchmark("compare")["rows"] if row["method"] == "eden")
+    return {
+        "front-up": ", ".join(name_front(main, UP)),
+        "front-both": ", ".join(name_front(main, BOTH)),
+        "ahead": ", ".join(ahead) or "none",
+        "behind": ", ".join(behind) or "none",
+        "turn-least": f"{min(turns):.2f}",
+        "turn-most": f"{max(turns):.2f}",
+        "edge": ", ".join(list_edges(select_tuning(page))) or "none",
+        "parameters": f"{main['parameters'].iloc[0]:,}",
+    }
+
+
+def quote_combinations(page: Page, runs: pd.DataFrame) -> dict[str, Any]:
+    """Accuracy and savings of each combination and of its parts; runs: group combine, then group main."""
+    levels = 8 * runs.get("part.levels", np.nan) / runs["uploads"] / (runs["weights"] + runs["others"])
+    sent = runs.groupby("label")[list(MEGABYTES.values())].mean().reindex(COMBINED)
+    times = sent.loc["fedavg"] / sent
+    numbers = means(runs, COMBINED)
+    coded, packed = sent.loc[["masks-coded", "fedmrn"], "uplink_megabytes"]
+    numbers["coding"] = tell(100 * (coded / packed - 1), "+.2f")
+    for name, other in (("part-masks", "fedmrn"), ("part-levels", "feddq")):
+        numbers[f"{name}-product"] = tell(times.loc[["fedpt", other], "uplink_megabytes"].prod(skipna=False), ".0f")
+    numbers |= means(runs.assign(levels=levels), ("part-levels", "feddq"), "{}-bits", "levels")
+    dense = page.rounds[page.rounds["run"].isin(where(runs, label="fedavg")["run"])]
+    times_drawn = dense.explode("clients").groupby("run")["clients"].value_counts()
+    numbers["clients"] = tell(times_drawn.groupby("run").size().mean(), ".0f")
+    numbers["again"] = tell((times_drawn > 1).groupby("run").sum().mean(), ".0f")
+    alone = set(where(runs, group="main")["label"])
+    everyone = pd.concat([where(runs, group="main"), where(runs, group="combine")])
+    for way, key in ((UP, "up"), (BOTH, "both")):
+        numbers |= {f"{label}-{key}": tell(times.loc[label, MEGABYTES[way]]) for label in COMBINED}
+        front = name_front(everyone, way)
+        numbers[f"front-{key}"] = ", ".join(front)
+        numbers[f"front-{key}-new"] = ", ".join(name for name in front if name not in alone) or "none"
+    return numbers

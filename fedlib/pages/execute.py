@@ -30,25 +30,21 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
     check_parameters(paper, given, root)
     folder = "papers" if (root / "published" / f"{paper}.yaml").is_file() else "compare"
     target = root / "book" / folder / f"{paper}.ipynb"
-    with tempfile.TemporaryDirectory() as folder:
-        source, result = Path(folder, f"{paper}.ipynb"), Path(folder, "executed.ipynb")
-        jupytext.write(jupytext.read(root / "notebooks" / f"{paper}.md"), source)
-        try:
-            papermill.execute_notebook(
-                str(source),
-                str(result),
-                parameters=given,
-                kernel_name="python3",
-                cwd=str(root),
-                progress_bar=os.isatty(2),
-                execution_timeout=CELL_SECONDS,
-            )
-        except papermill.PapermillExecutionError as error:
-            if error.ename in {kind.__name__ for kind in FedlibError.__subclasses__()}:
-                raise FedlibError(f"notebooks/{paper}.md: {error.evalue}") from error
-            raise FedlibError(f"notebooks/{paper}.md failed in a cell; the old page was kept.\n{error}") from error
-        executed = nbformat.read(result, as_version=4)
-    record.write(target, nbformat.writes(normalised(executed)).encode())
+    try:
+        executed = papermill.execute_notebook(
+            jupytext.read(root / "notebooks" / f"{paper}.md"),
+            None,
+            parameters=given,
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar=os.isatty(2),
+            execution_timeout=CELL_SECONDS,
+        )
+    except papermill.PapermillExecutionError as error:
+        if error.ename in {kind.__name__ for kind in FedlibError.__subclasses__()}:
+            raise FedlibError(f"notebooks/{paper}.md: {error.evalue}") from error
+        raise FedlibError(f"notebooks/{paper}.md failed in a cell; the old page was kept.\n{error}") from error
+    record.write(target, nbformat.writes(normalise(executed)).encode())
     return target
 
 
@@ -66,7 +62,7 @@ def check_parameters(paper: str, given: Iterable[str], root: Path | None = None)
             raise SpecError(f"parameter: {name!r} is unknown to notebooks/{paper}.md; it has {has}")
 
 
-def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Without times and random ids, so that the same results give the same bytes."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("jupytext", None)

@@ -40,7 +40,7 @@ class Exhibit:
         )
 
 
-def drawn(
+def picture(
     figure: Figure, alt: str, caption: str, frame: pd.DataFrame, name: str, runs: pd.DataFrame | None = None
 ) -> Exhibit:
     """A matplotlib figure as an Exhibit: opaque PNG, readable in dark mode, with alt text.
@@ -61,7 +61,7 @@ def table(
     runs: pd.DataFrame | None = None,
     numbers: pd.DataFrame | None = None,
 ) -> Exhibit:
-    """A table as an Exhibit. runs: as in `drawn`; numbers: the CSV, where it says more than the cells."""
+    """A table as an Exhibit. runs: as in `picture`; numbers: the CSV, where it says more than the cells."""
     body = frame.to_html(index=False, border=0, classes="table", justify="left", na_rep="–")
     scrolling = f'<div style="overflow-x: auto">{body}</div>'  # a wide one scrolls by itself
     return Exhibit(scrolling, _complete(caption, runs), frame if numbers is None else numbers, name)
@@ -104,18 +104,6 @@ def canvas(
 def add_legend(figure: Figure, axes: Sequence[Any], columns: int = 4) -> None:
     """One legend for all panels, below them."""
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
-
-
-def draw_band(ax: Any, x: pd.Series, values: Any, index: int, label: str) -> None:
-    """A line and marks through the means of grouped `values`, and a band from their minimum to their maximum.
-
-    index: which of the colours and markers.
-    """
-    style = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-    ax.plot(x, values.mean(), label=label, **style)
-    ax.fill_between(x, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
-    if len(x) == 1:  # a band of no width
-        ax.vlines(x, values.min(), values.max(), color=style["color"])
 
 
 def draw_point(ax: Any, x: pd.Series, y: pd.Series, index: int, label: str, filled: bool = True) -> None:

@@ -13,18 +13,16 @@ import torch
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.measures import model_ratio, traffic_ratio
 from fedlib.claims.results import each, join_rounds, where
-from fedlib.core.client import Job, Member, train, walk
-from fedlib.core.method import AnyMethod, Phase, ServerState
 from fedlib.core.plan import Tensors
 from fedlib.data import synthetic
 from fedlib.methods.fedcompress import clustering
-from fedlib.pages.exhibit import Exhibit, add_legend, canvas, drawn, spread, table
-from fedlib.pages.figures import BAND, count_rounds, draw_panels, message_table
-from fedlib.pages.page import NOT_RUN, Page, mean, span
-from fedlib.pages.tables import Cells, average, deviate, name_setting, summarize
+from fedlib.pages.client_diagnostics import CPU, follow_client
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, picture, spread, table
+from fedlib.pages.figures import BAND, count_rounds, draw_panels
+from fedlib.pages.page import Page, mean, means, span, tell
+from fedlib.pages.tables import Cells, average, deviate, message_table, name_setting, summarize
 from fedlib.runs import build
 from fedlib.runs.experiments import specs
-from fedlib.runs.rounds import initial
 from fedlib.wire import codebook
 
 TASKS = ("main", "fashion", "speech")
@@ -88,7 +86,7 @@ def history_figure(
         means = where(named, panel=what, method=label).groupby("round")["value"].mean()
         says.append(f"{label}, {what}: {means.iloc[0]:.3g} to {means.iloc[-1]:.3g}")
     alt = f"Line charts by round, from the first to the last: {'; '.join(says)}."
-    return drawn(figure, alt, f"{caption} {BAND}", points, name, runs)
+    return picture(figure, alt, f"{caption} {BAND}", points, name, runs)
 
 
 def distillation_table(runs: pd.DataFrame, name: str) -> Exhibit:
@@ -118,31 +116,28 @@ def pull_table(runs: pd.DataFrame, name: str) -> Exhibit:
 
 def quote_results(page: Page) -> dict[str, str]:
     """Accuracies and ratios of each task and method, for the sentences."""
-    numbers = {}
+    labels = ("fedavg", "fedzip", "client-only", "fedcompress")
+    numbers: dict[str, str] = {}
+    ratios = pd.Series(dtype=float)
     for group in TASKS:
-        for label in ("fedavg", "fedzip", "client-only", "fedcompress"):
-            numbers[f"{group}-{label}"] = mean(page.select(group, label=label))
-            for key in ("ccr", "mcr"):
-                for meter in METER:
-                    numbers[f"{key}-{group}-{label}-{meter}"] = find_ratio(page, key, group, label, meter)
+        numbers |= means(page.select(group), labels, f"{group}-{{}}")
+        for label, meter in itertools.product(labels, METER):
+            case = ([label], [group], ["fedavg"], meter)
+            for key, values in (
+                ("ccr", traffic_ratio(page.runs, page.rounds, *case)),
+                ("mcr", model_ratio(page.runs, *case)),
+            ):
+                ratios[f"{key}-{group}-{label}-{meter}"] = np.mean([*values.values()]) if values else np.nan
     for key in ("ccr", "mcr"):
-        means = [float(numbers[f"{key}-{group}-fedcompress-zip"]) for group in TASKS if len(page.select(group))]
-        numbers[f"{key}-mean-zip"] = f"{np.mean(means):.2f}"
-    return numbers
-
-
-def find_ratio(page: Page, key: str, group: str, label: str, meter: str) -> str:
-    """FedAvg's traffic (`ccr`) or model (`mcr`) over a method's, mean over seeds."""
-    case = ([label], [group], ["fedavg"], meter)
-    found = traffic_ratio(page.runs, page.rounds, *case) if key == "ccr" else model_ratio(page.runs, *case)
-    return f"{np.mean([*found.values()]):.2f}" if found else NOT_RUN
+        ratios[f"{key}-mean-zip"] = ratios[[f"{key}-{group}-fedcompress-zip" for group in TASKS]].mean()
+    return numbers | {str(name): tell(ratio, ".2f") for name, ratio in ratios.items()}
 
 
 def quote_parts(page: Page) -> dict[str, str]:
     """Numbers on clusters, foreign images, BatchNorm and the pull, for the sentences."""
     main, fashion, speech = (page.select(group, label="fedcompress") for group in TASKS)
-    numbers = {label: mean(page.select("fixed", label=label)) for label in ("fixed-4", "fixed-8", "fixed-16")}
-    numbers |= {label: mean(page.select("norms", label=label)) for label in ("batch-norms", "recalibrated")}
+    numbers = means(page.select("fixed"), ("fixed-4", "fixed-8", "fixed-16"))
+    numbers |= means(page.select("norms"), ("batch-norms", "recalibrated"))
     for kind in ("stripes", "noise", "clients"):
         for group in ("foreign", "foreign-norms"):
             numbers[f"{group}-{kind}"] = mean(page.select(group, hyper={"foreign": kind}))
@@ -155,9 +150,8 @@ def quote_parts(page: Page) -> dict[str, str]:
         numbers[f"held-{beta}"] = _percent(pulled, "validation")
     numbers |= {"fashion-before": _percent(fashion, "before"), "speech-before": _percent(speech, "before")}
     drops = 100 * fashion["last.notes.before"] - fashion["accuracy"]
-    numbers["fashion-worst"] = f"{drops.max():.0f}" if len(drops) else NOT_RUN
     least = page.select("speech", label="fedzip")["accuracy"].min()
-    return numbers | {"speech-fedzip-least": NOT_RUN if np.isnan(least) else f"{least:.1f}"}
+    return numbers | {"fashion-worst": tell(drops.max(), ".0f"), "speech-fedzip-least": tell(least)}
 
 
 def _percent(runs: pd.DataFrame, note: str) -> str:
@@ -168,35 +162,14 @@ def look_inside(page: Page) -> tuple[Exhibit, Exhibit]:
     """Weights of a client in the first round, phase by phase, and the fields of its upload."""
     torch.set_num_threads(1)
     spec = next(s for s in specs("fedcompress", page.profile, "main_fedcompress_*") if s.seed == 0)
-    job = build.job(spec, torch.device("cpu"))
-    phases, upload = client_phases(job, initial(job))
+    job = build.job(spec, CPU)
+    phases, upload = follow_client(job)
     caption = (
         "Weights of the second kernel of one client in round 1, and centroids (dashed); the vertical scale is "
         f"logarithmic. Profile {page.profile}; digits; client 0 of {spec.clients}; a single seed (0); cpu."
     )
     weights = weights_figure(phases, "conv2.weight", caption, "weights")
     return weights, message_table(upload, job.method.sections, "One upload of FedCompress, field by field.")
-
-
-def client_phases(job: Job, state: ServerState[Any], client: int = 0) -> tuple[list[tuple[str, Tensors]], bytes]:
-    """Tensors of a client by moment (as received, after ordinary epochs, after clustered ones), and its upload."""
-    seen: list[tuple[str, Tensors]] = []
-
-    def fit(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
-        (member,) = members
-        if not seen:
-            seen.append(("as received", _copied(member.local.trainable)))
-        train(method, phase, members)
-        moment = "after ordinary epochs" if len(seen) == 1 else "after clustered epochs"
-        seen.append((moment, _copied(member.local.trainable)))
-
-    ((_, upload),) = walk(job, job.method.broadcast(state), 1, [client], None, fit)
-    assert isinstance(upload, bytes)
-    return seen, upload
-
-
-def _copied(state: Tensors) -> Tensors:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def weights_figure(stages: Sequence[tuple[str, Tensors]], tensor: str, caption: str, name: str) -> Exhibit:
@@ -216,7 +189,7 @@ def weights_figure(stages: Sequence[tuple[str, Tensors]], tensor: str, caption: 
         says.append(f"{moment}: {len(distinct)} values, from {weights.min():.2f} to {weights.max():.2f}")
     axes[0].set_ylabel("weights")
     axes[0].set_yscale("log")
-    return drawn(figure, f"Histograms of weights. {'; '.join(says)}.", caption, pd.concat(frames), name)
+    return picture(figure, f"Histograms of weights. {'; '.join(says)}.", caption, pd.concat(frames), name)
 
 
 def contact_sheet(shape: tuple[int, int, int], name: str, each: int = 8) -> Exhibit:
@@ -234,7 +207,7 @@ def contact_sheet(shape: tuple[int, int, int], name: str, each: int = 8) -> Exhi
     ax.grid(False)
     caption = f"Images made on the spot, {height} x {width} pixels: the first {each} of each kind, seed 0."
     alt = f"Contact sheet of grey images, a row each: {', '.join(synthetic.KINDS)}."
-    return drawn(figure, alt, caption, pd.concat(frames), name)
+    return picture(figure, alt, caption, pd.concat(frames), name)
 
 
 def inference_table(name: str) -> Exhibit:

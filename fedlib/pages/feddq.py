@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from fedlib.claims import targets
-from fedlib.claims.results import each, join_rounds, list_columns, where
+from fedlib.claims.results import join_rounds, list_columns, where
 from fedlib.pages.client_diagnostics import gradient_noise
-from fedlib.pages.exhibit import Exhibit, drawn, spread, table
+from fedlib.pages.exhibit import Exhibit, add_legend, picture, spread
 from fedlib.pages.figures import BAND, draw_panels, lines_by_round
-from fedlib.pages.page import NOT_RUN, Page, mean, span
-from fedlib.pages.tables import Cells, deviate, gather_notes, name_setting, summarize
+from fedlib.pages.page import ABSENT, Page, mean, means, tell
+from fedlib.pages.tables import Cells, average, deviate, gather_notes, name_setting, summarize, tell_each
 from fedlib.runs.experiments import specs
 
 LAYERS = {  # of the networks, by the number in the names of their tensors
@@ -109,16 +107,14 @@ def quantizer_table(runs: pd.DataFrame, name: str) -> Exhibit:
     """A row a method, a column a quantizer: final accuracy, and bits an entry in the mean over the run."""
     runs = runs.assign(quantizer=name_setting(runs, "quantizer", "affine_stochastic"))
 
-    def show(own: pd.DataFrame, kind: str) -> str:
-        there = where(own, quantizer=kind)
-        return f"{spread(there['accuracy'], '.3g')} % at {there['bits'].mean():.2f} bits" if len(there) else "–"
+    def tell_run(own: pd.DataFrame) -> str:
+        return f"{spread(own['accuracy'], '.3g')} % at {own['bits'].mean():.2f} bits"
 
-    cells: Cells = {kind: functools.partial(show, kind=kind) for kind in runs["quantizer"].unique()}
     caption = (
         "Test accuracy after the last round, mean and sample deviation over seeds, and bits an entry by the released "
         "code's count, mean over the run."
     )
-    return summarize(runs, {"label": "method"}, cells, caption, name)
+    return summarize(runs, {"label": "method"}, tell_each(runs, "quantizer", tell_run), caption, name)
 
 
 def downlink_table(runs: pd.DataFrame, name: str) -> Exhibit:
@@ -128,8 +124,10 @@ def downlink_table(runs: pd.DataFrame, name: str) -> Exhibit:
         for when in ("first", "last")
     }
     runs = runs.assign(resolution=name_setting(runs, "downlink", "float32"), begin=down["first"], end=down["last"])
+    sizes = {f"{way} of a message": runs[f"{way}_bytes"] / runs["uploads"] for way in ("uplink", "downlink")}
+    runs = runs.assign(**sizes)
     cells: Cells = {"accuracy (%)": deviate("accuracy", ".3g")}
-    cells |= {f"{way} bytes": _average_message(runs[f"{way}_bytes"]) for way in ("uplink", "downlink")}
+    cells |= {f"{way} bytes": average(f"{way} of a message") for way in ("uplink", "downlink")}
     cells |= {
         "bits a parameter down, first to last round": lambda own: (
             f"{own['begin'].mean():.2f} to {own['end'].mean():.2f}"
@@ -139,28 +137,17 @@ def downlink_table(runs: pd.DataFrame, name: str) -> Exhibit:
     return summarize(runs, by, cells, "Bytes of a mean message in each direction.", name)
 
 
-def _average_message(totals: pd.Series) -> Any:
-    """A cell: bytes of all messages over the number of uploads, mean over runs; a dash where there are none."""
-
-    def cell(own: pd.DataFrame) -> str:
-        sizes = totals[own.index] / own["uploads"]
-        return f"{sizes.mean():,.0f}" if sizes.notna().any() else "–"
-
-    return cell
-
-
 def wire_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, name: str) -> Exhibit:
     """A row a method: bytes of a mean upload, by definition, as measured and in parts; and of a mean download."""
-    parts = sorted(list_columns(runs, "part."), key=lambda column: column == "part.container")
-    entropy = rounds.groupby("run")["other_bits.entropy"].sum(min_count=1)[runs["run"]].set_axis(runs.index) / 8
-    cells: Cells = {
-        "payload, as the released code counts": _average_message(runs["paper_bits"] / 8),
-        "measured": _average_message(runs["uplink_bytes"]),
-    }
-    cells |= {column.removeprefix("part."): _average_message(runs[column]) for column in parts}
-    cells |= {"entropy of the levels": _average_message(entropy)}
-    cells |= {"download, measured": _average_message(runs["downlink_bytes"])}
-    return summarize(runs, {"label": "method"}, cells, caption, name)
+    totals = {"payload, as the released code counts": runs["paper_bits"] / 8, "measured": runs["uplink_bytes"]}
+    for column in sorted(list_columns(runs, "part."), key=lambda column: column == "part.container"):
+        totals[column.removeprefix("part.")] = runs[column]
+    entropy = rounds.groupby("run")["other_bits.entropy"].sum(min_count=1) / 8
+    totals["entropy of the levels"] = runs["run"].map(entropy)
+    totals["download, measured"] = runs["downlink_bytes"]
+    sizes = {what: total / runs["uploads"] for what, total in totals.items()}
+    cells: Cells = {what: average(what) for what in sizes}
+    return summarize(runs.assign(**sizes), {"label": "method"}, cells, caption, name)
 
 
 def sweep_figure(runs: pd.DataFrame, setting: str, guides: Mapping[str, float], name: str) -> Exhibit:
@@ -182,7 +169,7 @@ def sweep_figure(runs: pd.DataFrame, setting: str, guides: Mapping[str, float], 
         ax.set(xscale="log", xlabel=short, ylabel=ax.get_title(), title="")
         ax.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
         ax.minorticks_off()
-        ax.legend(handles=[line for line in ax.get_lines() if len(line.get_xdata())])
+    add_legend(figure, axes)
     means = frame.groupby(short)[["accuracy", "bits in the mean"]].mean()
     facts = "; ".join(
         f"{x:g}: {a:.1f} %, {b:.2f} bits" for x, (a, b) in zip(means.index, means.to_numpy(), strict=True)
@@ -193,83 +180,19 @@ def sweep_figure(runs: pd.DataFrame, setting: str, guides: Mapping[str, float], 
         f"Accuracy after the last round and bits an entry against the {short}. {BAND} Vertical lines: guide value "
         f"{marks}."
     )
-    return drawn(figure, alt, caption, frame, name, runs)
+    return picture(figure, alt, caption, frame, name, runs)
 
 
 def show_sweep(page: Page, group: str, last: int) -> Exhibit | Markdown:
     """The sweep of the resolution in a group of runs, with the guide values before round 1 and before round `last`."""
-
-    def draw(runs: pd.DataFrame) -> Exhibit:
-        (spec,) = (s for s in plans if (s.group, s.seed, s.hyper.get("resolution")) == (group, 0, 0.005))
-        noise = gradient_noise(replace(spec, rounds=last), last)
-        guides = {f"before round {r}": guide for r, guide in zip(noise["round"], noise["guide"], strict=True)}
-        return sweep_figure(runs, "hyper.resolution", guides, f"resolution-{group}")
-
+    runs = page.select(group)
+    if not len(runs):
+        return ABSENT
     plans = specs("feddq", page.profile)
-    return page.show(draw, page.select(group))
-
-
-def target_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, against: str) -> Exhibit:
-    """A row a group, partition and method: what it takes to reach 99 % of FedAvg's best accuracy; saved over another.
-
-    A method reaches the target when it does with every seed; otherwise the table says with how many.
-    """
-    spent = list_spent(runs, rounds)
-    rows = []
-    for (group, split, label), own in each(spent, "group", "split", "label"):
-        reached = own["ever"].sum()
-        row = {"group": group, "partition": split, "target (%)": f"{own['target'].mean():.1f}", "method": label}
-        for column, head, unit in (("rounds", "rounds", 1), ("bits", "Mbit", 1e6), ("megabytes", "MB measured", 1)):
-            row[head] = spread(own[column] / unit, ".3g") if reached == len(own) else "not reached"
-        row["seeds that reach it"] = f"{reached} of {len(own)}"
-        for quantity in ("rounds", "bits"):
-            saved = list_savings(own, spent, against, quantity)
-            shown = spread(saved, ",.0f") if len(saved) and reached == len(own) else "–"
-            row[f"{quantity} saved over {against} (%)"] = shown
-        rows.append(row)
-    names = {"group": "group", "split": "partition", "label": "method", "seed": "seed"}
-    names |= {name: name for name in ("ever", "rounds", "bits", "megabytes")}
-    ordered = pd.concat([own.sort_values("seed") for _, own in each(spent, "group", "split", "label")])
-    return table(pd.DataFrame(rows), caption, "targets", runs, ordered[list(names)].rename(columns=names))
-
-
-def list_spent(runs: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: group, split, label, seed, its target, and the columns of `targets.reach`."""
-    goals = targets.set_targets(runs, rounds)
-    frame = runs[["group", "split", "label", "seed"]].assign(target=goals)
-    return frame.join(targets.reach(runs, rounds, goals))
-
-
-def list_savings(own: pd.DataFrame, spent: pd.DataFrame, against: str, quantity: str) -> list[float]:
-    """Percent saved over the run of another label with the same group, partition and seed, for each that has one."""
-    other = where(spent, label=against).set_index(targets.PLACE)
-    mine = own.sort_values("seed", kind="stable").set_index(targets.PLACE)
-    both = mine.index[mine.index.isin(other.index)]
-    return list(targets.save(mine.loc[both], other.loc[both], quantity))
-
-
-def quote_savings(page: Page, one_bit: pd.DataFrame) -> dict[str, Any]:
-    """Numbers for the sentences on targets; one_bit: runs that are set beside those of group fashion."""
-    everything = page.select("main", "fashion", "digits")
-    spent = list_spent(pd.concat([everything, one_bit]), page.rounds)
-
-    def save(runs: pd.DataFrame, over: str) -> pd.Series:
-        return pd.Series(list_savings(spent.loc[runs.index], spent, over, "bits"), dtype=float)
-
-    of = functools.partial(where, everything)
-    two = of(label="fixed-2")
-    numbers: dict[str, Any] = {"two-runs": len(two)}
-    for label in ("feddq", "ascending"):
-        numbers[f"two-beats-{label}"] = int((save(two, label) > 0).sum())
-    numbers["fashion-saves"] = span(save(of(label="feddq", group="fashion"), "ascending"))
-    numbers["digits-spends"] = span(-save(of(label="feddq", group="digits"), "ascending"))
-    numbers["one-bit-saves"] = span(save(one_bit, "fixed-2"))
-    numbers["one-bit-bits"] = mean(one_bit, "bits", ".2f")
-    numbers["two-saves"] = span(save(of(label="fixed-2", group="fashion"), "fixed-8"))
-    rounds = where(spent, group="digits", split="iid").pivot_table(index="seed", columns="label", values="rounds")
-    pairs = rounds.reindex(columns=["feddq", "ascending"]).dropna().astype(int).itertuples(index=False)
-    told = "; ".join(f"{own} against {other}" for own, other in pairs)
-    return numbers | {"rounds-digits": told or NOT_RUN}
+    (spec,) = (s for s in plans if (s.group, s.seed, s.hyper.get("resolution")) == (group, 0, 0.005))
+    noise = gradient_noise(replace(spec, rounds=last), last)
+    guides = {f"before round {r}": guide for r, guide in zip(noise["round"], noise["guide"], strict=True)}
+    return sweep_figure(runs, "hyper.resolution", guides, f"resolution-{group}")
 
 
 def quote_results(page: Page) -> dict[str, Any]:
@@ -277,20 +200,16 @@ def quote_results(page: Page) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     coded = page.runs["last.other_bits.entropy"] / page.runs["last.uploads"] / page.runs["parameters"]
     runs = page.runs.assign(coded=coded)
-    fedavg = {}
     for group in ("main", "fashion", "digits"):
         own = where(runs, group=group)
         own = where(own, split="iid") if group == "digits" else own
-        fedavg[group] = where(own, label="fedavg")
-        numbers[f"{group}-fedavg-accuracy"] = mean(fedavg[group])
-        for label in ("feddq", "feddq-code", "ascending", "fixed-1", "fixed-2", "fixed-4"):
-            for key, (column, form) in QUOTED.items():
-                numbers[f"{group}-{label}-{key}"] = mean(where(own, label=label), column, form)
+        numbers |= means(own, ("fedavg",), f"{group}-{{}}-accuracy")
+        for key, (column, form) in QUOTED.items():
+            labels = ("feddq", "feddq-code", "ascending", "fixed-1", "fixed-2", "fixed-4")
+            numbers |= means(own, labels, f"{group}-{{}}-{key}", column, form)
     symmetric = page.select("quantizers", label="fixed-1", hyper={"quantizer": "symmetric_nearest"})
-    code = page.select("main", label="feddq-code")
-    loss = fedavg["main"]["accuracy"].mean() - code["accuracy"].mean()
-    numbers["main-feddq-code-loss"] = f"{loss:.1f}" if len(code) else NOT_RUN
-    return numbers | {"one-symmetric": mean(symmetric)}
+    full, code = (page.select("main", label=label)["accuracy"].mean() for label in ("fedavg", "feddq-code"))
+    return numbers | {"main-feddq-code-loss": tell(full - code), "one-symmetric": mean(symmetric)}
 
 
 def set_beside_fashion(page: Page) -> pd.DataFrame:

@@ -12,9 +12,8 @@ from fedlib.claims.measures import take_best
 from fedlib.claims.results import each, where
 from fedlib.pages.client_diagnostics import inside
 from fedlib.pages.exhibit import Exhibit
-from fedlib.pages.figures import lines
-from fedlib.pages.page import NOT_RUN, Page, mean
-from fedlib.pages.tables import heat_map
+from fedlib.pages.figures import heat_map, lines
+from fedlib.pages.page import NOT_RUN, Page, means, tell
 from fedlib.runs.experiments import specs
 
 INSIDE = (
@@ -63,13 +62,10 @@ def quote_methods(page: Page) -> dict[str, str]:
     numbers: dict[str, str] = {}
     wide = page.select("wide")
     wide = wide.assign(measured=8 * wide["upload_bytes"] / wide["weights"])
-    best = take_best(wide)
-    for label in ("fedavg", "fedmrn-binary", "fedmrn-signed", "small-signed", "after-signed", "terngrad", "eden"):
-        own = where(best, label=label)
-        numbers |= {f"wide-{label}": mean(own), f"wide-{label}-bits": mean(own, "measured", ".2f")}
-        numbers[f"wide-{label}-fast"] = mean(where(wide, label=label, lr=1.0, split="dirichlet-0.3"))
-    for label in ("fedavg", "fedmrn-binary", "fedmrn-signed"):
-        numbers[f"wide-{label}-few"] = mean(where(best, label=label, split="labels-3"))
+    best, fast = take_best(wide), where(wide, lr=1.0, split="dirichlet-0.3")
+    labels = ("fedavg", "fedmrn-binary", "fedmrn-signed", "small-signed", "after-signed", "terngrad", "eden")
+    numbers |= means(best, labels, "wide-{}") | means(best, labels, "wide-{}-bits", "measured", ".2f")
+    numbers |= means(fast, labels, "wide-{}-fast") | means(where(best, split="labels-3"), labels[:3], "wide-{}-few")
     for group in ("fashion", "wide"):
         for mask in ("binary", "signed"):
             own = page.select(group, label=f"fedmrn-{mask}")
@@ -90,7 +86,7 @@ def quote_feedback(page: Page) -> dict[str, str]:
     for label in ("signsgd", "topk", "fedmrn-signed", "terngrad", "eden"):
         best = take_best(where(runs, label=label))
         gap = where(best, group="feedback")["accuracy"].mean() - where(best, group="wide")["accuracy"].mean()
-        numbers[label] = NOT_RUN if np.isnan(gap) else f"{gap:+.1f}"
+        numbers[label] = tell(gap, "+.1f")
     return numbers
 
 

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.measures import accuracy_gap
 from fedlib.claims.results import DEFAULT, each, where
 from fedlib.models import freezing
 from fedlib.models.registry import build
-from fedlib.pages.exhibit import Exhibit, add_legend, canvas, drawn, table
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, picture, table
 from fedlib.pages.figures import accuracy_by_setting
-from fedlib.pages.page import NOT_RUN, Page, mean
+from fedlib.pages.page import Page, mean, means, tell
 from fedlib.pages.tables import Cells, average, deviate, name_setting, summarize
 from fedlib.rng import Rng
 from fedlib.theory import fedpt as theory
 
-BUDGET = ("mechanism", "clip_norm", "noise_multiplier", "epsilon")  # of what a record says of privacy
-PERCENT = ("bytes each way", "products", "time of a step", "memory, SGD", "memory, Adam")
-SHORT = {"bytes": PERCENT[0], "products": PERCENT[1], "time": PERCENT[2], "sgd": PERCENT[3], "adam": PERCENT[4]}
-QUOTED = (
-    ("emnist", "emnist/dense1"),
-    ("emnist", "emnist/conv"),
-    ("resnet18-gn", "cifar/s1234"),
-    ("transformer", "so/blocks"),
-)
+MEASURED = {  # what is measured of a policy, by the names of `bench/partial.py`
+    "bytes_up": "bytes each way",
+    "macs_ratio": "products",
+    "step_ratio": "time of a step",
+    "peak_bytes.sgd": "memory, SGD",
+    "peak_bytes.adam": "memory, Adam",
+    "state_bytes.sgd": "formula, SGD",
+    "state_bytes.adam": "formula, Adam",
+}
+SHORT = dict(zip(("bytes", "products", "time", "sgd", "adam"), MEASURED.values(), strict=False))
+QUOTED = ("emnist/dense1", "emnist/conv", "cifar/s1234", "so/blocks")
 WIDTHS = {"emnist-hidden8": 8, "emnist-narrow": 128, "emnist-hidden2048": 2048}  # hidden units
 LAWS = {"he": "He's law", "glorot": "Glorot's law"}
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "yogi": "Yogi"}
@@ -40,73 +42,49 @@ def count_trained(runs: pd.DataFrame) -> pd.Series:
     return (runs["paper_bits"] / runs["uploads"] / 32).round().astype(int)
 
 
-def compare_with_full(network: str) -> pd.DataFrame:
-    """A row a policy of a network, in percent of full training, as `bench/partial.py` has measured it."""
-    rows = [r for r in benchmark("partial")["rows"] if r["network"] == network]
-    full = rows[0]
-
-    def percent(row: dict[str, Any]) -> dict[str, Any]:
-        values = (
-            row["bytes_up"] / full["bytes_up"],
-            row["macs_ratio"],
-            row["step_ratio"],
-            row["peak_bytes"]["sgd"] / full["peak_bytes"]["sgd"],
-            row["peak_bytes"]["adam"] / full["peak_bytes"]["adam"],
-        )
-        return {"frozen": row["policy"]} | {name: 100 * v for name, v in zip(PERCENT, values, strict=True)}
-
-    return pd.DataFrame(percent(row) for row in rows)
+def compare_with_full() -> pd.DataFrame:
+    """A row a network and policy, in percent of full training, as `bench/partial.py` has measured it."""
+    rows = pd.json_normalize(benchmark("partial")["rows"])
+    values = rows[list(MEASURED)].rename(columns=MEASURED)
+    percent = 100 * (values / values.groupby(rows["network"]).transform("first"))
+    return percent.assign(network=rows["network"], frozen=rows["policy"])
 
 
-def savings_figure(networks: Sequence[str], name: str) -> Exhibit:
+def savings_figure(networks: list[str], name: str) -> Exhibit:
     """A panel a network: what is left of bytes, time and memory under each policy."""
-    shown = [PERCENT[0], PERCENT[2], PERCENT[3], PERCENT[4]]
+    frame = where(compare_with_full(), network=networks).query("frozen != 'none'")
+    columns = [SHORT[key] for key in ("bytes", "time", "sgd", "adam")]
     figure, axes = canvas(len(networks), 3.8)
-    frames, says = [], []
-    for ax, network in zip(axes, networks, strict=True):
-        frame = compare_with_full(network).iloc[1:]
-        places = np.arange(len(frame))
-        for index, column in enumerate(shown):
-            ax.bar(places + (index - 1.5) * 0.2, frame[column], 0.2, label=column, color=f"C{index}")
+    for ax, (network, own) in zip(axes, each(frame, "network"), strict=True):
+        short = own.assign(policy=own["frozen"].str.partition("/")[2])
+        bars = short.melt("policy", columns, "what")
+        sns.barplot(bars, x="policy", y="value", hue="what", palette="colorblind", saturation=1, ax=ax)
+        ax.get_legend().remove()
         ax.axhline(100, color="0.3", linewidth=1)
-        short = [policy.partition("/")[2] for policy in frame["frozen"]]
-        ax.set(title=network, xlabel="frozen")
-        ax.set_xticks(places, short)
-        frames.append(frame.assign(network=network))
-        says += [
-            f"{row.iloc[0]}: {row[shown[0]]:.0f}, {row[shown[1]]:.0f}, {row[shown[2]]:.0f}"
-            for _, row in frame.iterrows()
-        ]
-    axes[0].set_ylabel("% of full training")
+        ax.set(title=network, xlabel="frozen", ylabel="% of full training")
     add_legend(figure, axes)
-    alt = f"Bar charts of what is left in percent of full training. Bytes, time, memory with SGD: {'; '.join(says)}."
+    told = frame[["frozen", *columns[:3]]].itertuples(index=False)
+    says = "; ".join(f"{policy}: {size:.0f}, {time:.0f}, {memory:.0f}" for policy, size, time, memory in told)
+    alt = f"Bar charts of what is left in percent of full training. Bytes, time, memory with SGD: {says}."
     made = benchmark("partial")
     caption = (
         "What is left of full training under each policy: bytes each way of the real messages, time of a local step, "
         f"most bytes in tensors during local training. One thread, medians of {made['turns']} turns; {made['cpu']}."
     )
-    return drawn(figure, alt, caption, pd.concat(frames), name)
+    return picture(figure, alt, caption, frame[["frozen", *SHORT.values(), "network"]], name)
 
 
 def savings_table(networks: list[str], name: str) -> Exhibit:
     """The numbers of `savings_figure`, measured beside counted: products, and bytes of tensors by a formula."""
-    bench = benchmark("partial")
-    frames = []
-    for network in networks:
-        states = [row["state_bytes"] for row in bench["rows"] if row["network"] == network]
-        formula = {
-            f"formula, {label}": [100 * state[key] / states[0][key] for state in states]
-            for key, label in (("sgd", "SGD"), ("adam", "Adam"))
-        }
-        frames.append(compare_with_full(network).assign(network=network, **formula))
-    columns = ["network", "frozen", *PERCENT[:3], "formula, SGD", "memory, SGD", "formula, Adam", "memory, Adam"]
+    columns = ["network", "frozen", "bytes each way", "products", "time of a step"]
+    columns += ["formula, SGD", "memory, SGD", "formula, Adam", "memory, Adam"]
     caption = (
         "The same in numbers, measured beside counted; percent of full training. Products: multiply-accumulates of "
         "training on one example, counted. Formula: bytes of parameters, gradients and the local optimizer, counted; "
         "memory: most bytes in tensors, measured. Random inputs, batches of 20 images or 10 texts; "
-        f"{bench['cpu']}."
+        f"{benchmark('partial')['cpu']}."
     )
-    return table(pd.concat(frames)[columns].round(1), caption, name)
+    return table(where(compare_with_full(), network=networks)[columns].round(1), caption, name)
 
 
 def policies_table(name: str) -> Exhibit:
@@ -128,12 +106,11 @@ def policy_table(runs: pd.DataFrame, name: str) -> Exhibit:
     trained = count_trained(runs)
     runs = runs.assign(trained=trained, share=100 * trained / runs["parameters"], times=runs["parameters"] / trained)
     runs = runs.assign(download=runs["downlink_bytes"] / runs["downloads"])
-    first = runs[~runs["label"].duplicated()].set_index("label")
 
-    def show(column: str, form: str) -> Any:
-        return lambda own: f"{first.loc[own['label'].iloc[0], column]:{form}}"
+    def show(column: str, form: str) -> Callable[[pd.DataFrame], str]:
+        return lambda own: f"{own[column].iloc[0]:{form}}"
 
-    cells: Cells = {"trained": show("trained", ","), "share": lambda own: show("share", ".2f")(own) + " %"}
+    cells: Cells = {"trained": show("trained", ","), "share": lambda own: f"{own['share'].iloc[0]:.2f} %"}
     cells |= {"reduction": show("times", ".2f"), "bytes down": show("download", ",.0f")}
     cells |= {"bytes up": show("upload_bytes", ",.0f"), "accuracy (%)": deviate("accuracy")}
     caption = "Messages as measured; accuracy after the last round, mean and sample deviation."
@@ -160,7 +137,7 @@ def share_figure(runs: pd.DataFrame) -> Exhibit:
     runs = runs.assign(share=100 * count_trained(runs) / whole)
     caption = "Accuracy against what is trained and sent. thin is a network of its own, placed by its size."
     axis = "entries that are sent, % of the network's"
-    return accuracy_by_setting(runs, "share", axis, caption, "share", scale="log")
+    return accuracy_by_setting(runs, "share", axis, caption, "share")
 
 
 def scale_figure(runs: pd.DataFrame) -> Exhibit:
@@ -168,28 +145,24 @@ def scale_figure(runs: pd.DataFrame) -> Exhibit:
     runs = runs.assign(factor=name_setting(runs, "scale", 1.0), last=runs["label"] != "dense1")
     runs = runs.sort_values(["last", "factor"], kind="stable")
     caption = "Accuracy when the frozen weights, drawn by Glorot's law, are multiplied by a factor."
-    return accuracy_by_setting(runs, "factor", "factor on the frozen weights", caption, "scale", scale="log")
+    return accuracy_by_setting(runs, "factor", "factor on the frozen weights", caption, "scale")
 
 
 def width_figure(runs: pd.DataFrame) -> Exhibit:
     """Accuracy by the width of the hidden layer, trained and frozen."""
     runs = runs.assign(width=runs["model"].map(WIDTHS), policy=name_policy(runs), law=runs["hyper.law"].map(LAWS))
     caption = "Accuracy with the hidden layer trained and frozen, by its width and by the law of initial values."
-    return accuracy_by_setting(runs, "width", "hidden units", caption, "width", by="policy", panel="law", scale="log")
+    return accuracy_by_setting(runs, "width", "hidden units", caption, "width", by="policy", panel="law")
 
 
 def server_figure(runs: pd.DataFrame) -> Exhibit:
     """Accuracy by the server's optimizer and its learning rate."""
-    settings = zip(
-        name_setting(runs, "optimizer", "sgd"),
-        name_setting(runs, "momentum", 0),
-        name_setting(runs, "server_lr", 1),
-        strict=True,
-    )
-    names = [f"{OPTIMIZERS[o]}{' with momentum' if momentum else ''}\n{lr:g}" for o, momentum, lr in settings]
+    optimizer = name_setting(runs, "optimizer", "sgd").map(OPTIMIZERS)
+    momentum = name_setting(runs, "momentum", 0).map(lambda value: " with momentum" if value else "")
+    names = optimizer + momentum + name_setting(runs, "server_lr", 1).map("\n{:g}".format)
     caption = "Accuracy by the server's optimizer, one learning rate each, not tuned."
     axis = "server's optimizer and its learning rate"
-    return accuracy_by_setting(runs.assign(server=names), "server", axis, caption, "server", scale="each")
+    return accuracy_by_setting(runs.assign(server=names), "server", axis, caption, "server")
 
 
 def noise_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
@@ -197,7 +170,7 @@ def noise_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
     spent = zip(runs["privacy.noise_multiplier"], runs["privacy.epsilon"], strict=True)
     budgets = [f"{noise:g}\nno ε" if pd.isna(epsilon) else f"{noise:g}\nε {epsilon:.2g}" for noise, epsilon in spent]
     runs = runs.assign(budget=budgets, policy=name_policy(runs))
-    return accuracy_by_setting(runs, "budget", "noise multiplier", caption, name, by="policy", scale="each")
+    return accuracy_by_setting(runs, "budget", "noise multiplier", caption, name, by="policy")
 
 
 def name_policy(runs: pd.DataFrame) -> pd.Series:
@@ -207,38 +180,29 @@ def name_policy(runs: pd.DataFrame) -> pd.Series:
 
 def quote_policies(page: Page) -> dict[str, str]:
     """Accuracy and reduction of each policy, for the sentences."""
-    numbers = {}
-    for group, labels in (
-        ("main", ("none", "dense1", "conv", "all-but-head", "random-2")),
-        ("he", ("none-he", "dense1-he", "conv-he", "all-but-head-he")),
-        ("thin", ("thin",)),
-    ):
-        for label in labels:
-            own = page.select("main", label=label)
-            numbers[label] = mean(page.select(group, label=label))
-            own = own.assign(times=own["parameters"] / count_trained(own))
-            numbers[f"{label}-times"] = mean(own, "times")
+    labels = ("none", "dense1", "conv", "all-but-head", "random-2")
+    main = page.select("main")
+    main = main.assign(times=main["parameters"] / count_trained(main))
+    numbers = means(main, labels) | means(main, labels, "{}-times", "times") | means(page.select("thin"), ("thin",))
+    numbers |= means(page.select("he"), ("none-he", "dense1-he", "conv-he", "all-but-head-he"))
     failing = page.select("he", label="conv-he")["accuracy"]
-    for key, value in (("low", failing.min()), ("high", failing.max())):
-        numbers[f"conv-he-{key}"] = f"{value:.1f}" if len(failing) else NOT_RUN
-    return numbers
+    return numbers | {"conv-he-low": tell(failing.min()), "conv-he-high": tell(failing.max())}
 
 
 def quote_resnet() -> dict[str, str]:
     """Parameters of the ResNet with all of its convolutions in blocks frozen."""
     module = build("resnet18-gn-100head", 3, 24, 10, Rng(0))
     shapes = {name: p.shape for name, p in module.named_parameters()}
-    size = {name: shape.numel() for name, shape in shapes.items()}
-    whole = sum(size.values())
-    left = whole - sum(size[name] for name in freezing.frozen_names("cifar/s1234", shapes))
+    whole = sum(shape.numel() for shape in shapes.values())
+    left = whole - sum(shapes[name].numel() for name in freezing.frozen_names("cifar/s1234", shapes))
     return {"all": f"{whole:,}", "trained": f"{left:,}", "times": f"{whole / left:.2f}"}
 
 
 def quote_savings() -> dict[str, str]:
     """What is left under the policies of the text, by the benchmark."""
-    numbers = {}
-    for network, policy in QUOTED:
-        row = compare_with_full(network).set_index("frozen").loc[policy]
+    numbers, measured = {}, compare_with_full()
+    for policy in QUOTED:
+        row = where(measured, frozen=policy).iloc[0]
         for key, column in SHORT.items():
             numbers[f"{policy.partition('/')[2]}-{key}"] = f"{row[column]:.0f}"
     return numbers
@@ -248,17 +212,17 @@ def quote_settings(page: Page) -> dict[str, str]:
     """Numbers on learning rate, initial values, width and text, for the sentences."""
     numbers = {}
     for key, own in (("tuned", page.select("rates")), ("shared", page.select("rates", lr=0.1))):
-        gaps = accuracy_gap(own, ["dense1"], ["rates"], ["none"])
-        numbers[f"rates-gap-{key}"] = f"{-np.mean([*gaps.values()]):.1f}" if gaps else NOT_RUN
-    for label in ("none", "dense1", "all-but-head"):
-        for law in ("he", "glorot", "torch"):
-            numbers[f"law-{label}-{law}"] = mean(page.select("laws", label=label, hyper={"law": law}))
-        numbers[f"scale-{label}-4"] = mean(page.select("scale", label=label, hyper={"scale": 4}))
+        gaps = accuracy_gap(own, ["dense1"], ["rates"], ["none"]).values()
+        numbers[f"rates-gap-{key}"] = tell(-np.mean([*gaps]) if gaps else np.nan)
+    labels = ("none", "dense1", "all-but-head")
+    for law in ("he", "glorot", "torch"):
+        numbers |= means(page.select("laws", hyper={"law": law}), labels, f"law-{{}}-{law}")
+    numbers |= means(page.select("scale", hyper={"scale": 4}), labels, "scale-{}-4")
     for model, width in WIDTHS.items():
         for law, tail in (("glorot", ""), ("he", "-he")):
             own = page.select("width", model=model, label=["none" + tail, "dense1" + tail])
             numbers[f"width-{law}-{width}"] = _tell_gap(own, WHOLE, FROZEN, ".1f")
-    return numbers | {f"text-{label}": mean(page.select("text", label=label)) for label in ("none", "ffn", "blocks")}
+    return numbers | means(page.select("text"), ("none", "ffn", "blocks"), "text-{}")
 
 
 def quote_privacy(page: Page) -> dict[str, str]:
@@ -269,19 +233,15 @@ def quote_privacy(page: Page) -> dict[str, str]:
             own = page.select(group, hyper={"noise_multiplier": noise})
             numbers[f"{group}-gap-{noise}"] = _tell_gap(own, FROZEN, WHOLE, "+.1f")
             if noise:
-                spent = own["privacy.epsilon"].iloc[0] if len(own) else None
-                numbers[f"{group}-epsilon-{noise}"] = f"{spent:.2g}" if spent else NOT_RUN
+                numbers[f"{group}-epsilon-{noise}"] = mean(own, "privacy.epsilon", ".2g")
     strong = pd.concat([page.select("private", hyper={"noise_multiplier": 4}), page.select("clipping")])
-    best = {}
-    for label, key in (("private", "private-best"), ("private-dense1", "private-best-dense1")):
-        bounds = [own for _, own in each(where(strong, label=label), "privacy.clip_norm")]
-        best[label] = max(bounds, key=lambda own: own["accuracy"].mean(), default=strong.iloc[:0])
-        numbers[key] = mean(best[label])
-    gap = best["private-dense1"]["accuracy"].mean() - best["private"]["accuracy"].mean()
-    return numbers | {"private-best-gap": f"{gap:+.1f}" if len(strong) else NOT_RUN}
+    bounds = strong.groupby(["label", "privacy.clip_norm"])["accuracy"].mean()
+    best = bounds.groupby("label").max().reindex(["private", "private-dense1"])
+    numbers |= {"private-best": tell(best["private"]), "private-best-dense1": tell(best["private-dense1"])}
+    return numbers | {"private-best-gap": tell(best["private-dense1"] - best["private"], "+.1f")}
 
 
 def _tell_gap(runs: pd.DataFrame, first: str, second: str, form: str) -> str:
     """Mean accuracy under one policy less that under another."""
-    means = {policy: own["accuracy"].mean() for policy, own in each(runs.assign(policy=name_policy(runs)), "policy")}
-    return f"{means[first] - means[second]:{form}}" if first in means and second in means else NOT_RUN
+    average = runs["accuracy"].groupby(name_policy(runs)).mean().reindex([first, second])
+    return tell(average[first] - average[second], form)

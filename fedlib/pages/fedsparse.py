@@ -11,7 +11,7 @@ from fedlib.claims.results import join_rounds, where
 from fedlib.methods.fedsparse.masks import bits_a_parameter
 from fedlib.pages.exhibit import Exhibit
 from fedlib.pages.figures import lines_by_round
-from fedlib.pages.page import NOT_RUN, Page, mean
+from fedlib.pages.page import Page, mean, means, tell
 from fedlib.pages.tables import Cells, average, gather_notes, name_setting, summarize
 
 LAYERS = {"notes.density.1.weight": "first", "notes.density.3.weight": "second", "notes.density.5.weight": "last"}
@@ -87,19 +87,16 @@ def downlink_table(runs: pd.DataFrame, plain: pd.DataFrame, name: str) -> Exhibi
 
 def quote_classes(runs: pd.DataFrame) -> dict[str, str]:
     """Accuracy with and without the penalty, by partition of the digits."""
-    return {
-        f"{label}-{split}": mean(where(runs, label=label, split=split))
-        for label in ("fedpm", "lam-1", "lam-10")
-        for split in ("iid", "labels-2")
-    }
+    labels = ("fedpm", "lam-1", "lam-10")
+    return means(where(runs, split="iid"), labels, "{}-iid") | means(
+        where(runs, split="labels-2"), labels, "{}-labels-2"
+    )
 
 
 def quote_switches(page: Page, digits: pd.DataFrame) -> dict[str, str]:
     """Bits and accuracy under each switch, and the memory of Bayesian aggregation, for the sentences."""
-    numbers: dict[str, str] = {}
-    for label in ("fedpm", "lam-10", "lam-100", *(f"lam-1{tail}" for tail in SWITCHES)):
-        own = where(digits, label=label)
-        numbers |= {f"bits-{label}": mean(own, "last.bits", ".3f"), f"accuracy-{label}": mean(own)}
+    labels = ("fedpm", "lam-10", "lam-100", *(f"lam-1{tail}" for tail in SWITCHES))
+    numbers = means(digits, labels, "bits-{}", "last.bits", ".3f") | means(digits, labels, "accuracy-{}")
     density = where(digits, label="lam-1-pooled")["last.notes.density.1.weight"]
     numbers["pooled-dense"] = f"{(density > 0.5).sum()} of {len(density)}"
     for label in ("bayes-1", "bayes-5"):
@@ -117,14 +114,13 @@ def quote_magnitudes(page: Page, digits: pd.DataFrame) -> dict[str, Any]:
         return float(brentq(lambda p: bits_a_parameter(p) - bits, 1e-12, most))
 
     ratios = next((s.means for s in page.scores if s.claim["id"] == "five-magnitudes"), {})
-    strong = [where(digits, label=label) for label in ("fedpm", "lam-100")]
-    ratio = strong[0]["last.bits"].mean() / strong[1]["last.bits"].mean()
+    plain, strong = (where(digits, label=label)["last.bits"].mean() for label in ("fedpm", "lam-100"))
     return {
         "n": f"{CONV6:,}",
         "share": f"{share(1e-5):.2g}",
         "weights": f"{share(1e-5) * CONV6:.0f}",
         "float": f"{share(32e-5) * CONV6:.0f}",
         "fifth": f"{100 * share(0.2, 0.5):.1f}",
-        "strong": f"{ratio:.1f}" if len(strong[1]) else NOT_RUN,
+        "strong": tell(plain / strong),
         "measured": "; ".join(f"{case}: {value:.2f}" for case, value in ratios.items()) or "not measured at this scale",
     }

@@ -1,19 +1,18 @@
-"""Figures and tables of the pages, each drawn from the tables of `fedlib.claims.results` alone."""
+"""Figures of the pages, each drawn from the tables of `fedlib.claims.results` alone."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
-from fedlib.claims.results import FRESH, NOT_RUN, each, join_rounds
-from fedlib.claims.score import Score
-from fedlib.pages.exhibit import MARKERS, Exhibit, add_legend, canvas, draw_band, drawn, scale_by_factors, table
-from fedlib.wire import container
+from fedlib.claims.results import each, join_rounds, where
+from fedlib.pages.exhibit import MARKERS, Exhibit, add_legend, canvas, draw_point, picture, scale_by_factors
 
 QUANTITIES = {
     "accuracy": "test accuracy (%)",
@@ -25,15 +24,17 @@ AXES = {
     "uplink_megabytes": "MB uploaded by all clients so far, measured",
     "megabytes": "MB in both directions so far, measured",
 }
-POINTS = ("label", "data", "split", "seed", "lr", "round", "accuracy", "loss", "reported", "bits")  # of a curve
+POINTS = ["label", "data", "split", "seed", "lr", "round", "accuracy", "loss", "reported", "bits"]  # of a curve
+POINTS += ["uplink_megabytes", "downlink_megabytes", "megabytes"]
+BITS = ("measured_bits", "bits", "measured bits a parameter and upload")
+MEGABYTES = ("megabytes", "MB", "MB of a run in both directions, measured")
 BAND = "Line: mean over seeds; band: minimum to maximum over seeds."
 
 
 def evaluate(runs: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """One row an evaluated round of these runs: POINTS and AXES; `reported` is the loss that clients note, if any."""
+    """One row an evaluated round of these runs: POINTS; `reported` is the loss that clients note, if any."""
     frame = join_rounds(runs, rounds).rename(columns={"notes.loss": "reported"})
-    columns = dict.fromkeys([*POINTS, "uplink_megabytes", "downlink_megabytes", "megabytes"])
-    return frame[frame["accuracy"].notna()].reindex(columns=list(columns)).reset_index(drop=True)
+    return frame[frame["accuracy"].notna()].reindex(columns=POINTS).reset_index(drop=True)
 
 
 def draw_panels(
@@ -42,24 +43,26 @@ def draw_panels(
     x: str,
     panel: str,
     case: str,
-    at: str | None = None,
     order: Sequence[Any] = (),
-    labels: Mapping[str, str] | None = None,
     height: float = 3.6,
     sharey: bool = True,
 ) -> tuple[Figure, Sequence[Any]]:
-    """A panel a value of `panel`, with a band a value of `case`: column `y` against the mean of `x` at each `at`.
+    """A panel a value of `panel`, in it a line a value of `case`: the mean of `y` against `x`, and a band of all of it.
 
-    at: `x` itself unless given; order: of the cases, by which they get their colours; labels: in place of their names.
+    order: of the cases, by which they get their colours and markers.
     """
-    panels, cases = list(frame[panel].unique()), list(frame[case].unique())
+    cases = list(frame[case].unique())
     order = list(order) or cases
-    figure, axes = canvas(len(panels), height, sharey=sharey)
-    for ax, title in zip(axes, panels, strict=True):
-        for name in cases:
-            groups = frame[(frame[panel] == title) & (frame[case] == name)].groupby(at or x)
-            draw_band(ax, groups[x].mean(), groups[y], order.index(name), (labels or {}).get(name, str(name)))
-        ax.set(title=title)
+    style: dict[str, Any] = {"hue": case, "hue_order": cases, "style": case, "style_order": cases, "dashes": False}
+    style |= {"markersize": 6, "markeredgewidth": 0}
+    style["palette"] = {name: f"C{order.index(name) % 10}" for name in cases}
+    style["markers"] = {name: MARKERS[order.index(name) % len(MARKERS)] for name in cases}
+    figure, axes = canvas(frame[panel].nunique(), height, sharey=sharey)
+    for ax, (title, own) in zip(axes, each(frame, panel), strict=True):
+        how = "band" if own.groupby(case)[x].nunique().max() > 1 else "bars"  # a point has no band
+        sns.lineplot(own, x=x, y=y, errorbar=("pi", 100), err_style=how, ax=ax, **style)
+        ax.get_legend().remove()
+        ax.set(title=title, xlabel="", ylabel="")
     return figure, axes
 
 
@@ -82,12 +85,13 @@ def accuracy_curves(
     among: runs in whose order methods get their colours, where several figures are to agree.
     """
     frame, axis, what = evaluate(runs, rounds), AXES[against], QUANTITIES[quantity]
-    labels = {}
+    names = {label: label for label in (runs if among is None else among)["label"].unique()}
     if frame.groupby(panel)["lr"].nunique().max() > 1:
         for label, own in each(frame[frame[panel] == frame[panel].iloc[0]], "label"):
-            labels[label] = f"{label} (lr {', '.join(f'{lr:g}' for lr in own['lr'].unique())})"
-    order = list((runs if among is None else among)["label"].unique())
-    figure, axes = draw_panels(frame, quantity, against, panel, "label", at="round", order=order, labels=labels)
+            names[label] = f"{label} (lr {', '.join(f'{lr:g}' for lr in own['lr'].unique())})"
+    means = frame.groupby([panel, "label", "round"])[against].transform("mean")
+    points = frame.assign(case=frame["label"].map(names)).assign(**{against: means})
+    figure, axes = draw_panels(points, quantity, against, panel, "case", list(names.values()))
     for ax in axes:
         ax.set(xlabel=axis)
         if against != "round":
@@ -99,12 +103,11 @@ def accuracy_curves(
         axes[0].set_yscale("log")
     add_legend(figure, axes)
     last = frame[frame["round"] == frame.groupby(["label", panel, "seed"])["round"].transform("max")]
-    ends = last.groupby([panel, "label"])[quantity].mean()
-    alt = f"Line chart of {what} against {axis}. Mean at the end: " + "; ".join(
-        f"{where}: {value:.3g}" for where, value in zip((", ".join(key) for key in ends.index), ends, strict=True)
-    )
+    ends = last.groupby([panel, "label"])[quantity].mean().reset_index()
+    says = "; ".join(f"{place}, {label}: {value:.3g}" for place, label, value in ends.itertuples(index=False))
+    alt = f"Line chart of {what} against {axis}. Mean at the end: {says}"
     caption = f"{what.capitalize()} against {axis}. {BAND}"
-    return drawn(figure, alt, caption, frame, f"{quantity}-against-{against.replace('_', '-')}", runs)
+    return picture(figure, alt, caption, frame, f"{quantity}-against-{against.replace('_', '-')}", runs)
 
 
 def accuracy_by_setting(
@@ -115,114 +118,30 @@ def accuracy_by_setting(
     name: str,
     by: str = "label",
     panel: str | None = None,
-    scale: str = "linear",
 ) -> Exhibit:
     """Final accuracy against a column, `setting`: a line a value of column `by`, a panel a value of column `panel`.
 
-    scale: "linear", "log", or "each" for values that stand side by side, such as names.
+    The axis of numbers is logarithmic; names stand side by side.
     """
     columns = {"panel": runs[panel] if panel else "", "case": runs[by], axis: runs[setting]}
     frame = pd.DataFrame(columns | {"seed": runs["seed"], "accuracy": runs["accuracy"]}).infer_objects()
-    places = list(frame[axis].unique())
-    at = frame.assign(position=frame[axis].map(places.index) if scale == "each" else frame[axis])
-    figure, axes = draw_panels(at, "accuracy", "position", "panel", "case", height=4.0)
+    figure, axes = draw_panels(frame, "accuracy", axis, "panel", "case", height=4.0)
+    places = sorted(frame[axis].unique())
     for ax in axes:
         ax.set(xlabel=axis)
-        if scale == "each":
-            ax.set_xticks(range(len(places)), places)
-            continue
-        ax.set_xscale(scale)
-        ordered = sorted(places)
-        if scale == "log" and all(b > 1.4 * a for a, b in itertools.pairwise(ordered)):
-            ax.set_xticks(ordered, [f"{place:g}" for place in ordered])
-            ax.minorticks_off()
-        elif scale == "log":
+        if pd.api.types.is_numeric_dtype(frame[axis]):
+            ax.set_xscale("log")
             ax.xaxis.set_major_formatter("{x:g}")
+            if all(b > 1.4 * a for a, b in itertools.pairwise(places)):
+                ax.set_xticks(places)
+                ax.minorticks_off()
     axes[0].set_ylabel(QUANTITIES["accuracy"])
     if frame["case"].nunique() > 1:
         add_legend(figure, axes)
     means = frame.groupby(["panel", "case", axis], sort=False)["accuracy"].mean().reset_index()
     says = "; ".join(f"{p} {case} {at}: {mean:.1f}".strip() for p, case, at, mean in means.itertuples(index=False))
     alt = f"Line chart of test accuracy against {axis}. Means: {says}."
-    return drawn(figure, alt, f"{caption} {BAND}", frame, name, runs)
-
-
-def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "authors' scripts") -> Exhibit:
-    """Every setting: the authors' value, the value of this profile, unit and source; then the methods' own settings.
-
-    theirs: what profile `paper` stands for.
-    """
-    rows = []
-    for name, setting in experiments["settings"].items():
-        value, paper = setting.get(profile, "–"), setting.get("paper", "not stated")
-        row = {"setting": name, theirs: paper, "here": value}
-        rows.append(row | {"unit": setting["unit"], "source": setting["source"]})
-    for label, method in experiments["methods"].items():
-        if "paper" not in method:  # a check of this project's own, which the authors' scripts do not have
-            continue
-        settings = {name: method[name] for name in ("lr",) if name in method} | method["hyper"]
-        text = ", ".join(f"{name} {value}" for name, value in settings.items())
-        paper = method["paper"]
-        rows.append({"setting": label, theirs: paper, "here": text, "unit": "", "source": method["source"]})
-    return table(pd.DataFrame(rows), f"Set-up: {theirs} beside profile {profile}.", "setup")
-
-
-def score_table(results: Sequence[Score], caption: str) -> Exhibit:
-    """One row a claim: what is said, where, our criterion, what was measured, the verdict."""
-    rows = []
-    for s in results:
-        claim = s.claim
-        cases = [_case(case, values, claim.get("values", "seeds")) for case, values in s.values.items() if values]
-        low, high = claim.get("holds", (None, None))
-        criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
-        rows.append(
-            {
-                "claim": claim["says"],
-                "read in": claim["source"],
-                "criterion": criterion,
-                "measured": "; ".join(cases) or "–",
-                "verdict": s.verdict.upper() if s.verdict == "does not hold" else s.verdict,
-                "note": s.note or "–",
-            }
-        )
-    return table(pd.DataFrame(rows), caption, "scorecard")
-
-
-def _case(name: str, values: list[float], what: str) -> str:
-    spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
-    return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} {what if len(values) > 1 else what.removesuffix('s')}"
-
-
-def record_table(runs: pd.DataFrame, caption: str) -> Exhibit:
-    """Every planned run with its record: state, day, seconds, device, versions, commit."""
-    shown = runs.reindex(columns=["run", "state", "time", "seconds", "device", "torch", "commit", "code"])
-    stale = ~shown["state"].isin([FRESH, NOT_RUN])
-    shown["state"] = shown["state"].where(~stale, "STALE: " + shown["state"])
-    for name, letters in (("time", 10), ("commit", 8), ("code", 8)):
-        shown[name] = shown[name].astype("str").str[:letters].where(shown[name].notna())
-    return table(shown.where(shown.notna(), "–").rename(columns={"time": "made"}), caption, "records")
-
-
-def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
-    """Every field of a message in the order of its bytes: where it starts, its length, its bytes, what they say."""
-    sizes = container.section_sizes(message)
-    fields = [("magic word", 3), ("format version", 1), ("length of the kind", 1), ("kind", message[4])]
-    fields += [("fingerprint", 8), ("training samples", 4), ("number of sections", 1)]
-    fields += [(f"length of section {index}", 4) for index in range(len(sizes))]
-    fields += [*zip(parts, sizes, strict=True), ("checksum (CRC-32)", 4)]
-    rows, start = [], 0
-    for field, size in fields:
-        held, says = message[start : start + size], "–"
-        if field in ("magic word", "kind"):
-            says = held.rstrip(b"\0").decode()
-        elif field == "training samples" or field.split()[0] in ("format", "length", "number"):
-            says = f"{int.from_bytes(held, 'little'):,}"
-        shown = held[: 8 if size == 8 else 6].hex(" ") + (" …" if size > 8 else "")
-        rows.append({"field": field, "from byte": f"{start:,}", "bytes": f"{size:,}", "in hex": shown, "says": says})
-        start += size
-    if start != len(message):
-        raise ValueError(f"message of {len(message)} bytes, of which {start} are explained")
-    return table(pd.DataFrame(rows), caption, "message")
+    return picture(figure, alt, f"{caption} {BAND}", frame, name, runs)
 
 
 def lines(
@@ -238,10 +157,9 @@ def lines(
 ) -> Exhibit:
     """Column `y` against `x`, one line a value of `by`; column names are the axis labels.
 
-    scale: of both axes, "linear" or "log"; "log y" is for the vertical one alone. runs: as in `exhibit.drawn`.
+    scale: of both axes, "linear" or "log"; "log y" is for the vertical one alone. runs: as in `exhibit.picture`.
     """
-    figure, axes = canvas(height=4.0)
-    figure.set_figwidth(7.2)  # one panel over the page's width, with letters no larger than the text's
+    figure, axes = canvas(height=4.0, width=6.6)  # over the page's width, with letters no larger than the text's
     for index, (label, part) in enumerate(frame.groupby(by, sort=False)):
         style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": ("-", "--", "-.", ":")[index % 4]}
         every = max(1, len(part) // 12)
@@ -253,7 +171,7 @@ def lines(
         axes[0].legend()
     else:  # too many for a corner
         add_legend(figure, axes, columns=3)
-    return drawn(figure, alt, caption, frame, name, runs)
+    return picture(figure, alt, caption, frame, name, runs)
 
 
 def lines_by_round(
@@ -269,3 +187,63 @@ def lines_by_round(
     """`lines` of a column of rounds in the mean over seeds, one line a value of their column `case`; y: its name."""
     means = frame.groupby(["case", "round"], sort=False)[value].mean().reset_index().rename(columns={value: y})
     return lines(means, "round", y, "case", alt, caption, name, scale, runs)
+
+
+def heat_map(runs: pd.DataFrame, rows: str, columns: str, panels: str, name: str, what: str) -> Exhibit:
+    """Mean final accuracy by three columns ("lr", "label", "hyper.magnitude" ...); a panel a value of the third."""
+    frame = runs[[rows, columns, panels, "seed", "accuracy"]].infer_objects()
+    size = frame[[rows, columns, panels]].nunique()
+    figure, axes = canvas(size[panels], height=0.36 * size[rows] + 1.5, width=0.5 * size[columns] + 1.3)
+    low, high = (f(frame.groupby([rows, columns, panels])["accuracy"].mean()) for f in (min, max))
+    for ax, (title, own) in zip(axes, each(frame, panels), strict=True):
+        grid = own.pivot_table(index=rows, columns=columns, values="accuracy", sort=False)
+        image = ax.imshow(grid.to_numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        for (i, j), value in np.ndenumerate(grid.to_numpy()):
+            bright = value > low + 0.6 * (high - low)
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if bright else "white", fontsize=9)
+        ax.set(title=str(title), xlabel=columns.removeprefix("hyper."), xticks=range(grid.shape[1]))
+        ax.set_xticklabels([f"{v:g}" if isinstance(v, float) else str(v) for v in grid.columns])
+        ax.set_yticks(range(len(grid.index)), [str(v) for v in grid.index])
+        ax.grid(False)
+    if rows != "label":
+        axes[0].set_ylabel(rows.removeprefix("hyper."))
+    figure.colorbar(image, ax=list(axes), label=QUANTITIES["accuracy"])
+    means = frame.groupby([panels, rows, columns], sort=False)["accuracy"].mean()
+    deviation = frame.groupby([rows, columns, panels])["accuracy"].std().mean()
+    top = means.groupby(level=0, sort=False).idxmax()
+    facts = "; ".join(f"{key[0]}: best {means[key]:.1f} % at {key[1]}, {key[2]}" for key in top)
+    by = [name.removeprefix("hyper.") for name in (rows, columns, panels)]
+    alt = f"Heat map of test accuracy by {by[0]} and {by[1]}, a panel for each {by[2]}. {facts}."
+    note = f"Mean over seeds in each cell; sample deviation of a cell over seeds: {deviation:.1f} points in the mean."
+    return picture(figure, alt, f"{what} {note}", frame, name, runs)
+
+
+def trade_off(runs: pd.DataFrame, name: str, dense: str = "fedavg", cost: tuple[str, str, str] = BITS) -> Exhibit:
+    """Final accuracy against what it costs, BITS or MEGABYTES: a point a method, a panel a partition.
+
+    dense: the method that is drawn as a line, since it costs too much for the axis.
+    """
+    column, unit, axis = cost
+    names = {"label": "method", "split": "partition", "seed": "seed", column: unit, "accuracy": "accuracy"}
+    frame = runs[list(names)].rename(columns=names)
+    splits, methods = (list(frame[name].unique()) for name in ("partition", "method"))
+    figure, axes = canvas(len(splits), height=4.2)
+    for ax, split in zip(axes, splits, strict=True):
+        for index, method in enumerate(methods):
+            part = where(frame, partition=split, method=method)
+            x, y = part[unit], part["accuracy"]
+            if method == dense:
+                ax.axhline(y.mean(), color="black", linestyle="--", label=f"{dense} ({x.mean():.0f} {unit})")
+            elif len(part):
+                draw_point(ax, x, y, index, method, filled=index < 10)
+        ax.set(title=split, xlabel=axis)
+        ax.set_xlim(0, 1.08 * frame.loc[frame["method"] != dense, unit].max())
+    axes[0].set_ylabel("test accuracy (%)")
+    add_legend(figure, axes, columns=6)
+    means = frame.groupby(["partition", "method"], sort=False)[[unit, "accuracy"]].mean()
+    facts = "; ".join(f"{', '.join(key)}: {x:.2f} {unit}, {y:.1f} %" for key, x, y in means.itertuples())
+    caption = (
+        f"Final test accuracy against {axis}, mean over all rounds and seeds; bars: minimum to maximum over seeds. "
+        "Up and to the left is better."
+    )
+    return picture(figure, f"Scatter plot of accuracy against {unit}. {facts}.", caption, frame, name, runs)

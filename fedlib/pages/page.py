@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from myst_nb import glue
@@ -125,9 +126,21 @@ def keep(numbers: Mapping[str, Any], prefix: str = "") -> None:
         glue(prefix + name, value)
 
 
+def tell(value: Any, form: str = ".1f") -> str:
+    """A number for a sentence; where it is NaN, nothing was run."""
+    return NOT_RUN if np.isnan(value) else f"{value:{form}}"
+
+
 def mean(runs: pd.DataFrame, column: str = "accuracy", form: str = ".1f") -> str:
     """The mean of a column for a sentence."""
-    return f"{runs[column].mean():{form}}" if len(runs) and column in runs else NOT_RUN
+    return tell(runs[column].mean(), form) if column in runs else NOT_RUN
+
+
+def means(
+    runs: pd.DataFrame, labels: Iterable[str], name: str = "{}", column: str = "accuracy", form: str = ".1f"
+) -> dict[str, str]:
+    """The mean of a column for each label, under a name that is made of the label."""
+    return {name.format(label): mean(results.where(runs, label=label), column, form) for label in labels}
 
 
 def span(values: pd.Series, form: str = ".0f") -> str:

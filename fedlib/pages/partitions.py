@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 
 from fedlib.data.partition import Partition
-from fedlib.pages.exhibit import Exhibit, canvas, drawn, table
+from fedlib.pages.exhibit import Exhibit, canvas, picture, table
 
 
 def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], provenance: str) -> Exhibit:
@@ -33,7 +33,7 @@ def partition_picture(counts: dict[str, np.ndarray], classes: Sequence[str], pro
         for title, grid in counts.items()
     )
     alt = f"Grids of classes by clients, shaded by the number of images. {facts}."
-    return drawn(figure, alt, f"Who holds what. {facts}. {provenance}", pd.DataFrame(rows), "partition")
+    return picture(figure, alt, f"Who holds what. {facts}. {provenance}", pd.DataFrame(rows), "partition")
 
 
 def client_table(dealt: dict[str, Partition], labels: np.ndarray, batch: int, caption: str) -> Exhibit:

@@ -1,16 +1,22 @@
-"""Tables and heat maps that set many methods or settings side by side: a cell is a mean over seeds."""
+"""Tables of the pages, each made of the tables of `fedlib.claims.results`; a cell is most often a mean over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fedlib.claims import results, score
 from fedlib.claims.measures import take_best
-from fedlib.claims.results import DEFAULT, each, join_rounds, list_columns, where
-from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, drawn, spread, table
+from fedlib.claims.results import DEFAULT, FRESH, NOT_RUN, each, join_rounds, list_columns, where
+from fedlib.claims.score import Score
+from fedlib.claims.scorecard import evidence
+from fedlib.pages.exhibit import Exhibit, spread, table
+from fedlib.wire import container
 
 Cells = dict[str, Callable[[pd.DataFrame], Any]]  # what a column shows of the runs of a row
 
@@ -34,14 +40,24 @@ def summarize(
     return table(pd.DataFrame(rows), caption, name, runs, numbers)
 
 
-def average(column: str, form: str = ",.0f", times: float = 1) -> Callable[[pd.DataFrame], str]:
-    """A cell: the mean of a column."""
-    return lambda own: f"{times * own[column].mean():{form}}"
+def average(column: str, form: str = ",.0f") -> Callable[[pd.DataFrame], str]:
+    """A cell: the mean of a column; a dash where it has no value."""
+    return lambda own: f"{own[column].mean():{form}}" if own[column].notna().any() else "–"
 
 
 def deviate(column: str, form: str = ".1f") -> Callable[[pd.DataFrame], str]:
     """A cell: mean and sample deviation of a column."""
     return lambda own: spread(own[column], form)
+
+
+def tell_each(runs: pd.DataFrame, column: str, tell: Callable[[pd.DataFrame], str]) -> Cells:
+    """A column a value of `column`: what is told of those of a row's runs that have it; a dash where none has."""
+
+    def cell(own: pd.DataFrame, value: Any) -> str:
+        there = where(own, **{column: value})
+        return tell(there) if len(there) else "–"
+
+    return {value: functools.partial(cell, value=value) for value in runs[column].unique()}
 
 
 def accuracy_table(runs: pd.DataFrame) -> Exhibit:
@@ -81,15 +97,11 @@ def method_table(runs: pd.DataFrame, name: str, columns: str = "split") -> Exhib
     chosen = chosen.assign(column=heads, definition=chosen["paper_bits"] / chosen["uploads"] / chosen["weights"])
     chosen = chosen.assign(measured=8 * chosen["upload_bytes"] / chosen["weights"])
 
-    def show(head: str) -> Callable[[pd.DataFrame], str]:
-        def cell(own: pd.DataFrame) -> str:
-            there = where(own, column=head)
-            rate = f" (lr {there['lr'].iloc[0]:g})" if several and len(there) else ""
-            return f"{spread(there['accuracy'])}{rate}" if len(there) else "–"
+    def tell(own: pd.DataFrame) -> str:
+        rate = f" (lr {own['lr'].iloc[0]:g})" if several else ""
+        return f"{spread(own['accuracy'])}{rate}"
 
-        return cell
-
-    cells = {head: show(head) for head in dict.fromkeys(heads)} | {"bytes an upload": average("upload_bytes")}
+    cells = tell_each(chosen, "column", tell) | {"bytes an upload": average("upload_bytes")}
     cells |= {"bits a weight": average("measured", ".2f"), "by definition": average("definition", ".2f")}
     caption = (
         f"Test accuracy (%) after the last round, mean and sample deviation over seeds, {tuned}; bytes and bits of a "
@@ -101,35 +113,6 @@ def method_table(runs: pd.DataFrame, name: str, columns: str = "split") -> Exhib
     return summarize(chosen, {"label": "method"}, cells, caption, name, numbers)
 
 
-def heat_map(runs: pd.DataFrame, rows: str, columns: str, panels: str, name: str, what: str) -> Exhibit:
-    """Mean final accuracy by three columns ("lr", "label", "hyper.magnitude" ...); a panel a value of the third."""
-    frame = runs[[rows, columns, panels, "seed", "accuracy"]].infer_objects()
-    titles, names = list(frame[panels].unique()), list(frame[rows].unique())
-    figure, axes = canvas(len(titles), height=0.36 * len(names) + 1.5, width=0.5 * frame[columns].nunique() + 1.3)
-    low, high = (f(frame.groupby([rows, columns, panels])["accuracy"].mean()) for f in (min, max))
-    for ax, title in zip(axes, titles, strict=True):
-        grid = frame[frame[panels] == title].pivot_table(index=rows, columns=columns, values="accuracy", sort=False)
-        image = ax.imshow(grid.to_numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto")
-        for (i, j), value in np.ndenumerate(grid.to_numpy()):
-            bright = value > low + 0.6 * (high - low)
-            ax.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if bright else "white", fontsize=9)
-        ax.set(title=str(title), xlabel=columns.removeprefix("hyper."), xticks=range(grid.shape[1]))
-        ax.set_xticklabels([f"{v:g}" if isinstance(v, float) else str(v) for v in grid.columns])
-        ax.set_yticks(range(len(grid.index)), [str(v) for v in grid.index])
-        ax.grid(False)
-    if rows != "label":
-        axes[0].set_ylabel(rows.removeprefix("hyper."))
-    figure.colorbar(image, ax=list(axes), label="test accuracy (%)")
-    means = frame.groupby([panels, rows, columns], sort=False)["accuracy"].mean()
-    deviation = frame.groupby([rows, columns, panels])["accuracy"].std().mean()
-    top = means.groupby(level=0, sort=False).idxmax()
-    facts = "; ".join(f"{key[0]}: best {means[key]:.1f} % at {key[1]}, {key[2]}" for key in top)
-    by = [name.removeprefix("hyper.") for name in (rows, columns, panels)]
-    alt = f"Heat map of test accuracy by {by[0]} and {by[1]}, a panel for each {by[2]}. {facts}."
-    note = f"Mean over seeds in each cell; sample deviation of a cell over seeds: {deviation:.1f} points in the mean."
-    return drawn(figure, alt, f"{what} {note}", frame, name, runs)
-
-
 def group_table(planned: pd.DataFrame, caption: str) -> Exhibit:
     """A row a group of runs: what differs between groups, and how many runs there are."""
     fields = ("data", "model", "clients", "cohort", "rounds", "epochs", "batch", "lr", "split")
@@ -138,44 +121,6 @@ def group_table(planned: pd.DataFrame, caption: str) -> Exhibit:
         for group, own in each(planned, "group")
     ]
     return table(pd.DataFrame(rows), caption, "groups")
-
-
-BITS = ("measured_bits", "bits", "measured bits a parameter and upload")
-MEGABYTES = ("megabytes", "MB", "MB of a run in both directions, measured")
-
-
-def trade_off(runs: pd.DataFrame, name: str, dense: str = "fedavg", cost: tuple[str, str, str] = BITS) -> Exhibit:
-    """Final accuracy against what it costs, BITS or MEGABYTES: a point a method, a panel a partition.
-
-    dense: the method that is drawn as a line, since it costs too much for the axis.
-    """
-    column, unit, axis = cost
-    names = {"label": "method", "split": "partition", "seed": "seed", column: unit, "accuracy": "accuracy"}
-    frame = runs[list(names)].rename(columns=names)
-    splits, methods = (list(frame[name].unique()) for name in ("partition", "method"))
-    figure, axes = canvas(len(splits), height=4.2)
-    for ax, split in zip(axes, splits, strict=True):
-        for index, method in enumerate(methods):
-            part = where(frame, partition=split, method=method)
-            x, y = part[unit], part["accuracy"]
-            if method == dense:
-                ax.axhline(y.mean(), color="black", linestyle="--", label=f"{dense} ({x.mean():.0f} {unit})")
-            elif len(part):
-                draw_point(ax, x, y, index, method, filled=index < 10)
-        ax.set(title=split, xlabel=axis)
-        ax.set_xlim(0, 1.08 * frame.loc[frame["method"] != dense, unit].max())
-    axes[0].set_ylabel("test accuracy (%)")
-    add_legend(figure, axes, columns=6)
-    means = frame.groupby(["partition", "method"], sort=False)[[unit, "accuracy"]].mean()
-    facts = "; ".join(
-        f"{', '.join(key)}: {x:.2f} {unit}, {y:.1f} %"
-        for key, (x, y) in zip(means.index, means.to_numpy(), strict=True)
-    )
-    caption = (
-        f"Final test accuracy against {axis}, mean over all rounds and seeds; bars: minimum to maximum over seeds. "
-        "Up and to the left is better."
-    )
-    return drawn(figure, f"Scatter plot of accuracy against {unit}. {facts}.", caption, frame, name, runs)
 
 
 def gather_notes(runs: pd.DataFrame, rounds: pd.DataFrame, notes: Mapping[str, str]) -> pd.DataFrame:
@@ -194,3 +139,103 @@ def name_setting(runs: pd.DataFrame, setting: str, default: Any) -> pd.Series:
     if column not in runs:
         return pd.Series(default, index=runs.index)
     return runs[column].where(runs[column] != DEFAULT, default)
+
+
+def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "authors' scripts") -> Exhibit:
+    """Every setting: the authors' value, the value of this profile, unit and source; then the methods' own settings.
+
+    theirs: what profile `paper` stands for.
+    """
+    rows = []
+    for name, setting in experiments["settings"].items():
+        value, paper = setting.get(profile, "–"), setting.get("paper", "not stated")
+        row = {"setting": name, theirs: paper, "here": value}
+        rows.append(row | {"unit": setting["unit"], "source": setting["source"]})
+    for label, method in experiments["methods"].items():
+        if "paper" not in method:  # a check of this project's own, which the authors' scripts do not have
+            continue
+        settings = {name: method[name] for name in ("lr",) if name in method} | method["hyper"]
+        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+        paper = method["paper"]
+        rows.append({"setting": label, theirs: paper, "here": text, "unit": "", "source": method["source"]})
+    return table(pd.DataFrame(rows), f"Set-up: {theirs} beside profile {profile}.", "setup")
+
+
+def score_table(scores: Sequence[Score], caption: str) -> Exhibit:
+    """One row a claim: what is said, where, our criterion, what was measured, the verdict."""
+    rows = []
+    for s in scores:
+        claim = s.claim
+        cases = [_case(case, values, claim.get("values", "seeds")) for case, values in s.values.items() if values]
+        low, high = claim.get("holds", (None, None))
+        criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
+        rows.append(
+            {
+                "claim": claim["says"],
+                "read in": claim["source"],
+                "criterion": criterion,
+                "measured": "; ".join(cases) or "–",
+                "verdict": s.verdict.upper() if s.verdict == "does not hold" else s.verdict,
+                "note": s.note or "–",
+            }
+        )
+    return table(pd.DataFrame(rows), caption, "scorecard")
+
+
+def _case(name: str, values: list[float], what: str) -> str:
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
+    return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} {what if len(values) > 1 else what.removesuffix('s')}"
+
+
+def score_card(paper: str, profile: str) -> Exhibit:
+    """The scores of a paper at a profile. The CSV names the records behind each claim as well, and gives its id."""
+    scores = score.scores(paper, profile)
+    exhibit = score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
+    runs, _ = results.read(paper, profile)
+    frame = exhibit.frame.assign(
+        id=[s.claim["id"] for s in scores],
+        profile=profile,
+        records=[" ".join(evidence(s, runs, f"records/{paper}/{profile}")) for s in scores],
+    )
+    return replace(exhibit, frame=frame, name=f"scorecard-{paper}-{profile}")
+
+
+def verdict_table(paper: str, profiles: Sequence[str]) -> Exhibit:
+    """One row a claim: what is said, and the verdict at each of these profiles."""
+    verdicts = {f"profile {name}": [s.verdict for s in score.scores(paper, name)] for name in profiles}
+    claims = [claim["says"] for claim in score.read_published(paper)["claims"]]
+    return table(
+        pd.DataFrame({"claim": claims} | verdicts), f"Verdicts on {paper}, claim by claim.", f"verdicts-{paper}"
+    )
+
+
+def record_table(runs: pd.DataFrame, caption: str) -> Exhibit:
+    """Every planned run with its record: state, day, seconds, device, versions, commit."""
+    frame = runs.reindex(columns=["run", "state", "time", "seconds", "device", "torch", "commit", "code"])
+    stale = ~frame["state"].isin([FRESH, NOT_RUN])
+    frame["state"] = frame["state"].where(~stale, "STALE: " + frame["state"])
+    for name, letters in (("time", 10), ("commit", 8), ("code", 8)):
+        frame[name] = frame[name].astype("str").str[:letters].where(frame[name].notna())
+    return table(frame.where(frame.notna(), "–").rename(columns={"time": "made"}), caption, "records")
+
+
+def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit:
+    """Every field of a message in the order of its bytes: where it starts, its length, its bytes, what they say."""
+    sizes = container.section_sizes(message)
+    fields = [("magic word", 3), ("format version", 1), ("length of the kind", 1), ("kind", message[4])]
+    fields += [("fingerprint", 8), ("training samples", 4), ("number of sections", 1)]
+    fields += [(f"length of section {index}", 4) for index in range(len(sizes))]
+    fields += [*zip(parts, sizes, strict=True), ("checksum (CRC-32)", 4)]
+    rows, start = [], 0
+    for field, size in fields:
+        held, says = message[start : start + size], "–"
+        if field in ("magic word", "kind"):
+            says = held.rstrip(b"\0").decode()
+        elif field == "training samples" or field.split()[0] in ("format", "length", "number"):
+            says = f"{int.from_bytes(held, 'little'):,}"
+        digits = held[: 8 if size == 8 else 6].hex(" ") + (" …" if size > 8 else "")
+        rows.append({"field": field, "from byte": f"{start:,}", "bytes": f"{size:,}", "in hex": digits, "says": says})
+        start += size
+    if start != len(message):
+        raise ValueError(f"message of {len(message)} bytes, of which {start} are explained")
+    return table(pd.DataFrame(rows), caption, "message")

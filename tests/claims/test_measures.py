@@ -12,6 +12,7 @@ from fedlib.claims import measures, targets
 from fedlib.claims.results import rounds, runs
 from fedlib.errors import SpecError
 from fedlib.pages import feddq
+from fedlib.pages import targets as savings
 from fedlib.runs.record import Record
 
 
@@ -192,7 +193,7 @@ def test_claims_on_ranges() -> None:
 
 
 def test_the_table_of_targets_tells_what_was_not_reached() -> None:
-    shown = feddq.target_table(*TABLES, "Caption.", "b")
+    shown = savings.saving_table(*TABLES, "Caption.", "b")
     assert shown.frame[shown.frame["method"] == "a"]["rounds"].tolist() == [2, 2, 2]
     assert shown.body.count("not reached") == 3 and "0 of 3" in shown.body
     assert "50 ± 0" in shown.body and "-100 ± 0" in shown.body  # rounds and bits that a saves over b

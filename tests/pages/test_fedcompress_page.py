@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from jobs import MakeSpec, job_of
+from page_records import written
 
 from fedlib.claims import benchmarks, measures
 from fedlib.claims.results import rounds, runs
 from fedlib.methods.fedcompress import clustering
-from fedlib.pages import fedcompress, figures, tables
-from fedlib.runs.rounds import initial
+from fedlib.pages import client_diagnostics, fedcompress, figures
 
 Record = dict[str, Any]
 LABELS: dict[str, Any] = {"labels": ["few"], "groups": ["main"], "against": ["fedavg"]}
@@ -22,26 +22,9 @@ def run(label: str, up: int, down: int, accuracy: float, seed: int = 0, zipped: 
     notes = {"clusters": 4, "score": 5.0, "validation": 0.5, "losses": [0.2, 0.1], "before": 0.75}
     notes["sent_bits"] = {"ours": 8 * down, "fixed": 12 * down, "zip": 8 * zipped * down}
     notes["model_bits"] = {"ours": 16 * down, "fixed": 24 * down, "zip": 40 * down}
-    entry = {
-        "accuracy": accuracy,
-        "loss": 0.5,
-        "clients": [0, 1],
-        "refused": [],
-        "notes": notes,
-        "paper_bits": 16 * zipped * up,
-    }
-    entry |= {
-        "paper_bits": 16 * zipped * up,
-        "uplink_bytes": 2 * up,
-        "downlink_bytes": 2 * down,
-        "other_bits": {"fixed": 24 * up},
-    }
-    spec = {"label": label, "group": "main", "split": "iid", "seed": seed, "lr": 0.1, "profile": "lab"}
-    spec |= {"data": "digits", "model": "net", "clients": 10, "cohort": 2, "hyper": hyper, "name": f"{label}-{seed}"}
-    final = {"accuracy": accuracy, "uplink_bytes": 4 * up, "downlink_bytes": 4 * down, "uploads": 4, "uplink_parts": {}}
-    rounds = [{"round": 1, **entry}, {"round": 2, **entry}]
-    parameters = {"weights": 90, "others": 10}
-    return {"spec": spec, "rounds": rounds, "final": final, "parameters": parameters, "made": {"device": "cpu"}}
+    entry = {"accuracy": accuracy, "loss": 0.5, "notes": notes, "paper_bits": 16 * zipped * up}
+    entry |= {"uplink_bytes": 2 * up, "downlink_bytes": 2 * down, "other_bits": {"fixed": 24 * up}}
+    return written(label, [dict(entry), dict(entry)], seed=seed, hyper=hyper)
 
 
 FULL = [run("fedavg", 1000, 1000, 0.9, seed) for seed in (0, 1, 2)]
@@ -94,7 +77,7 @@ def test_history_by_round() -> None:
 
 
 def test_accuracy_against_all_that_a_run_sends() -> None:
-    shown = tables.trade_off(BOTH[0], "frontier", cost=tables.MEGABYTES)
+    shown = figures.trade_off(BOTH[0], "frontier", cost=figures.MEGABYTES)
     assert "iid, few: 0.00 MB, 86.0 %" in shown.body and shown.frame["MB"].max() == pytest.approx(4 * 2000 / 1e6)
 
 
@@ -113,7 +96,7 @@ def test_a_contact_sheet_names_its_kinds() -> None:
 def test_weights_of_a_client_phase_by_phase(tiny: MakeSpec) -> None:
     hyper = dict(images=32, distil_batch=32, distil_epochs=1, clustered_epochs=1, least=4, most=4)
     job = job_of(tiny(method="fedcompress", model="pooled4", hyper=hyper, optimizer="adam", lr=1e-3, held_out=0.1))
-    phases, _ = fedcompress.client_phases(job, initial(job))
+    phases, _ = client_diagnostics.follow_client(job)
     assert [moment for moment, _ in phases] == ["as received", "after ordinary epochs", "after clustered epochs"]
     first, ordinary, last = (state for _, state in phases)
     assert first["conv2.weight"].unique().numel() <= 4 < ordinary["conv2.weight"].unique().numel()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_records import written
 
 from fedlib.claims import benchmarks, measures, score
 from fedlib.claims.results import rounds, runs
@@ -13,24 +14,14 @@ from fedlib.pages import fedpt, figures
 Record = dict[str, Any]
 
 
-def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, group: str = "main", **more: Any) -> Record:
+def run(label: str, accuracy: float, trained: int = 100, seed: int = 0, noise: float | None = None) -> Record:
     """One round of two clients, whose uploads are 48 bytes beside their entries; the network has 100 parameters."""
-    entry = {"round": 1, "accuracy": accuracy, "clients": [0, 1], "refused": [], "notes": {"clipped": 0.5}}
-    entry |= {"uplink_bytes": 0, "downlink_bytes": 0, "paper_bits": 0}
-    final: dict[str, Any] = {"accuracy": accuracy, "uploads": 2, "paper_bits": 64 * trained, "uplink_parts": {}}
-    final |= {"uplink_bytes": 2 * (4 * trained + 48), "downlink_bytes": 2 * (4 * trained + 56)}
-    if "noise" in more:
-        final["privacy"] = {
-            "mechanism": "dp_fedavg",
-            "clip_norm": 0.5,
-            "noise_multiplier": more["noise"],
-            "delta": 0.01,
-        }
-        final["privacy"]["epsilon"] = 3.0 if more["noise"] else None
-    spec = {"label": label, "group": group, "split": "iid", "seed": seed, "lr": 0.1, "profile": "lab"}
-    spec |= {"data": "digits", "clients": 10, "cohort": 2, "hyper": {}, "name": f"{label}-{seed}-{more}-{trained}"}
-    parameters = {"weights": 90, "others": 10}
-    return {"spec": spec, "rounds": [entry], "final": final, "parameters": parameters, "made": {"device": "cpu"}}
+    entry = {"accuracy": accuracy, "notes": {"clipped": 0.5}, "paper_bits": 64 * trained}
+    entry |= {"uplink_bytes": 2 * (4 * trained + 48), "downlink_bytes": 2 * (4 * trained + 56)}
+    spent = {"mechanism": "dp_fedavg", "clip_norm": 0.5, "noise_multiplier": noise, "delta": 0.01}
+    spent |= {"epsilon": 3.0 if noise else None}
+    name = f"{label}-{seed}-{noise}-{trained}"
+    return written(label, [entry], {} if noise is None else {"privacy": spent}, seed=seed, name=name)
 
 
 FULL = [run("none", 0.9, 100, seed) for seed in (0, 1, 2)]
@@ -68,7 +59,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         size, time = numbers
         peak = {"sgd": 10 * size, "momentum": 20 * size, "adam": 30 * size}
         ratios = {"step_ratio": time, "step_ratios": [time, time + 0.1], "macs_ratio": time}
-        return {"network": network, "policy": policy, "bytes_up": size, "peak_bytes": peak} | ratios
+        sizes = {"bytes_up": size, "peak_bytes": peak, "state_bytes": peak}
+        return {"network": network, "policy": policy} | sizes | ratios
 
     rows = [row("net", "none", 100, 1.0), row("net", "x/some", 50, 0.7), row("net", "x/most", 10, 0.4)]
     content = {"rows": [*rows, row("other", "none", 8, 1.0), row("other", "y/z", 4, 0.5)], "turns": 2, "cpu": "a chip"}
@@ -85,8 +77,9 @@ def test_time_and_memory_come_from_the_benchmark() -> None:
         "net, x/most": [0.1] * 3,
         "other, y/z": [0.5] * 3,
     }
-    shown = fedpt.compare_with_full("net")
-    assert shown["bytes each way"].tolist() == [100, 50, 10] and shown["memory, Adam"].tolist() == [100, 50, 10]
+    shown = fedpt.compare_with_full()
+    assert shown["bytes each way"].tolist() == [100, 50, 10, 100, 50]
+    assert shown["memory, Adam"].tolist() == shown["formula, SGD"].tolist() == [100, 50, 10, 100, 50]
     figure = fedpt.savings_figure(["net", "other"], "figure")
     assert "x/most: 10, 40, 10; y/z: 50, 50, 50" in figure.body and "a chip" in figure.caption
     assert figure.frame["network"].tolist() == ["net", "net", "other"]
@@ -114,7 +107,7 @@ def test_accuracy_against_a_setting() -> None:
     assert "a a 100: 60.0; a a 50: 80.0; b b 50: 20.0" in found.body
     assert "seeds 0, 1" in found.caption and found.frame["accuracy"].tolist() == pytest.approx([50, 70, 80, 20])
     named = table.assign(size=table["size"].astype("str") + " entries")
-    each = figures.accuracy_by_setting(named, "size", "size", "What.", "each", scale="each")
+    each = figures.accuracy_by_setting(named, "size", "size", "What.", "each")
     assert "a 100 entries: 60.0" in each.body
 
 

@@ -3,11 +3,11 @@
 import base64
 import io
 import re
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from page_records import written
 from PIL import Image
 
 from fedlib.claims import score
@@ -17,28 +17,20 @@ from fedlib.pages.exhibit import Exhibit, provenance
 from fedlib.runs.record import Record
 
 
-def made_up(label: str, split: str, seed: int, accuracies: list[float]) -> Record:
-    """A record with two rounds of 1 MB up, evaluated at both."""
-    spec = dict(label=label, split=split, seed=seed, profile="lab", data="digits", clients=8, cohort=2, lr=0.1)
-    spec |= dict(group="main", name=f"{label}-{seed}", hyper={})
-    more = dict(paper_bits=7_500_000.0, clients=[3, 5])
-    rounds = [
-        dict(round=number, accuracy=a, loss=1.0, uplink_bytes=1_000_000, downlink_bytes=3_000_000, **more)
-        for number, a in enumerate(accuracies, 1)
-    ]
-    final: dict[str, Any] = {"accuracy": accuracies[-1], "uploads": 4, "uplink_bytes": 2_000_000}
-    final["uplink_parts"] = {"mask": 1_999_000, "container": 1_000}
-    parameters = {"weights": 4_999_000, "others": 1_000}
-    made = {"device": "cpu (test)"}
-    return {"spec": spec, "parameters": parameters, "rounds": rounds, "final": final, "made": made}
+def made_up(label: str, seed: int, accuracies: list[float]) -> Record:
+    """A record with two rounds of 1 MB up, evaluated at both, of a network with 5 million parameters."""
+    sizes = {"loss": 1.0, "uplink_bytes": 1_000_000, "downlink_bytes": 3_000_000, "paper_bits": 7_500_000.0}
+    parts = {"uplink_parts": {"mask": 1_999_000, "container": 1_000}}
+    record = written(label, [{"accuracy": a} | sizes for a in accuracies], parts, seed=seed)
+    return record | {"parameters": {"weights": 4_999_000, "others": 1_000}}
 
 
 @pytest.fixture
 def records() -> list[Record]:
     return [
-        made_up("a", "iid", 0, [0.5, 0.75]),
-        made_up("a", "iid", 1, [0.5, 0.85]),
-        made_up("b", "iid", 0, [0.1, 0.2]),
+        made_up("a", 0, [0.5, 0.75]),
+        made_up("a", 1, [0.5, 0.85]),
+        made_up("b", 0, [0.1, 0.2]),
     ]
 
 
@@ -53,7 +45,7 @@ def test_curves_carry_their_values_and_their_provenance(records: list[Record]) -
     assert (
         "test accuracy (%)" in shown.body and "iid, a: 80; iid, b: 20" in shown.body
     )  # alt text, by hand: (75 + 85) / 2
-    for words in ("Profile lab", "digits", "8 clients, 2 a round", "seeds 0, 1", "cpu (test)"):
+    for words in ("Profile lab", "digits", "10 clients, 2 a round", "seeds 0, 1", "cpu (test)"):
         assert words in shown.caption
     assert list(shown.frame["uplink_megabytes"]) == [1.0, 2.0] * 3
     assert list(shown.frame["downlink_megabytes"]) == [3.0, 6.0] * 3
@@ -97,7 +89,7 @@ def test_the_payload_table_sets_measured_bytes_beside_the_arithmetic(records: li
 def test_a_failed_claim_stands_out() -> None:
     claim = {"id": "x", "says": "It helps.", "source": "abstract", "unit": "points", "holds": [0, 1], "why": "so"}
     failed = score.Score("p", claim, score.FAILS, {"a, iid": [-3.0, -1.0]}, "outside")
-    row = figures.score_table([failed], "c").frame.iloc[0]
+    row = tables.score_table([failed], "c").frame.iloc[0]
     assert row["verdict"] == "DOES NOT HOLD" and "a, iid: -2.00 (-3.00 to -1.00), 2 seeds" in row["measured"]
 
 

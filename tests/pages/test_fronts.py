@@ -5,14 +5,16 @@ import itertools
 import re
 from typing import Any
 
+import pandas as pd
 import pytest
 from common import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from page_records import written
 
 from fedlib.claims import results
 from fedlib.claims.results import rounds, runs
-from fedlib.pages import comparison
+from fedlib.pages import comparison, targets, tuning
 from fedlib.pages.exhibit import Exhibit
 from fedlib.runs import experiments
 from fedlib.runs.record import Record
@@ -20,44 +22,39 @@ from fedlib.runs.record import Record
 
 def ran(label: str, accuracies: list[float | None], up: int = 10**6, down: int = 10**6, **fields: Any) -> Record:
     """A record of rounds that each send so many bytes."""
-    own = {"label": label, "split": "iid", "seed": 0, "lr": 0.1, "momentum": 0.0, "hyper": {}, "profile": "lab"}
-    own |= {"group": "main", "data": "digits", "clients": 4, "cohort": 2} | fields
-    own.setdefault("name", f"{label}-{fields}")
-    entries = [
-        {"round": n, "accuracy": a, "uplink_bytes": up, "downlink_bytes": down, "paper_bits": 8 * up, "clients": [0, 1]}
-        for n, a in enumerate(accuracies, 1)
-    ]
-    final: dict[str, Any] = {
-        "accuracy": accuracies[-1],
-        "uplink_bytes": up * len(entries),
-        "downlink_bytes": down * len(entries),
-    }
-    final |= {"uploads": 2 * len(entries), "uplink_parts": {}}
-    return {"spec": own, "rounds": entries, "final": final, "made": {"device": "cpu"}, "parameters": {"weights": 10}}
+    sizes = {"uplink_bytes": up, "downlink_bytes": down, "paper_bits": 8 * up}
+    return written(label, [{"accuracy": a} | sizes for a in accuracies], **{"momentum": 0.0} | fields)
+
+
+def front_of(points: list[tuple[float, float]]) -> list[int]:
+    """Places of the points (MB, accuracy) on the front."""
+    frame = pd.DataFrame(points, columns=["megabytes", "accuracy"], dtype=float)
+    frame = frame.assign(label=frame.index, split="iid", seed=0, uplink_megabytes=0.0)
+    return [int(name) for name in comparison.name_front(frame, comparison.BOTH)]
 
 
 def test_a_front_by_hand() -> None:
     points = [(4.0, 90.0), (1.0, 70.0), (2.0, 70.0), (2.0, 85.0), (3.0, 80.0), (8.0, 90.0), (1.0, 60.0)]
-    assert comparison.find_front(points) == [1, 3, 0], "what costs more must gain more; of equal costs the better"
-    assert comparison.find_front([]) == [] and comparison.find_front([(1.0, 1.0), (1.0, 1.0)]) == [0]
+    assert front_of(points) == [1, 3, 0], "what costs more must gain more; of equal costs the better"
+    assert front_of([]) == [] and front_of([(1.0, 1.0), (1.0, 1.0)]) == [0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_a_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
-    found = comparison.find_front([(float(c), float(g)) for c, g in points])
+    front = front_of([(float(c), float(g)) for c, g in points])
 
     def beaten(i: int) -> bool:
         return any((c <= points[i][0] and g >= points[i][1] and (c, g) != points[i]) for c, g in points)
 
-    assert {points[i] for i in found} == {points[i] for i in range(len(points)) if not beaten(i)}
-    assert len({points[i] for i in found}) == len(found)
-    assert all(points[a] < points[b] for a, b in itertools.pairwise(found))
+    assert {points[i] for i in front} == {points[i] for i in range(len(points)) if not beaten(i)}
+    assert len({points[i] for i in front}) == len(front)
+    assert all(points[a] < points[b] for a, b in itertools.pairwise(front))
 
 
 def test_bytes_until_a_target() -> None:
     r = ran("fedavg", [None, 0.5, None, 0.8], up=2 * 10**6)
     records = [r, ran("fedavg", [0.1, 0.2], seed=1), ran("topk", [0.1])]
-    shown = comparison.target_table(runs(records), rounds(records), [50, 51, 81], "targets")
+    shown = targets.cost_table(runs(records), rounds(records), [50, 51, 81], "targets")
     assert "≥ 3.00 (1 of 2 missed it)" in shown.body and "≥ 5.00 (1 of 2" in shown.body, "missed: the whole run counts"
     assert ">≥ 5.00<" in shown.body and "not reached" in shown.body
     up = shown.frame[shown.frame["way"] == comparison.UP]
@@ -85,18 +82,18 @@ def test_what_tuning_takes() -> None:
     specs = [dataclasses.replace(like, lr=lr, hyper={"keep": keep, "decay": 0}) for lr, keep, _ in points]
     specs = [dataclasses.replace(s, name=f"{s.group}_{place}") for place, s in enumerate(specs)]
     planned = runs(ran(**s.as_dict(), accuracies=[a]) for s, (_, _, a) in zip(specs, points, strict=True))
-    assert comparison.find_setting(planned) == "hyper.keep"
-    assert comparison.take_tuned(planned)["run"] == planned["run"].iloc[1]
-    shown = comparison.tuning_table(planned, "tuning")
+    assert tuning.find_setting(planned) == "hyper.keep"
+    assert tuning.take_tuned(planned)["run"] == planned["run"].iloc[1]
+    shown = tuning.tuning_table(planned, "tuning")
     assert cells(shown)[-2:] == [
         ["fedzip,", "keep", "0.2", "50.0", "70.0"],
         ["fedzip,", "keep", "0.5", "70.0*", "60.0"],
     ]
     assert "diverged" not in shown.caption
     with_momentum = runs(ran("fedavg", [0.1], momentum=m) for m in (0.0, 0.5))
-    assert comparison.find_setting(with_momentum) == "momentum"
+    assert tuning.find_setting(with_momentum) == "momentum"
     diverged = planned.assign(state=[results.FRESH, results.FRESH, results.NOT_RUN, results.NOT_RUN])
-    shown = comparison.tuning_table(diverged, "tuning")
+    shown = tuning.tuning_table(diverged, "tuning")
     assert cells(shown)[-2:] == [["fedzip,", "keep", "0.2", "50.0", "–"], ["fedzip,", "keep", "0.5", "70.0*", "–"]]
     assert "– a run that diverged" in shown.caption
 
@@ -133,7 +130,7 @@ def test_the_settings_compared_are_those_that_tuning_took() -> None:
         pytest.skip("no fresh records of tuning")
     main = results.read("compare", "lab", "main_*")[0]
     for label, own in results.each(found, "label"):
-        taken, setting = comparison.take_tuned(own), comparison.find_setting(own)
+        taken, setting = tuning.take_tuned(own), tuning.find_setting(own)
         assert len(own) == 8 and taken["seed"] not in set(main["seed"])
         kept = results.where(main, label=label)
         assert set(kept["lr"]) == {taken["lr"]}, label

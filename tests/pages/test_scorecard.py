@@ -10,8 +10,7 @@ from common import ROOT
 
 from fedlib.claims import results, score, scorecard
 from fedlib.claims.score import Score
-from fedlib.pages import figures
-from fedlib.pages.scorecard import card, overview
+from fedlib.pages import tables
 from fedlib.runs import record
 from fedlib.runs.experiments import specs
 
@@ -78,10 +77,10 @@ def test_profiles_are_those_with_a_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize("paper", score.scored())
 def test_a_card_has_a_row_a_claim_and_its_records_in_the_csv(paper: str) -> None:
     claims = score.read_published(paper)["claims"]
-    frame = card(paper, "lab").frame
+    frame = tables.score_card(paper, "lab").frame
     assert list(frame["id"]) == [claim["id"] for claim in claims]
-    assert list(overview(paper, ["lab"]).frame["profile lab"]) == list(frame["verdict"].str.lower())
-    shown = figures.score_table(score.scores(paper, "lab"), "caption").frame
+    assert list(tables.verdict_table(paper, ["lab"]).frame["profile lab"]) == list(frame["verdict"].str.lower())
+    shown = tables.score_table(score.scores(paper, "lab"), "caption").frame
     assert [*shown.columns, "id", "profile", "records"] == list(frame.columns)
     for measured, files in zip(frame["measured"], frame["records"], strict=True):
         assert (measured == "–") == (files == "")

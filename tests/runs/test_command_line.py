@@ -13,7 +13,7 @@ from fedlib.__main__ import main
 from fedlib.claims import results
 from fedlib.data import sets
 from fedlib.errors import DataError
-from fedlib.pages import figures
+from fedlib.pages import tables
 from fedlib.pages.page import open_page
 from fedlib.runs import experiments, record
 
@@ -140,7 +140,7 @@ def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: py
     first, second = status(capsys)
     assert first.startswith("STALE") and "spec differs in lr" in first and "main_fedavg_iid_seed0" in first
     assert second.startswith("fresh")
-    exhibit = figures.record_table(results.read("fedmrn", "smoke")[0], "caption")
+    exhibit = tables.record_table(results.read("fedmrn", "smoke")[0], "caption")
     assert dict(zip(exhibit.frame["run"], exhibit.frame["state"], strict=True)) == {
         "fedmrn/smoke/main_fedavg_iid_seed0": "STALE: spec differs in lr",
         "fedmrn/smoke/main_fedmrn-binary_iid_seed0": "fresh",
