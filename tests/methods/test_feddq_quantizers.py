@@ -179,6 +179,7 @@ def test_08_scale_law(values: np.ndarray, width: int, shift: int, seed: int) -> 
     """c = 2^shift: the same draws give the same codes."""
     x = torch.from_numpy(values)
     assume(float(x.max() - x.min()) > 1e-3)
+    assume(not ((x != 0) & (x.abs() < 1e-20)).any())  # below float32's normal numbers a shift is not exact
     for rng in (Rng(seed), None):
         one, other = affine(x, width, rng), affine(x * 2.0**shift, width, rng)
         assert codes(one).tolist() == codes(other).tolist()
