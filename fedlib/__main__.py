@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from fedlib.engines import select
 from fedlib.engines.select import open_engine
 from fedlib.errors import FedlibError, RunError, SpecError
 from fedlib.runs import grid, record, validation
-from fedlib.runs.experiments import Experiment, papers, read_experiments, specs
+from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.spec import PROFILES
 
 
@@ -44,62 +45,48 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m fedlib", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
 
-    one = commands.add_parser("data", help="fetch or check data sets")
-    one.add_argument("action", choices=("get", "check"), help="get: fetch and verify; check: verify what is here")
-    one.add_argument("names", nargs="+", metavar="name", help=", ".join(sets.ENTRIES))
-    one.add_argument("--mirror", type=Path, help="folder with copies of the files (also: environment FEDLIB_MIRROR)")
-    one.set_defaults(call=data)
+    def command(call: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        """One that goes by the function's name, with its docstring as help."""
+        added = commands.add_parser(call.__name__, help=call.__doc__)
+        added.set_defaults(call=call)
+        return added
 
-    one = commands.add_parser("run", help="train the runs that have no fresh record")
-    add_paper(one)
-    add_engine(one)
-    one.add_argument("--only", default="*", metavar="PATTERN", help="run names to take, e.g. '*iid*' (default: all)")
-    one.add_argument("--again", action="store_true", help="train even where a fresh record stands")
-    one.set_defaults(call=run)
+    fetching = command(data)
+    fetching.add_argument("action", choices=("get", "check"), help="get: fetch and verify; check: verify what is here")
+    fetching.add_argument("names", nargs="+", metavar="name", help=", ".join(sets.ENTRIES))
+    fetching.add_argument(
+        "--mirror", type=Path, help="folder with copies of the files (also: environment FEDLIB_MIRROR)"
+    )
 
-    one = commands.add_parser("page", help="run what a paper's page needs, then make the page")
-    add_paper(one)
-    add_engine(one)
-    one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    one.set_defaults(call=page)
+    running, paging = command(run), command(page)
+    for training in (running, paging):
+        training.add_argument("paper", help=", ".join(papers()))
+        training.add_argument("--profile", choices=PROFILES, default="lab", help="scale of the runs (default: lab)")
+        training.add_argument("--engine", default="auto", help=", ".join(select.ENGINES))
+        training.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu or cuda")
+        training.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
+    running.add_argument(
+        "--only", default="*", metavar="PATTERN", help="run names to take, e.g. '*iid*' (default: all)"
+    )
+    running.add_argument("--again", action="store_true", help="train even where a fresh record stands")
+    paging.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    paging.set_defaults(only="*", again=False)
 
-    one = commands.add_parser("score", help="hold the papers' claims against the records; writes scores.json")
-    one.add_argument("--profile", choices=PROFILES, default="lab")
-    one.set_defaults(call=score)
-
-    one = commands.add_parser("status", help="every record: fresh or stale, when, where, how long")
-    one.add_argument("--profile", choices=PROFILES, help="one profile only")
-    one.set_defaults(call=status)
-
-    one = commands.add_parser("prove", help="show by running that the code of a commit makes equal records; stamp them")
-    one.add_argument("commit", help="whose records count, and whose code is run beside that which stands here")
-    one.set_defaults(call=prove)
-
-    one = commands.add_parser("replay", help="for prove: read specs, a line each, and write their records")
-    one.set_defaults(call=replay)
-
-    one = commands.add_parser("schema", help="write what editors need to complete and check experiments and claims")
-    one.set_defaults(call=schema)
-
-    one = commands.add_parser("labs", help="write the labs as notebooks, for students and for teachers")
-    one.add_argument("--folder", type=Path, help="where to (default: labs, in the project)")
-    one.add_argument("--replace", action="store_true", help="write over notebooks that have been changed")
-    one.set_defaults(call=labs)
+    command(score).add_argument("--profile", choices=PROFILES, default="lab")
+    command(status).add_argument("--profile", choices=PROFILES, help="one profile only")
+    command(prove).add_argument(
+        "commit", help="whose records count, and whose code is run beside that which stands here"
+    )
+    command(replay)
+    command(schema)
+    writing = command(labs)
+    writing.add_argument("--folder", type=Path, help="where to (default: labs, in the project)")
+    writing.add_argument("--replace", action="store_true", help="write over notebooks that have been changed")
     return top
 
 
-def add_paper(one: argparse.ArgumentParser) -> None:
-    one.add_argument("paper", help=", ".join(papers()))
-    one.add_argument("--profile", choices=PROFILES, default="lab", help="scale of the runs (default: lab)")
-
-
-def add_engine(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--engine", default="auto", help=", ".join(select.ENGINES))
-    one.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu or cuda")
-    one.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
-
-
 def data(options: argparse.Namespace) -> None:
+    """fetch or check data sets"""
     for name in options.names:
         if options.action == "get":
             sources.get(name, mirror=options.mirror)
@@ -108,15 +95,15 @@ def data(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    found = list(record.fresh(specs(options.paper, options.profile, options.only)))
-    left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in found if reason or options.again}
+    """train the runs that have no fresh record"""
+    planned = list(record.fresh(specs(options.paper, options.profile, options.only)))
+    left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in planned if reason or options.again}
     with open_engine(options.engine, options.device, options.processes) as engine:
         for name in dict.fromkeys(spec.data for spec, _ in left.values()):
             sources.verify(name)  # now, not after hours of training on the others
         on = engine.device.type
-        print(
-            f"{options.paper}, profile {options.profile}: {len(found)} runs, {len(left)} to train on {on}", flush=True
-        )
+        todo = f"{len(planned)} runs, {len(left)} to train on {on}"
+        print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
         runs, processes = [spec for spec, _ in left.values()], options.processes or select.cores()
         if options.engine == "auto" and on == "cpu" and len(runs) > processes > 1:
             done = grid.run_all(runs, processes, again=options.again)
@@ -136,28 +123,33 @@ def run(options: argparse.Namespace) -> None:
 
 
 def page(options: argparse.Namespace) -> None:
+    """run what a paper's page needs, then make the page"""
     from fedlib.pages import execute
 
     if any(name == "profile" for name, _ in options.parameter):
         raise SpecError("parameter: 'profile' is given by --profile, so that the page shows the runs that it needs")
     execute.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
-    options.only, options.again = "*", False
     on = open_engine(options.engine, options.device, options.processes)
     on.close()
     if options.profile == "paper" and on.device.type != "cuda":
         print("profile paper is not trained without a GPU; the page shows the records that exist")
-        (sources.home() / "records" / options.paper / options.profile).mkdir(
-            parents=True, exist_ok=True
-        )  # DVC asks for it
+        folder = sources.home() / "records" / options.paper / options.profile
+        folder.mkdir(parents=True, exist_ok=True)  # DVC asks for it
     elif options.paper in papers():  # other pages show what these have left
         run(options)
     print(f"made {execute.make(options.paper, options.profile, dict(options.parameter))}")
 
 
 def score(options: argparse.Namespace) -> None:
+    """hold the papers' claims against the records; writes scores.json"""
     from fedlib.claims import score as scoring
 
-    results = [s for paper in scoring.scored() for s in scoring.scores(paper, options.profile)]
+    results = []
+    for paper in scoring.scored():
+        if options.profile in profiles(paper):
+            results += scoring.scores(paper, options.profile)
+        else:
+            print(f"{paper}  left out: it has no runs at profile {options.profile}")
     record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
     for s in results:
         print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")
@@ -165,8 +157,9 @@ def score(options: argparse.Namespace) -> None:
 
 
 def status(options: argparse.Namespace) -> None:
+    """every record: fresh or stale, when, where, how long"""
     for paper in papers():
-        for profile in [options.profile] if options.profile else read_experiments(paper)["profiles"]:
+        for profile in [p for p in profiles(paper) if options.profile in (None, p)]:
             for spec, found, reason in record.fresh(specs(paper, profile)):
                 state = "fresh" if not reason else "STALE" if found else "-"
                 made = found.get("made") if found else None
@@ -175,6 +168,7 @@ def status(options: argparse.Namespace) -> None:
 
 
 def prove(options: argparse.Namespace) -> None:
+    """show by running that the code of a commit makes equal records; stamp them"""
     from fedlib.runs import proof
 
     made = proof.prove(options.commit)
@@ -182,12 +176,14 @@ def prove(options: argparse.Namespace) -> None:
 
 
 def replay(options: argparse.Namespace) -> None:
+    """for prove: read specs, a line each, and write their records"""
     from fedlib.runs import proof
 
     proof.replay(sys.stdin, sys.stdout)
 
 
 def schema(options: argparse.Namespace) -> None:
+    """write what editors need to complete and check experiments and claims"""
     from fedlib.claims.score import Published
 
     for folder, model in (("experiments", Experiment), ("published", Published)):
@@ -197,6 +193,7 @@ def schema(options: argparse.Namespace) -> None:
 
 
 def labs(options: argparse.Namespace) -> None:
+    """write the labs as notebooks, for students and for teachers"""
     from fedlib.labs import notebooks
 
     for path in notebooks.write(options.folder or sources.home() / "labs", replace=options.replace):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from common import ROOT
 from ruamel.yaml import YAML
 
 from fedlib.__main__ import main
+from fedlib.errors import SpecError
+from fedlib.runs import build, rounds
+from fedlib.runs.experiments import specs
 
 Refused = Callable[..., str]
 Edit = Callable[[dict[str, Any]], object]
@@ -44,16 +49,27 @@ METHODS: dict[str, Any] = {
 PARTITIONS = {"iid": {"kind": "iid", "seed": 5}, "skew": {"kind": "dirichlet", "beta": 0.3}}
 
 
-def write(root: Path, name: str = "main", **own: Any) -> None:
+def write(root: Path, name: str = "main", *changes: Edit, **own: Any) -> None:
     """A file of experiments, called tiny, of which profile smoke has one group; `own`: what that says."""
     content = {
         "settings": {name: {"unit": "", "source": "test", "smoke": value} for name, value in SETTINGS.items()},
-        "methods": METHODS,
-        "partitions": PARTITIONS,
+        "methods": copy.deepcopy(METHODS),
+        "partitions": copy.deepcopy(PARTITIONS),
         "profiles": {"smoke": {name: {"methods": ["plain"], "partitions": ["iid"], "seeds": [0]} | own}},
     }
+    for change in changes:
+        change(content)
     (root / "experiments").mkdir(exist_ok=True)
     YAML().dump(content, root / "experiments" / "tiny.yaml")
+
+
+def objection(root: Path, *changes: Edit) -> str:
+    """What is said against the runs of `tiny` after these changes; they are made ready, and never trained."""
+    write(root, "main", *changes, methods=["plain", "masked"], settings={"rounds": 1})
+    with pytest.raises(SpecError) as refusal:
+        for spec in specs("tiny", "smoke", root=root):
+            rounds.initial(build.job(spec, torch.device("cpu")))
+    return str(refusal.value)
 
 
 def edit(root: Path, change: Edit, folder: str = "experiments") -> None:

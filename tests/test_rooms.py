@@ -24,6 +24,11 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+READ_ANY_FIELD = {
+    "fedlib.core.method",
+    "fedlib.core.settings",
+    "fedlib.runs.checkpoint",
+}  # of dataclasses they are given
 MODULES = {
     ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(PACKAGE.rglob("*.py"))
@@ -83,8 +88,7 @@ def test_nothing_is_probed(module: str) -> None:
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("hasattr", "getattr"):
             text = ast.unparse(node)
-            literal = len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
-            assert not literal or text.startswith("hasattr(os,"), f"line {node.lineno}: {text}"
+            assert module in READ_ANY_FIELD or text.startswith("hasattr(os,"), f"line {node.lineno}: {text}"
         assert not (isinstance(node, ast.Name) and node.id == "ModuleType"), f"line {node.lineno}"
 
 

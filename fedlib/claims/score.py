@@ -27,7 +27,7 @@ from fedlib.claims.measures import CASE, MEASURES
 from fedlib.claims.verdicts import QUANTIFIERS, UNTESTED, Band, Evidence, Finding, judge
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_name
-from fedlib.runs.experiments import read_experiments, specs
+from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.validation import Name, OneOf, Range, Table, read, schema, wrong
 
 TABLES = {"runs", "rounds"}  # what a measure is given besides the claim's arguments
@@ -219,7 +219,7 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
     """
     where = f"published/{paper}.yaml"
     content = read((root or home()) / where, Published)
-    runs = [run for profile in read_experiments(paper, root)["profiles"] for run in specs(paper, profile, root=root)]
+    runs = [run for profile in profiles(paper, root) for run in specs(paper, profile, root=root)]
     groups, labels = {run.group for run in runs}, {run.label for run in runs}
     stated, seen = [*content["claims"], *content.get("observations", [])], set()
     for claim in stated:

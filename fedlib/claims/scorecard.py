@@ -12,14 +12,14 @@ from fedlib.claims.results import FRESH, where
 from fedlib.claims.score import Score
 from fedlib.claims.verdicts import VERDICTS
 from fedlib.runs import record
-from fedlib.runs.experiments import read_experiments, specs
+from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.spec import PROFILES
 
 
 def list_profiles(paper: str, otherwise: str, root: Path | None = None) -> list[str]:
     """Those at which the paper has a record, fresh or stale, the largest first; `otherwise` where it has none, if
     planned."""
-    planned = read_experiments(paper, root)["profiles"]
+    planned = profiles(paper, root)
     there = [
         p
         for p in reversed(PROFILES)

@@ -164,6 +164,7 @@ def make(
 
     `resampled` (parameter `size`) is for benchmarks with more clients than samples: each client draws `size` samples by
     itself when it is asked for, so memory does not grow with the clients. It is not a partition in the strict sense.
+    SpecError where a client would have no sample.
     """
     if kind == "resampled":
         size = int(parameters["size"])
@@ -174,7 +175,13 @@ def make(
         return Partition.of(natural(owners, clients))
     if labels.ndim > 1 and kind != "iid":
         raise SpecError(f"partition.kind: {kind!r} needs one label a sample, these have {labels.shape[1]}; take iid")
-    return Partition.of(KINDS[kind](labels, clients, seed, **parameters))
+    shards = KINDS[kind](labels, clients, seed, **parameters)
+    if empty := sum(len(shard) == 0 for shard in shards):
+        raise SpecError(
+            f"clients: {clients} are too many for these {len(labels)} training samples, of which partition {kind} "
+            f"gives none to {empty} clients; take fewer clients"
+        )
+    return Partition.of(shards)
 
 
 def _resampled(rng: Rng, n: int, size: int) -> np.ndarray:

@@ -41,12 +41,13 @@ METHODS: dict[str, type[AnyMethod]] = {
 WRITERS: dict[str, type[AnyWriter]] = {"fedcompress": FedCompress, "feddq": FedDQ}
 
 
-def make(name: str, settings: dict[str, Any], where: str = "hyper") -> AnyMethod:
+def make(name: str, settings: dict[str, Any]) -> AnyMethod:
     """The method, not yet bound to a task. SpecError names an unknown setting or a value out of range."""
     method = METHODS[name]
-    if lacking := sorted(method.__abstractmethods__):
-        raise SpecError(f"method: {name} lacks {', '.join(lacking)}; fedlib/core/method.py says what they do")
-    require_mapping(f"{where} of {name}", settings, method.defaults())
+    lacking = method.__abstractmethods__ | ({"name", "sections"} - set(dir(method)))
+    if lacking:
+        raise SpecError(f"method: {name} lacks {', '.join(sorted(lacking))}; fedlib/core/method.py says what they do")
+    require_mapping(f"hyper of {name}", settings, method.defaults())
     return method(**settings)
 
 

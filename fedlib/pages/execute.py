@@ -44,6 +44,8 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
                 execution_timeout=CELL_SECONDS,
             )
         except papermill.PapermillExecutionError as error:
+            if error.ename in {kind.__name__ for kind in FedlibError.__subclasses__()}:
+                raise FedlibError(f"notebooks/{paper}.md: {error.evalue}") from error
             raise FedlibError(f"notebooks/{paper}.md failed in a cell; the old page was kept.\n{error}") from error
         executed = nbformat.read(result, as_version=4)
     record.write(target, nbformat.writes(normalised(executed)).encode())

@@ -83,13 +83,17 @@ def open_page(paper: str, profile: str, train: bool = True) -> Page:
     """The page of a paper at a profile, whose missing runs are trained first; a run that searches settings may diverge.
 
     Profile paper is trained on request only (`python -m fedlib run`); without any record of it, lab is shown. Runs
-    whose data set is not there are left out with a note, but for those of group main: DataError.
+    whose data set is not there are left out with a note, but for those of group main: DataError; so is a page that
+    trains nothing and finds no record.
     """
     logging.basicConfig(format="%(message)s")
     planned, rounds = results.read(paper, profile)
     if profile == "paper" and not len(rounds):
         display(Markdown("Profile `paper`, the scale of the papers, has not been run: this page shows profile `lab`."))
         return open_page(paper, "lab", train)
+    if not train and not len(rounds):
+        remedy = f"python -m fedlib run {paper} --profile {profile}"
+        raise DataError(f"there are no records of {paper} at profile {profile}; make them by: {remedy}")
     missing = planned[planned["state"] != results.FRESH]
     if train and profile != "paper" and len(missing):
         _train(paper, profile, missing)

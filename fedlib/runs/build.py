@@ -70,5 +70,11 @@ def set_aside(dataset: sets.Dataset, share: float) -> sets.Dataset:
 def _load(name: str, device: torch.device) -> sets.Dataset:
     d = sources.load(name)
     # Fastest for convolutions on a CPU; the last bits of a result depend on the layout, so it is always this one.
-    images = {k: getattr(d, k).to(device, memory_format=torch.channels_last) for k in ("train_x", "test_x")}
-    return dataclasses.replace(d, **images, train_y=d.train_y.to(device), test_y=d.test_y.to(device))
+    layout = torch.channels_last
+    return dataclasses.replace(
+        d,
+        train_x=d.train_x.to(device, memory_format=layout),
+        train_y=d.train_y.to(device),
+        test_x=d.test_x.to(device, memory_format=layout),
+        test_y=d.test_y.to(device),
+    )

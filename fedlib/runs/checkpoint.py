@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -46,19 +45,19 @@ class Checkpoint:
         except (FileNotFoundError, safetensors.SafetensorError):
             return None
         own, log = json.loads(metadata["own"]), json.loads(metadata["log"])
-        memories = {int(name): tensor.numpy().tobytes() for name, tensor in taken(tensors, "memory/").items()}
+        memories = {int(name): tensor.numpy().tobytes() for name, tensor in take(tensors, "memory/").items()}
         model = {name: tensors[f"model/{name}"] for name in json.loads(metadata["model"])}
-        return ServerState(model, revived(method.own_type, own, taken(tensors, "own/"))), memories, log
+        return ServerState(model, revive(method.own_type, own, take(tensors, "own/"))), memories, log
 
     def save(self, state: ServerState[Any], memories: dict[int, bytes], log: dict[str, Any]) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
-        tensors |= {f"own/{name}": tensor for name, tensor in tensors_in(state.own)}
+        own = split_tensors(state.own, tensors, "own/")
         for client, memory in memories.items():
             tensors[f"memory/{client}"] = torch.frombuffer(bytearray(memory), dtype=torch.uint8)
         metadata = {
             "key": self.key,
             "model": json.dumps(list(state.model)),
-            "own": json.dumps(plain(state.own)),
+            "own": json.dumps(own),
             "log": json.dumps(log),
         }
         write(self.file, safetensors.torch.save(tensors, metadata))
@@ -67,39 +66,30 @@ class Checkpoint:
         self.file.unlink(missing_ok=True)
 
 
-def taken(tensors: Tensors, prefix: str) -> Tensors:
+def take(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors within a dataclass, its dataclasses and its dicts, with their places."""
+def split_tensors(value: Any, tensors: Tensors, path: str) -> Any:
+    """As JSON has it, but for the tensors within dataclasses and dicts: these go to `tensors`, each under its place."""
     if isinstance(value, Tensor):
-        yield path, value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name), f"{path}/{field.name}")
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from tensors_in(inner, f"{path}/{name}")
-
-
-def plain(value: Any) -> Any:
-    """All but the tensors, as JSON has it."""
-    if isinstance(value, Tensor):
+        tensors[path] = value
         return None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {name: plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: split_tensors(inner, tensors, f"{path}/{name}") for name, inner in value.items()}
+    return value
 
 
-def revived(kind: Any, value: Any, tensors: Tensors, path: str = "") -> Any:
-    """The inverse of both, as a dataclass of this kind, or as it is; lists have become tuples."""
+def revive(kind: Any, value: Any, tensors: Tensors, path: str = "") -> Any:
+    """The inverse, as a dataclass of this kind, or as it is; lists have become tuples."""
     if path in tensors:
         return tensors[path]
     if not isinstance(value, dict):
         return tuple(value) if isinstance(value, list) else value
-    made: Any = next((one for one in (kind, *get_args(kind)) if dataclasses.is_dataclass(one)), None)
+    made: Any = next((choice for choice in (kind, *get_args(kind)) if dataclasses.is_dataclass(choice)), None)
     if made is None:
-        return {name: revived(None, inner, tensors, f"{path}/{name}") for name, inner in value.items()}
+        return {name: revive(None, inner, tensors, f"{path}/{name}") for name, inner in value.items()}
     kinds = get_type_hints(made)
-    return made(**{name: revived(kinds[name], inner, tensors, f"{path}/{name}") for name, inner in value.items()})
+    return made(**{name: revive(kinds[name], inner, tensors, f"{path}/{name}") for name, inner in value.items()})

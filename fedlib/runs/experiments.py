@@ -104,6 +104,11 @@ def read_experiments(paper: str, root: Path | None = None) -> dict[str, Any]:
     return read((root or home()) / "experiments" / f"{paper}.yaml", Experiment)
 
 
+def profiles(paper: str, root: Path | None = None) -> list[str]:
+    """Those at which a paper has runs."""
+    return [profile for profile, groups in read_experiments(paper, root)["profiles"].items() if groups]
+
+
 def specs(paper: str, profile: str, only: str = "*", root: Path | None = None) -> list[Spec]:
     """All runs of one profile of a paper whose name matches the pattern `only`, in the order of the file."""
     require_name("profile", profile, PROFILES)

@@ -155,7 +155,7 @@ def remembered(
 
 
 def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[int]:
-    """Clients of a round by the spec's sampling. Empty ones are skipped. Largest first: it keeps a pool busy."""
+    """Clients of a round by the spec's sampling. Largest first: it keeps a pool busy."""
     rng, count = Rng(spec.seed).child("cohort", number, attempt), spec.cohort
     if spec.sampling == "spaced":  # a place in the queue for each client, whatever the round
         order, turn = permutation(Rng(spec.seed).child("queue"), spec.clients), (number - 1) * count
@@ -164,8 +164,7 @@ def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[i
         if spec.sampling == "poisson":
             count = binomial(rng.child("size"), spec.clients, spec.cohort / spec.clients)
         drawn = sample(rng, spec.clients, count)
-    sizes = {client: len(task.indices(client)) for client in drawn}
-    return sorted((client for client in drawn if sizes[client]), key=lambda client: (-sizes[client], client))
+    return sorted(drawn, key=lambda client: (-len(task.indices(client)), client))
 
 
 def finished(spec: Spec, job: Job, engine: Engine, log: dict[str, Any]) -> Record:

@@ -45,6 +45,20 @@ def test_a_method_that_lacks_a_function_is_named(monkeypatch: pytest.MonkeyPatch
         registry.make("half", {})
 
 
+def test_a_method_without_its_name_or_the_names_of_its_parts_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Nameless(UpdateCodec[None]):
+        def encode(self, *arguments: Any) -> Any:
+            raise NotImplementedError
+
+        def decode(self, *arguments: Any) -> Any:
+            raise NotImplementedError
+
+    monkeypatch.setitem(METHODS, "new", Nameless)
+    with pytest.raises(SpecError, match=r"^method: new lacks name, sections; fedlib/core/method\.py"):
+        registry.make("new", {})
+
+
 def test_an_unknown_setting_is_named() -> None:
     with pytest.raises(SpecError, match=r"^hyper of topk: unknown key 'k'; allowed: budget$"):
         registry.make("topk", {"k": 3})

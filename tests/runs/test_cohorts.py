@@ -1,21 +1,21 @@
-"""Who trains in a round, and on what: cohorts by chance and in turn, samples held out, owners, sequences."""
+"""Who trains in a round, and on what: cohorts, samples held out, owners, sequences, samples enough for all clients."""
 
-from collections.abc import Callable
+import inspect
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jobs import CPU, MakeSpec
+from projects import HERE, objection, put
 
 from fedlib.core.loss import cross_entropy
-from fedlib.data import partition
+from fedlib.data import partition, sets, sources
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import SpecError
 from fedlib.rng import Rng, permutation
 from fedlib.runs import build, rounds
-from fedlib.runs.spec import Spec
-
-MakeSpec = Callable[..., Spec]
-CPU = torch.device("cpu")
 
 
 def test_held_out_samples_are_a_shuffled_share(tiny: MakeSpec) -> None:
@@ -82,3 +82,53 @@ def test_the_loss_of_sequences_leaves_padding_out() -> None:
     by_hand = -(logs[0, 0, 1] + logs[0, 1, 4] + logs[1, 0, 0])
     assert float(cross_entropy(logits, y, "sum")) == pytest.approx(float(by_hand))
     assert float(cross_entropy(logits, y, "mean")) == pytest.approx(float(by_hand) / 3)
+
+
+# How many clients the samples of a data set are enough for
+
+
+@pytest.mark.parametrize(
+    "deal, clients, most",
+    [
+        ({"kind": "iid"}, 1438, 1437),
+        ({"kind": "quota", "beta": 1.0}, 2000, 1437),
+        ({"kind": "labels", "count": 2}, 10**9, 1437),
+        ({"kind": "dirichlet", "beta": 100.0}, 144, 143),  # at least 10 samples each
+    ],
+)
+def test_more_clients_than_samples_are_told_at_once(
+    tmp_path: Path, deal: dict[str, Any], clients: int, most: int
+) -> None:
+    said = objection(tmp_path, put("partitions/iid", deal), put(f"{HERE}/clients", clients))
+    assert f"profiles.smoke.main: clients: {clients} are too many for the 1437 training samples of digits" in said
+    assert deal["kind"] in said and f"allowed: 1 to {most}" in said
+
+
+def test_as_many_clients_as_there_are_samples_for(tiny: MakeSpec) -> None:
+    assert tiny(clients=1437) and tiny(clients=143, partition={"kind": "dirichlet", "beta": 9.0, "seed": 0})
+    assert tiny(clients=10**9, partition={"kind": "resampled", "size": 5, "seed": 0})
+
+
+@pytest.mark.parametrize("name", sets.ENTRIES)
+def test_the_table_knows_how_many_samples_there_are(name: str) -> None:
+    if not sources.available(name):
+        pytest.skip(f"{name} is not here")
+    assert sets.ENTRIES[name].samples == len(sets.read(sets.ENTRIES[name], sources.verify(name)).train_y)
+
+
+def test_the_bound_for_dirichlet_is_that_of_its_draw() -> None:
+    assert inspect.signature(partition.dirichlet).parameters["smallest"].default == 10
+
+
+def test_clients_that_the_deal_leaves_without_samples_are_told_before_the_first_round(tmp_path: Path) -> None:
+    """Each class has about 144 samples of digits, and some 700 of the clients to share them."""
+    many = put("partitions/iid", {"kind": "labels", "count": 5}), put(f"{HERE}/clients", 1400)
+    said = objection(tmp_path, *many)
+    assert "clients: 1400 are too many for these 1437 training samples" in said
+    assert "partition labels gives none to" in said and "take fewer clients" in said
+
+
+def test_clients_of_data_whose_size_is_not_known_beforehand() -> None:
+    """Such as a user's own."""
+    with pytest.raises(SpecError, match="clients: 9 are too many for these 8 training samples, of which partition iid"):
+        partition.make(np.arange(8), 9, "iid", seed=0)

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from common import ROOT
-from projects import RUN, Refused, edit, files, group, put
+from projects import HERE, RUN, Edit, Refused, edit, files, group, put
 
 from fedlib.__main__ import main
 from fedlib.claims import results
 from fedlib.data import sets
+from fedlib.errors import DataError
 from fedlib.pages import figures
+from fedlib.pages.page import open_page
 from fedlib.runs import experiments, record
 
 # Unknown names
@@ -34,6 +36,22 @@ def test_an_unknown_profile(refused: Refused, command: tuple[str, ...]) -> None:
 def test_a_pattern_that_matches_no_run(refused: Refused) -> None:
     said = refused(*RUN, "--only", "*feddq*")
     assert "only" in said and "'*feddq*'" in said
+
+
+@pytest.mark.parametrize(
+    "folder, change, command, words",
+    [
+        ("experiments", put(f"{HERE}/rounds", 0), RUN, "rounds: 0 must be an integer from 1"),
+        ("experiments", put(f"{HERE}/model", "cnn4"), RUN, "cnn4"),  # told when its network is built
+        ("published", put("claims/0/holds", [2, 1]), ("score", "--profile", "smoke"), "holds: [2, 1] must be"),
+    ],
+    ids=["a run", "a network", "a claim"],
+)
+def test_what_a_file_asks_for_in_vain(
+    digits: Path, refused: Refused, folder: str, change: Edit, command: tuple[str, ...], words: str
+) -> None:
+    edit(digits, change, folder)
+    assert words in refused(*command)
 
 
 @pytest.mark.parametrize("action", ["get", "check"])
@@ -89,6 +107,16 @@ def test_outside_a_project(
     said = refused(*command)
     assert str(outside) in said and "FEDLIB_HOME" in said
     assert files(outside) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_page_that_trains_nothing_and_finds_no_record(refused: Refused) -> None:
+    said = refused("page", "combine", "--profile", "smoke")
+    assert "notebooks/combine.md: there are no records of compare at profile smoke" in said
+    assert "python -m fedlib run compare --profile smoke" in said and "KeyError" not in said
+    with pytest.raises(DataError, match="compare at profile lab"):  # which stands in for profile paper
+        open_page("compare", "paper", train=False)
 
 
 # Data
