@@ -152,7 +152,10 @@ def score(options: argparse.Namespace) -> None:
             print(f"{paper}  left out: it has no runs at profile {options.profile}")
     record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
     for s in results:
-        print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")
+        effect = s.finding.effects[0] if s.finding else None
+        measured = f"{effect.mean:.4g} [{effect.low:.4g}, {effect.high:.4g}]" if effect else "-"
+        note = f"  ({s.note})" if s.note else ""
+        print(f"{s.paper}  {s.claim['id']:28} {s.verdict or 'observed':26} {measured}{note}")
     print(f"scores.json holds profile {options.profile}")
 
 

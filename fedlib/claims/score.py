@@ -168,7 +168,7 @@ class Score:
     claim: dict[str, Any]
     verdict: str
     finding: Finding | None  # missing where nothing was measured
-    note: str  # why it was not tested, what decided, or what was left out
+    note: str  # why it was not tested, or what was left out
 
 
 def bands(claim: dict[str, Any]) -> list[Band]:
@@ -255,7 +255,7 @@ def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
             continue
         verdict, finding, note = judge_claim(claim, tables, runs)
         if finding and claim["id"] in young:
-            verdict, note = UNTESTED, "its criterion is younger than the records: commit criteria before training"
+            note = "; ".join(filter(None, [note, "its criterion is younger than its records"]))
         judged.append(Score(paper, profile, claim, verdict, finding, _add_absent(note, claim, partial, finding)))
     for seen in content.get("observations", []):
         frame = pd.DataFrame(measure(seen["measure"], seen["arguments"], tables))

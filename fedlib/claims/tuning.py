@@ -55,14 +55,14 @@ def take_winners(runs: pd.DataFrame, group: str) -> pd.DataFrame:
 def find_faults(runs: pd.DataFrame, group: str) -> Iterator[str]:
     """What forbids a verdict on a group for whose methods a search was made: one line a fault."""
     winners, reported = take_winners(runs, group), where(runs, group=group)
-    for row in winners.itertuples(index=False):
-        own = where(reported, label=row.label)
-        if not (own[str(row.axis)] == row.value).all():
-            yield f"{group}: {row.label} runs with another {row.axis} than its search found ({row.value})"
-        if row.edge:
-            yield f"{group}: {row.label}: {row.axis} {row.value} lies at an edge of its grid"
+    for row in winners.to_dict("records"):
+        label, axis, value = row["label"], row["axis"], row["value"]
+        if not (where(reported, label=label)[axis] == value).all():
+            yield f"{group}: {label} runs with another {axis} than its search found ({value})"
+        if row["edge"]:
+            yield f"{group}: {label}: {axis} {value} lies at an edge of its grid"
     if winners["runs"].nunique() > 1:
-        least = winners.loc[winners["runs"].idxmin()]
+        least = min(winners.to_dict("records"), key=lambda row: row["runs"])
         yield f"{group}: budgets of the search differ: {least['label']} has {least['runs']} runs, another more"
     seeds = set(searched(runs, group)["seed"]) & set(reported["seed"])
     if seeds:

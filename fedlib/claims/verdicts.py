@@ -59,11 +59,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict; the effect that it rests on, first the claim's own measure, then what must go with it; the cases."""
+    """A verdict; the effect that it rests on, first the claim's own measure, then what must go with it; all cases."""
 
     verdict: str
     effects: tuple[Interval, ...]
     cases: dict[str, tuple[Interval, ...]]
+    values: pd.DataFrame  # of the claim's own measure, as in Evidence
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -108,7 +109,7 @@ def _judge_together(evidence: Sequence[Evidence], quantifier: str) -> Finding:
         against |= any(band.excludes(i) for case in strict.values() for band, i in zip(bands, case, strict=True))
     inside = all(band.holds(interval) for band, interval in zip(bands, pooled, strict=True))
     verdict = CONTRADICTED if against else SUPPORTED if inside else UNDECIDED
-    return Finding(verdict, pooled, _cases(evidence, LEVEL))
+    return Finding(verdict, pooled, _cases(evidence, LEVEL), evidence[0].values)
 
 
 def _judge_one_of_them(evidence: Sequence[Evidence], quantifier: str) -> Finding:
@@ -120,7 +121,7 @@ def _judge_one_of_them(evidence: Sequence[Evidence], quantifier: str) -> Finding
     verdict = SUPPORTED if inside else UNDECIDED if possible else CONTRADICTED
     # The case nearest to the claim: among those that it rests on, the one furthest inside the band.
     nearest = max(inside or possible or cases, key=lambda case: _depth(bands[0], cases[case][0].mean))
-    return Finding(verdict, (strict if inside else cases)[nearest], cases)
+    return Finding(verdict, (strict if inside else cases)[nearest], cases, evidence[0].values)
 
 
 def _cases(evidence: Sequence[Evidence], level: float) -> dict[str, tuple[Interval, ...]]:

@@ -116,7 +116,8 @@ def quote_magnitudes(page: Page, digits: pd.DataFrame) -> dict[str, Any]:
     def share(bits: float, most: float = 0.1) -> float:
         return float(brentq(lambda p: bits_a_parameter(p) - bits, 1e-12, most))
 
-    ratios = next((s.means for s in page.scores if s.claim["id"] == "five-magnitudes"), {})
+    finding = next((s.finding for s in page.scores if s.claim["id"] == "five-magnitudes"), None)
+    ratios = {case: intervals[0].mean for case, intervals in finding.cases.items()} if finding else {}
     strong = [where(digits, label=label) for label in ("fedpm", "lam-100")]
     ratio = strong[0]["last.bits"].mean() / strong[1]["last.bits"].mean()
     return {

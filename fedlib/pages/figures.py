@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedlib.claims.results import FRESH, NOT_RUN, each, join_rounds
-from fedlib.claims.score import Score
 from fedlib.pages.exhibit import MARKERS, Exhibit, add_legend, canvas, draw_band, drawn, scale_by_factors, table
 from fedlib.wire import container
 
@@ -165,27 +164,6 @@ def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "author
         paper = method["paper"]
         rows.append({"setting": label, theirs: paper, "here": text, "unit": "", "source": method["source"]})
     return table(pd.DataFrame(rows), f"Set-up: {theirs} beside profile {profile}.", "setup")
-
-
-def score_table(results: Sequence[Score], caption: str) -> Exhibit:
-    """One row a claim: what is said, where, our criterion, what was measured, the verdict."""
-    rows = []
-    for s in results:
-        claim = s.claim
-        cases = [_case(case, values, claim.get("values", "seeds")) for case, values in s.values.items() if values]
-        low, high = claim.get("holds", (None, None))
-        criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
-        rows.append(
-            {
-                "claim": claim["says"],
-                "read in": claim["source"],
-                "criterion": criterion,
-                "measured": "; ".join(cases) or "–",
-                "verdict": s.verdict.upper() if s.verdict == "does not hold" else s.verdict,
-                "note": s.note or "–",
-            }
-        )
-    return table(pd.DataFrame(rows), caption, "scorecard")
 
 
 def _case(name: str, values: list[float], what: str) -> str:

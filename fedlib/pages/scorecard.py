@@ -16,6 +16,7 @@ from fedlib.claims.scorecard import evidence
 from fedlib.claims.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, UNTESTED, Band, Interval
 from fedlib.pages.exhibit import Exhibit, table
 from fedlib.pages.exhibit import drawn as picture
+from fedlib.pages.page import NOT_RUN
 
 # Colour and mark of a verdict: told apart without colour, and by those who do not see all colours.
 STYLES = {
@@ -32,16 +33,16 @@ def overview(paper: str, profiles: Sequence[str], root: Path | None = None) -> E
     judged = [s for profile in profiles for s in score.scores(paper, profile, root) if s.verdict]
     claims = list(dict.fromkeys(s.claim["id"] for s in judged if s.finding))
     rows = {claim: [s for s in judged if s.claim["id"] == claim and s.finding] for claim in claims}
-    figure = Figure(figsize=(7.2, 0.5 + sum(0.55 + 0.3 * len(own) for own in rows.values())), layout="constrained")
+    if not rows:
+        return table(_flatten(judged), f"Nothing was measured of the claims of {paper}.", f"verdicts-{paper}")
     heights = [0.55 + 0.3 * len(own) for own in rows.values()]
-    axes = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0] if rows else []
+    figure = Figure(figsize=(7.2, 0.5 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for ax, (claim, own) in zip(axes, rows.items(), strict=True):
         _draw_claim(ax, claim, own)
     for verdict, style in STYLES.items():
-        if len(axes):
-            axes[-1].plot([], [], linestyle="none", label=verdict, **style)
-    if len(axes):
-        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+        axes[-1].plot([], [], linestyle="none", label=verdict, **style)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     facts = [f"{s.claim['id']}, {s.profile}: {tell(s.finding.effects[0])}, {s.verdict}" for s in judged if s.finding]
     left = sorted({s.claim["id"] for s in judged} - set(claims))
     more = f" Without a measurement: {', '.join(left)}." if left else ""
@@ -112,10 +113,21 @@ def _row(s: Score) -> dict[str, Any]:
 def tell(interval: Interval) -> str:
     """Mean and ends, with as many places as the width of the interval, or the mean, calls for."""
     width = interval.high - interval.low
-    scale = width if 0 < width < math.inf else abs(interval.mean) or 1.0
-    places = min(4, max(0, 2 - math.floor(math.log10(scale))))
+    digits, scale = (2, width) if 0 < width < math.inf else (3, abs(interval.mean) or 1.0)
+    places = min(4, max(0, digits - 1 - math.floor(math.log10(scale) + 1e-9)))
     mean, low, high = (f"{value:.{places}f}" for value in (interval.mean, interval.low, interval.high))
     return f"{mean} [{low}, {high}]"
+
+
+def quote(scores: Sequence[Score]) -> dict[str, str]:
+    """Of each claim, for the sentences of a page: its effect, what goes with it (`also`), number of seeds, verdict."""
+    numbers = {}
+    for s in scores:
+        effects = list(map(tell, s.finding.effects)) if s.finding else [NOT_RUN]
+        row = {"effect": effects[0], "also": effects[-1], "verdict": s.verdict}
+        row["n"] = str(s.finding.effects[0].n) if s.finding else NOT_RUN
+        numbers |= {f"{name}-{s.claim['id']}": word for name, word in row.items()}
+    return numbers
 
 
 def _tell_band(criterion: dict[str, Any]) -> str:

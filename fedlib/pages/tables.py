@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedlib.claims.measures import take_best
 from fedlib.claims.results import DEFAULT, each, join_rounds, list_columns, where
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, drawn, spread, table
 
@@ -73,12 +72,11 @@ def payload_table(runs: pd.DataFrame, expected: Mapping[str, Mapping[str, int]] 
 
 
 def method_table(runs: pd.DataFrame, name: str, columns: str = "split") -> Exhibit:
-    """A row a method, a column a partition (or another field): accuracy at the best learning rate; measured upload."""
-    chosen = take_best(runs)
+    """A row a method, a column a partition (or another field): accuracy; measured upload."""
     several = runs["lr"].nunique() > 1
-    tuned = "each method at the learning rate of the grid that serves it best there" if several else "one learning rate"
-    heads = [value if columns == "split" else f"{columns}: {value}" for value in chosen[columns]]
-    chosen = chosen.assign(column=heads, definition=chosen["paper_bits"] / chosen["uploads"] / chosen["weights"])
+    tuned = "each method at the learning rate in brackets" if several else "one learning rate"
+    heads = [value if columns == "split" else f"{columns}: {value}" for value in runs[columns]]
+    chosen = runs.assign(column=heads, definition=runs["paper_bits"] / runs["uploads"] / runs["weights"])
     chosen = chosen.assign(measured=8 * chosen["upload_bytes"] / chosen["weights"])
 
     def show(head: str) -> Callable[[pd.DataFrame], str]:

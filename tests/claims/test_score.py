@@ -109,7 +109,7 @@ def test_scores_rest_on_fresh_records_alone(digits: Path) -> None:
     assert list(bits.finding.cases) == ["fedmrn-binary, main, iid"]
     assert judged["small-upload"].verdict == "", "an observation"
     near = judged["close-to-fedavg"]
-    assert (near.verdict, near.note) == ("not tested at this scale", "main: 3 local steps a round, the source has 100")
+    assert near.verdict == "not tested at this scale" and "main: 3 local steps a round, the source has 100" in near.note
     kept = score.summary(list(judged.values()))["fedmrn"]["one-bit"]["smoke"]
     assert kept == {"verdict": "supported", "effect": 1.0, "low": 1.0, "high": 1.0, "n": 3}
     edit(digits, put("methods/fedmrn-binary/lr", 0.2))

@@ -39,7 +39,7 @@ FRESH = pd.DataFrame(
 
 def scored(verdict: str = SUPPORTED, **claim: Any) -> Score:
     case = Interval(2.5, 2.1, 2.9, 3)
-    finding = None if verdict == UNTESTED else Finding(verdict, (case,), {"new, main, iid": (case,)})
+    finding = None if verdict == UNTESTED else Finding(verdict, (case,), {"new, main, iid": (case,)}, pd.DataFrame())
     return Score("paper", "lab", CLAIM | claim, verdict, finding, "")
 
 
