@@ -55,8 +55,8 @@ def tuning_maps(page: Page) -> dict[str, Exhibit | Markdown]:
     for group in ("fashion", "wide"):
         runs = page.select(f"tune-{group}")
         what = (
-            f"Accuracy on training images that no client has, by method and learning rate: the search for group {group}. "
-            "An empty cell: the run diverged."
+            "Accuracy on training images that no client has, by method and learning rate, in the search for group "
+            f"{group}. An empty cell: the run diverged."
         )
         maps[group] = page.show(heat_map, runs, "label", "lr", "split", f"rates-{group}", what)
     return maps
@@ -89,6 +89,12 @@ def quote_methods(page: Page) -> dict[str, str]:
             noise = where(own, label=f"fedmrn-{mask}")
             numbers[f"{group}-{mask}-magnitude"] = f"{noise['hyper.magnitude'].iloc[0]:g}" if len(noise) else NOT_RUN
     return numbers
+
+
+def masking_map(page: Page) -> Exhibit | Markdown:
+    """Accuracy by masking rule and magnitude."""
+    what = "Final test accuracy by masking rule and noise magnitude, a panel a mask alphabet."
+    return page.show(heat_map, page.select("psm"), "hyper.masking", "hyper.magnitude", "label", "masking", what)
 
 
 def set_beside_wide(page: Page) -> pd.DataFrame:

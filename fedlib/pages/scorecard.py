@@ -121,7 +121,7 @@ def tell(interval: Interval) -> str:
 
 def quote(scores: Sequence[Score]) -> dict[str, str]:
     """Of each claim, for the sentences of a page: its effect, what goes with it (`also`), number of seeds, verdict."""
-    numbers = {}
+    numbers: dict[str, str] = {}
     for s in scores:
         effects = list(map(tell, s.finding.effects)) if s.finding else [NOT_RUN]
         row = {"effect": effects[0], "also": effects[-1], "verdict": s.verdict}
