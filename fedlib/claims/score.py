@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedlib.claims.measures import CASE, MEASURES
 from fedlib.claims.verdicts import QUANTIFIERS, UNTESTED, Band, Evidence, Finding, judge
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_name
+from fedlib.runs import record
 from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.validation import Name, OneOf, Range, Table, read, schema, wrong
 
@@ -283,14 +285,29 @@ def _add_absent(note: str, claim: dict[str, Any], partial: set[tuple[str, ...]],
     return "; ".join(filter(None, [note, left]))
 
 
-def summary(judged: list[Score]) -> dict[str, Any]:
-    """What `dvc metrics show` prints: by paper, claim and profile the verdict, and effect, interval and n behind it."""
-    table: dict[str, Any] = {}
+def summary(judged: list[Score]) -> dict[str, dict[str, Any]]:
+    """What `dvc metrics show` prints, a row a claim: scale, verdict, and the effect with its interval and n.
+
+    Keys are paths below scores/, as `fedmrn/one-bit.json`.
+    """
+    rows: dict[str, dict[str, Any]] = {}
     for score in judged:
-        row: dict[str, Any] = {"verdict": score.verdict} if score.verdict else {}
+        row: dict[str, Any] = {"scale": score.profile, "verdict": score.verdict or "observed"}
         if score.finding:
             effect = score.finding.effects[0]
-            row |= {"effect": round(effect.mean, 4), "low": round(effect.low, 4), "high": round(effect.high, 4)}
-            row |= {"n": effect.n}
-        table.setdefault(score.paper, {}).setdefault(score.claim["id"], {})[score.profile] = row
-    return table
+            ends = {"effect": effect.mean, "low": effect.low, "high": effect.high}
+            row |= {name: round(value, 4) for name, value in ends.items() if math.isfinite(value)} | {"n": effect.n}
+        rows[f"{score.paper}/{score.claim['id']}.json"] = row
+    return rows
+
+
+def write(judged: list[Score], root: Path | None = None) -> Path:
+    """Write the summary into scores/, a file a claim, and remove what stands there of other claims."""
+    folder = (root or home()) / "scores"
+    rows = summary(judged)
+    for name, row in rows.items():
+        record.write(folder / name, (json.dumps(row) + "\n").encode())
+    for path in folder.glob("*/*.json"):
+        if str(path.relative_to(folder)) not in rows:
+            path.unlink()
+    return folder

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from fedlib.__main__ import main
 from fedlib.claims import score
 from fedlib.errors import SpecError
+from fedlib.runs import record
 
 INFINITE = math.inf
 
@@ -91,8 +92,7 @@ def test_a_paper_without_runs_at_a_profile_is_left_out(
     edit(digits, change)
     assert main(["score", "--profile", "smoke"]) == 0
     assert "fedmrn  left out: it has no runs at profile smoke" in capsys.readouterr().out
-    kept = json.loads((digits / "scores.json").read_text())
-    assert kept.keys() == set(score.scored()) - {"fedmrn"}
+    assert {path.parent.name for path in (digits / "scores").rglob("*.json")} == set(score.scored()) - {"fedmrn"}
     assert main(["status", "--profile", "smoke"]) == 0
     said = capsys.readouterr().out
     assert "feddq/smoke/" in said and "fedmrn/smoke/" not in said
@@ -110,8 +110,12 @@ def test_scores_rest_on_fresh_records_alone(digits: Path) -> None:
     assert judged["small-upload"].verdict == "", "an observation"
     near = judged["close-to-fedavg"]
     assert near.verdict == "not tested at this scale" and "main: 3 local steps a round, the source has 100" in near.note
-    kept = score.summary(list(judged.values()))["fedmrn"]["one-bit"]["smoke"]
-    assert kept == {"verdict": "supported", "effect": 1.0, "low": 1.0, "high": 1.0, "n": 3}
+    old = digits / "scores" / "fedmrn" / "of-another-day.json"
+    record.write(old, b"{}")
+    assert main(["score", "--profile", "smoke"]) == 0
+    kept = json.loads((digits / "scores" / "fedmrn" / "one-bit.json").read_text())
+    assert kept == {"scale": "smoke", "verdict": "supported", "effect": 1.0, "low": 1.0, "high": 1.0, "n": 3}
+    assert not old.exists()
     edit(digits, put("methods/fedmrn-binary/lr", 0.2))
     stale = {s.claim["id"]: s for s in score.scores("fedmrn", "smoke")}
     assert (stale["one-bit"].verdict, stale["one-bit"].note) == ("not tested at this scale", "no fresh record")
