@@ -16,7 +16,7 @@ from fedlib.pages.page import NOT_RUN, Page, means
 from fedlib.runs.experiments import specs
 
 INSIDE = (
-    "Digits, Dirichlet 0.3, 20 clients, 5 a round, uniform noise of magnitude 0.1, learning rate 0.3, a single seed "
+    "Digits, Dirichlet 0.3, 20 clients, 5 a round, uniform noise of magnitude 0.1, learning rate 1, a single seed "
     "(0), measured while this page was made."
 )
 
@@ -92,9 +92,9 @@ def quote_methods(page: Page) -> dict[str, str]:
 
 
 def masking_map(page: Page) -> Exhibit | Markdown:
-    """Accuracy by masking rule and magnitude."""
-    what = "Final test accuracy by masking rule and noise magnitude, a panel a mask alphabet."
-    return page.show(heat_map, page.select("psm"), "hyper.masking", "hyper.magnitude", "label", "masking", what)
+    """Accuracy by masking rule and learning rate."""
+    what = "Final test accuracy by masking rule and learning rate, a panel a mask alphabet."
+    return page.show(heat_map, page.select("psm"), "hyper.masking", "lr", "label", "masking", what)
 
 
 def set_beside_wide(page: Page) -> pd.DataFrame:
