@@ -141,7 +141,7 @@ def page(options: argparse.Namespace) -> None:
 
 
 def score(options: argparse.Namespace) -> None:
-    """hold the papers' claims against the records; writes scores.json"""
+    """hold the papers' claims against the records; writes scores/"""
     from fedlib.claims import score as scoring
 
     results = []
@@ -150,10 +150,13 @@ def score(options: argparse.Namespace) -> None:
             results += scoring.scores(paper, options.profile)
         else:
             print(f"{paper}  left out: it has no runs at profile {options.profile}")
-    record.write(sources.home() / "scores.json", (json.dumps(scoring.summary(results), indent=1) + "\n").encode())
+    scoring.write(results)
     for s in results:
-        print(f"{s.paper}  {s.claim['id']:28} {s.verdict}{'  (' + s.note + ')' if s.note else ''}")
-    print(f"scores.json holds profile {options.profile}")
+        effect = s.finding.effects[0] if s.finding else None
+        measured = f"{effect.mean:.4g} [{effect.low:.4g}, {effect.high:.4g}]" if effect else "-"
+        note = f"  ({s.note})" if s.note else ""
+        print(f"{s.paper}  {s.claim['id']:28} {s.verdict or 'observed':26} {measured}{note}")
+    print(f"scores/ holds profile {options.profile}")
 
 
 def status(options: argparse.Namespace) -> None:

@@ -7,20 +7,22 @@ from typing import Any
 
 from fedlib.data.sources import home
 
-Values = dict[str, list[float]]  # case, e.g. "fedmrn-binary, main, iid" -> one value per seed, or per timing
+Values = dict[
+    str, dict[int, float]
+]  # case, e.g. "fedmrn-binary, main, iid" -> by seed, or by turn of a benchmark: value
 
 
 def step_time(networks: list[str]) -> Values:
     """Time of a local step over that of full training, for each policy of these networks, in each turn of the bench."""
-    return {f"{row['network']}, {row['policy']}": row["step_ratios"] for row in _frozen(networks)}
+    return {f"{row['network']}, {row['policy']}": dict(enumerate(row["step_ratios"])) for row in _frozen(networks)}
 
 
 def peak_memory(networks: list[str]) -> Values:
     """Most bytes in tensors during local training over those of full training, by each of three optimizers."""
     full = {row["network"]: row["peak_bytes"] for row in benchmark("partial")["rows"] if row["policy"] == "none"}
 
-    def ratios(row: dict[str, Any]) -> list[float]:
-        return [size / full[row["network"]][name] for name, size in row["peak_bytes"].items()]
+    def ratios(row: dict[str, Any]) -> dict[int, float]:
+        return dict(enumerate(size / full[row["network"]][name] for name, size in row["peak_bytes"].items()))
 
     return {f"{row['network']}, {row['policy']}": ratios(row) for row in _frozen(networks)}
 
@@ -38,5 +40,5 @@ def benchmark(name: str) -> dict[str, Any]:
 def inference_speed(networks: list[str], plain: str, clustered: str) -> Values:
     """Time of the plain network over that of its clustered copy, a value a network, image shape and batch size."""
     times = [row["variants"] for row in benchmark("inference")["times"] if row["network"] in networks]
-    found = [variants[plain]["ms"] / variants[clustered]["ms"] for variants in times]
-    return {f"{clustered} against {plain}": found} if found else {}
+    ratios = dict(enumerate(variants[plain]["ms"] / variants[clustered]["ms"] for variants in times))
+    return {f"{clustered} against {plain}": ratios} if ratios else {}

@@ -1,14 +1,12 @@
-"""What is measured of runs for a claim: a value a seed for each method, group and partition.
+"""What is measured of runs for a claim: for each method, group and partition a value a seed.
 
 Each measure takes the tables of `fedlib.claims.results` that it names, `runs` or both, and the claim's arguments.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Collection, Iterator
 
-import numpy as np
 import pandas as pd
 
 from fedlib.claims import targets
@@ -17,80 +15,80 @@ from fedlib.claims.results import each, join_rounds, where
 from fedlib.errors import SpecError
 
 CASE = ("label", "group", "split")
-Compare = Callable[[pd.DataFrame, pd.DataFrame], "pd.Series | np.ndarray"]
+Compare = Callable[[pd.DataFrame, pd.DataFrame], pd.Series]
 
 
-def take_best(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each method, group and partition at the learning rate that serves it best; others left out.
+def take_cases(
+    runs: pd.DataFrame, labels: Collection[str], groups: Collection[str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs of each case, by seed, after the case's name. SpecError where a case has two runs of one seed.
 
-    Best is the mean final accuracy over seeds, for every method alike; with one learning rate there is no choice.
+    A case has one setting: what a method's best of several would be is chosen elsewhere, on other data.
     """
-    if not len(runs):
-        return runs
-    twice = runs[runs.duplicated([*CASE, "lr", "seed"])]
-    if len(twice):
-        name = twice["name"].iloc[0]
-        raise SpecError(f"{name}: another run has its label, group, split, lr and seed; give it a label")
-    best = [where(own, lr=own.groupby("lr", sort=False)["accuracy"].mean().idxmax()) for _, own in each(runs, *CASE)]
-    return pd.concat(best)
+    for case, own in each(where(runs, label=list(labels), group=list(groups)), *CASE):
+        twice = own[own["seed"].duplicated()]
+        if len(twice):
+            name = twice["name"].iloc[0]
+            raise SpecError(f"{name}: another run has its label, group, split and seed; give it a label of its own")
+        yield ", ".join(case), own.set_index("seed")
 
 
-def _cases(runs: pd.DataFrame, labels: Collection[str], groups: Collection[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The runs of each case, at the best learning rate, after the case's name."""
-    for case, own in each(take_best(where(runs, label=list(labels), group=list(groups))), *CASE):
-        yield ", ".join(case), own
+def _by_seed(
+    runs: pd.DataFrame, labels: Collection[str], groups: Collection[str], measure: Callable[[pd.DataFrame], pd.Series]
+) -> Values:
+    return {case: _tell(measure(own)) for case, own in take_cases(runs, labels, groups)}
 
 
 def _pairs(
     runs: pd.DataFrame, labels: Collection[str], groups: Collection[str], against: Collection[str], compare: Compare
 ) -> Values:
     """One value a seed for each method and each of its baselines, where both have run: `compare` gets aligned rows."""
-    base = {name: own.set_index("seed") for name, own in _cases(runs, against, groups)}
+    base = dict(take_cases(runs, against, groups))
     values: Values = {}
-    for name, runs_of_case in _cases(runs, labels, groups):
-        own = runs_of_case.set_index("seed")
+    for name, own in take_cases(runs, labels, groups):
         label, place = name.split(", ", 1)
         for baseline in against:
             other = base.get(f"{baseline}, {place}", own.iloc[:0])
             both = own.index[own.index.isin(other.index)]
             if len(both):
-                shown = f"{label} against {baseline}" if len(against) > 1 else label
-                values[f"{shown}, {place}"] = list(map(float, compare(own.loc[both], other.loc[both])))
+                case = f"{label} against {baseline}" if len(against) > 1 else label
+                values[f"{case}, {place}"] = _tell(compare(own.loc[both], other.loc[both]))
     return values
+
+
+def _tell(values: pd.Series) -> dict[int, float]:
+    return {int(str(seed)): float(value) for seed, value in values.items()}
 
 
 def bits_per_weight(runs: pd.DataFrame, labels: list[str], groups: list[str], part: str) -> Values:
     """Measured bits that one part of the uploads spends per masked parameter."""
-    return {
-        case: (8 * own[f"part.{part}"] / (own["uploads"] * own["weights"])).tolist()
-        for case, own in _cases(runs, labels, groups)
-    }
+    return _by_seed(runs, labels, groups, lambda own: 8 * own[f"part.{part}"] / (own["uploads"] * own["weights"]))
 
 
 def bits_per_parameter(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
     """Measured bits of a mean upload, all its parts, per parameter of the network."""
-    return {case: own["measured_bits"].tolist() for case, own in _cases(runs, labels, groups)}
+    return _by_seed(runs, labels, groups, lambda own: own["measured_bits"])
 
 
 def final_bits(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
     """Bits per parameter that the paper's own definition counts in the last round."""
-    return {case: own["last.bits"].tolist() for case, own in _cases(runs, labels, groups)}
+    return _by_seed(runs, labels, groups, lambda own: own["last.bits"])
 
 
 def storage_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
     """Bytes of the network as float32 over bytes of the model's file after the last round."""
-    return {
-        case: (4 * own["parameters"] / own["last.notes.model file"]).tolist()
-        for case, own in _cases(runs, labels, groups)
-    }
+    return _by_seed(runs, labels, groups, lambda own: 4 * own["parameters"] / own["last.notes.model file"])
 
 
 def range_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str]) -> Values:
     """Range of the updates in the last round over that in the first: mean over tensors of the ratio of mean ranges."""
-    first = runs.filter(like="first.notes.ranges.")
-    last = runs.filter(like="last.notes.ranges.").set_axis(first.columns, axis=1)
-    ratio = (last / first.where(first != 0)).mean(axis=1)
-    return {case: ratio[own.index].tolist() for case, own in _cases(runs, labels, groups)}
+
+    def compare(own: pd.DataFrame) -> pd.Series:
+        first = own.filter(like="first.notes.ranges.")
+        last = own.filter(like="last.notes.ranges.").set_axis(first.columns, axis=1)
+        return (last / first.where(first != 0)).mean(axis=1)
+
+    return _by_seed(runs, labels, groups, compare)
 
 
 def upload_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
@@ -99,8 +97,9 @@ def upload_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str], again
 
 
 def accuracy_gap(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
-    """Final test accuracy less the other method's, in points, same partition and seed, each at its learning rate."""
-    return _pairs(runs, labels, groups, against, lambda own, other: own["accuracy"] - other["accuracy"])
+    """Test accuracy less the other method's, in points, same partition and seed: the mean over the last quarter of the
+    rounds, so that the swing from one cohort to the next does not decide."""
+    return _pairs(runs, labels, groups, against, lambda own, other: own["late_accuracy"] - other["late_accuracy"])
 
 
 def bits_ratio(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
@@ -116,52 +115,29 @@ def speed_gap(runs: pd.DataFrame, labels: list[str], groups: list[str], against:
 
 
 def saving_to_target(
-    runs: pd.DataFrame,
-    rounds: pd.DataFrame,
-    labels: list[str],
-    groups: list[str],
-    against: list[str],
-    quantity: str,
-    largest: bool,
+    runs: pd.DataFrame, rounds: pd.DataFrame, labels: list[str], groups: list[str], against: list[str], quantity: str
 ) -> Values:
     """Percent of what the other method spends (`rounds`, `bits` or `megabytes`) until both reach the same accuracy.
 
-    The target is `targets.SHARE` of FedAvg's best. largest: of the methods in `against` only the one with the largest
-    mean saving, for claims that say "up to".
+    The target is `targets.SHARE` of FedAvg's best.
     """
     there = list(where(runs, label="fedavg", group=groups)["group"].unique())
     own = where(runs, label=[*labels, *against, "fedavg"], group=there)
     if not there:
         return {}
     spent = targets.reach(own, rounds, targets.set_targets(own, rounds))
-    costs = own[[*CASE, "seed", "lr", "accuracy"]].join(spent)
-    found = _pairs(costs, labels, there, against, lambda own, other: targets.save(own, other, quantity))
-    if not largest or not found:
-        return found
-    case = max(found, key=lambda name: statistics.fmean(found[name]))
-    return {case: found[case]}
-
-
-def largest_reduction(
-    runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str], points: float
-) -> Values:
-    """As upload_ratio, of the method alone that saves most among those that lose at most so many points of accuracy."""
-    gaps = {case: statistics.fmean(gap) for case, gap in accuracy_gap(runs, labels, groups, against).items()}
-    ratios = upload_ratio(runs, labels, groups, against)
-    close = {case: statistics.fmean(ratios[case]) for case, gap in gaps.items() if gap >= -points}
-    if close:
-        case = max(close, key=lambda name: close[name])
-        return {case: ratios[case]}
-    return {"none of them": [1.0] * min(map(len, ratios.values()))} if ratios else {}
+    costs = own[[*CASE, "seed", "name"]].join(spent)
+    return _pairs(costs, labels, there, against, lambda own, other: targets.save(own, other, quantity))
 
 
 def private_gap(runs: pd.DataFrame, labels: list[str], groups: list[str], against: list[str]) -> Values:
-    """As accuracy_gap, of the private runs with the most noise in each group."""
+    """As accuracy_gap, of private runs: a case for each amount of noise."""
     name = "privacy.noise_multiplier"
     values: Values = {}
-    for group in groups if name in runs else ():
-        own = where(runs, group=group).dropna(subset=name)
-        values |= accuracy_gap(where(own, **{name: own[name].max()}), labels, [group], against)
+    for noise, own in each(where(runs, group=groups).dropna(subset=name), name) if name in runs else ():
+        if noise > 0:
+            gaps = accuracy_gap(own, labels, groups, against)
+            values |= {f"{case}, noise {noise:g}": found for case, found in gaps.items()}
     return values
 
 
@@ -204,7 +180,6 @@ MEASURES: dict[str, Callable[..., Values]] = {
     "storage_ratio": storage_ratio,
     "saving_to_target": saving_to_target,
     "range_ratio": range_ratio,
-    "largest_reduction": largest_reduction,
     "private_gap": private_gap,
     "traffic_ratio": traffic_ratio,
     "model_ratio": model_ratio,

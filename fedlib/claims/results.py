@@ -5,7 +5,8 @@ Columns of `runs`:
 - `run`: paper/profile/name, the key of both tables. `state`: FRESH, NOT_RUN, or why the record no longer counts.
 - All fields of the spec under their own names (`paper`, `profile`, `group`, `label`, `split`, `seed`, `lr`, `rounds`
   ...); a setting of the method as `hyper.<setting>`, and DEFAULT where the run leaves it at that.
-- After the last round: `accuracy` (% of the test images), `loss`. `mean_accuracy`: over all evaluated rounds (%).
+- After the last round: `accuracy` (% of the test images), `loss`. `mean_accuracy`: over all evaluated rounds (%);
+  `late_accuracy`: over those of the last quarter of the rounds.
 - Of all rounds and clients: `uploads` and `downloads` (numbers of messages; refused uploads are no uploads),
   `uplink_bytes` and `downlink_bytes` (measured), `uplink_megabytes` and `megabytes` (both ways), `paper_bits`
   (uploaded, by the paper's own definition), `part.<name>` (measured bytes of one part of all uploads).
@@ -111,8 +112,10 @@ def _run(r: Record) -> dict[str, Any]:
     parameters, uploads = _parameters(r), final["uploads"]
     accepted = final["uplink_bytes"] - final["uplink_parts"].get("refused", 0)
     evaluated = [row["accuracy"] for row in rows if not math.isnan(row["accuracy"])]
-    row = _planned(r["spec"]) | {k: v for k, v in final.items() if k not in ("uplink_parts", "privacy")}
+    row = _planned(record.spec_of(r)) | {k: v for k, v in final.items() if k not in ("uplink_parts", "privacy")}
     row |= {"state": FRESH, "accuracy": 100 * final["accuracy"], "mean_accuracy": _mean(evaluated)}
+    late = [entry["accuracy"] for entry in rows if entry["round"] > 0.75 * len(rows)]
+    row |= {"late_accuracy": _mean([accuracy for accuracy in late if not math.isnan(accuracy)])}
     row |= {"downloads": sum(len(entry["clients"]) + len(entry.get("refused", ())) for entry in r["rounds"])}
     row |= {name: rows[-1][name] for name in ("uplink_megabytes", "megabytes")}
     row |= {"parameters": parameters, "weights": r["parameters"]["weights"], "others": r["parameters"].get("others", 0)}

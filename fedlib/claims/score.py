@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import functools
 import inspect
-import statistics
-from collections.abc import KeysView
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import pandas as pd
 from pydantic import (
-    AfterValidator,
     ConfigDict,
     Discriminator,
-    Field,
     Tag,
     ValidationInfo,
     create_model,
     field_validator,
+    model_validator,
 )
 
-from fedlib.claims import results
+from fedlib.claims import history, results
 from fedlib.claims.benchmarks import Values
+from fedlib.claims.conditions import find_unmet
 from fedlib.claims.measures import CASE, MEASURES
+from fedlib.claims.verdicts import QUANTIFIERS, UNTESTED, Band, Evidence, Finding, judge
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_name
+from fedlib.runs import record
 from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.validation import Name, OneOf, Range, Table, read, schema, wrong
 
-HOLDS, PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not tested at this scale"
-SEEDS = 3  # a verdict never rests on fewer
 TABLES = {"runs", "rounds"}  # what a measure is given besides the claim's arguments
-
-
-def parameters(measure: str) -> KeysView[str]:
-    return inspect.signature(MEASURES[measure]).parameters.keys()
+Number = Annotated[float, Range(-1e300, 1e300)]
 
 
 @functools.cache
@@ -46,25 +44,83 @@ def arguments(measure: str) -> type[Table]:
     return create_model(measure, __base__=Table, **fields)
 
 
+def parameters(measure: str) -> set[str]:
+    """The names of a measure's parameters."""
+    return set(inspect.signature(MEASURES[measure]).parameters)
+
+
 def _by_measure() -> dict[str, Any]:
     """The same for a JSON schema."""
 
-    def one(name: str) -> dict[str, Any]:
+    def rule(name: str) -> dict[str, Any]:
         given = {"properties": {"arguments": schema(arguments(name))}}
         return {"if": {"properties": {"measure": {"const": name}}}, "then": given}
 
-    return {"allOf": [one(name) for name in MEASURES]}
+    return {"allOf": [rule(name) for name in MEASURES]}
 
 
-def _interval(ends: list[float]) -> list[float]:
-    if ends[0] > ends[1]:
-        raise wrong("must be an interval [lowest, highest]")
-    return ends
+class Criterion(Table):
+    """Where a measured value must lie: what the paper says, and the margin that we allow beyond it, in the unit."""
+
+    measure: Annotated[str, OneOf(MEASURES)]
+    at_least: Number | None = None
+    at_most: Number | None = None
+    margin: Annotated[float, Range(0, 1e300)] = 0
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Criterion:
+        low, high = self.at_least, self.at_most
+        if low is None and high is None:
+            raise wrong("at_least or at_most must be given", "key")
+        if low is not None and high is not None and low > high:
+            raise wrong(f"at_least {low:g} exceeds at_most {high:g}", "key")
+        return self
 
 
-Interval = Annotated[
-    list[Annotated[float, Range(-1e300, 1e300)]], Field(min_length=2, max_length=2), AfterValidator(_interval)
-]
+class Needs(Table):
+    """What runs must have so that they can decide a claim; otherwise it is not tested at their scale."""
+
+    seeds: Annotated[int, Range(2, 1000)] = 3  # of each case
+    local_steps: Annotated[int, Range(1, 10**9)] | None = None  # the source's, of a client in a round, within a factor
+    plateau: Annotated[float, Range(0, 100)] | None = None  # points that the reference may gain in the last third
+    room: Annotated[float, Range(0, 100)] | None = None  # points by which the reference leads those compared against
+    reference: Name = "fedavg"
+
+
+class Measured(Table):
+    """What is measured, and in which runs."""
+
+    model_config = ConfigDict(json_schema_extra=_by_measure())
+    id: Name
+    says: str
+    measure: Annotated[str, OneOf(MEASURES)]
+    arguments: dict[str, Any]
+    unit: str
+    values: str = "seeds"
+
+    @field_validator("arguments")
+    @classmethod
+    def _fit_the_measure(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "measure" in info.data:
+            arguments(info.data["measure"]).model_validate(given)
+        return given
+
+
+class Claim(Measured, Criterion):
+    """What a paper says, and the rule by which it is held to that; see `fedlib.claims.verdicts.judge`."""
+
+    source: str
+    quantifier: Annotated[str, OneOf(QUANTIFIERS)]
+    joint: Criterion | None = None  # what must be true of the same cases at once, such as the accuracy of a saving
+    needs: Needs = Needs()
+    why: str  # of margin, joint and needs
+
+    @model_validator(mode="after")
+    def _joint_has_its_arguments(self) -> Claim:
+        lacking = parameters(self.joint.measure) - TABLES - self.arguments.keys() if self.joint else set()
+        if lacking:
+            raise wrong(f"joint: {', '.join(sorted(lacking))} must be among the claim's arguments", "key")
+        return self
 
 
 class Untested(Table):
@@ -76,27 +132,10 @@ class Untested(Table):
     untested: str
 
 
-class Tested(Table):
-    """What a paper says, and by which measure it is held to that; see `judge`."""
+class Observation(Measured):
+    """What we measure beside the claims: no paper says it, so that it has no verdict."""
 
-    model_config = ConfigDict(json_schema_extra=_by_measure())
-    id: Name
-    says: str
-    source: str
-    measure: Annotated[str, OneOf(MEASURES)]
-    arguments: dict[str, Any]
-    unit: str
-    holds: Interval
-    part: Interval | None = None
     why: str
-    values: str = "seeds"
-
-    @field_validator("arguments")
-    @classmethod
-    def _fit_the_measure(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "measure" in info.data:
-            arguments(info.data["measure"]).model_validate(given)
-        return given
 
 
 class Paper(Table):
@@ -115,52 +154,64 @@ class Published(Table):
     payload: dict[str, dict[str, int]]  # of a method's upload: bytes by part
     claims: list[
         Annotated[
-            Annotated[Tested, Tag("tested")] | Annotated[Untested, Tag("untested")],
+            Annotated[Claim, Tag("tested")] | Annotated[Untested, Tag("untested")],
             Discriminator(lambda claim: "untested" if isinstance(claim, dict) and "untested" in claim else "tested"),
         ]
     ]
+    observations: list[Observation] | None = None
 
 
 @dataclass(frozen=True)
 class Score:
+    """A claim's verdict at one profile; for an observation the verdict is empty."""
+
     paper: str
+    profile: str
     claim: dict[str, Any]
     verdict: str
-    values: Values
-    note: str  # why it was not tested, or which cases miss
-
-    @property
-    def means(self) -> dict[str, float]:
-        return {case: statistics.fmean(values) for case, values in self.values.items()}
+    finding: Finding | None  # missing where nothing was measured
+    note: str  # why it was not tested, or what was left out
 
 
-def judge(claim: dict[str, Any], values: Values) -> tuple[str, str]:
-    """Verdict and note: the mean of every case must lie in the claim's interval."""
-    if not values:
-        return UNTESTED, "no fresh record"
-    few = [case for case, seeds in values.items() if len(seeds) < SEEDS]
+def bands(claim: dict[str, Any]) -> list[Band]:
+    """Of a claim's own measure, and of what must go with it."""
+    criteria = [claim, claim["joint"]] if "joint" in claim else [claim]
+    return [
+        Band(
+            c.get("at_least", -math.inf) - c.get("margin", 0),
+            c.get("at_most", math.inf) + c.get("margin", 0),
+        )
+        for c in criteria
+    ]
+
+
+def measure(name: str, given: dict[str, Any], tables: dict[str, pd.DataFrame]) -> Values:
+    """Values of a measure from the tables `runs` and `rounds`, whichever it takes, and those arguments that it has."""
+    names = parameters(name)
+    return MEASURES[name](**{key: value for key, value in (tables | given).items() if key in names})
+
+
+def judge_claim(
+    claim: dict[str, Any], tables: dict[str, pd.DataFrame], planned: pd.DataFrame
+) -> tuple[str, Finding | None, str]:
+    """Verdict, finding and note of a claim on runs of which none is missing; planned: all runs, for what was tuned."""
+    names = [claim["measure"], *([claim["joint"]["measure"]] if "joint" in claim else [])]
+    frames = [pd.DataFrame(measure(name, claim["arguments"], tables)) for name in names]
+    frames = [frame[frames[0].columns] for frame in frames]
+    if frames[0].empty:
+        return UNTESTED, None, "no fresh record"
+    finding = judge(claim["quantifier"], [Evidence(f, band) for f, band in zip(frames, bands(claim), strict=True)])
+    needs = Needs(**claim.get("needs", {}))
+    few = [str(case) for case in frames[0] if frames[0][case].count() < needs.seeds]
     if few:
-        return UNTESTED, f"a verdict needs {SEEDS} seeds a case; fewer: {', '.join(few)}"
-    means = {case: statistics.fmean(seeds) for case, seeds in values.items()}
-
-    def outside(name: str) -> list[str]:
-        low, high = claim[name]
-        return [case for case, mean in means.items() if not low <= mean <= high]
-
-    missed = outside("holds")
-    if not missed:
-        return HOLDS, ""
-    verdict = PART if "part" in claim and not outside("part") else FAILS
-    low, high = claim["holds"]
-
-    def shown(mean: float) -> str:
-        """With as many places as tell it from the interval."""
-        digits = next((d for d in range(2, 9) if not low <= round(mean, d) <= high), 9)
-        return f"{mean:.{digits}f}"
-
-    all_of_them = len(missed) == len(means) > 1
-    which = "every case" if all_of_them else "; ".join(f"{case} {shown(means[case])}" for case in missed)
-    return verdict, f"outside {low:g} to {high:g}: {which}"
+        fewer = f"a verdict needs {needs.seeds} {claim.get('values', 'seeds')} a case; fewer: {'; '.join(few)}"
+        return UNTESTED, finding, fewer
+    given = claim["arguments"]
+    if "groups" in given:
+        unmet = list(find_unmet(needs.model_dump(), given, tables, planned))
+        if unmet:
+            return UNTESTED, finding, "; ".join(unmet)
+    return finding.verdict, finding, ""
 
 
 def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
@@ -172,14 +223,14 @@ def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:
     content = read((root or home()) / where, Published)
     runs = [run for profile in profiles(paper, root) for run in specs(paper, profile, root=root)]
     groups, labels = {run.group for run in runs}, {run.label for run in runs}
-    ids: set[str] = set()
-    for claim in content["claims"]:
-        if claim["id"] in ids:
+    stated, seen = [*content["claims"], *content.get("observations", [])], set()
+    for claim in stated:
+        if claim["id"] in seen:
             raise SpecError(f"{where}: claims.{claim['id']}: id is given twice; each claim needs its own")
-        ids.add(claim["id"])
+        seen.add(claim["id"])
         for name, allowed in (("labels", labels), ("groups", groups), ("against", labels)):
-            for one in claim.get("arguments", {}).get(name, []):
-                require_name(f"{where}: claims.{claim['id']}.arguments.{name}", one, allowed)
+            for value in claim.get("arguments", {}).get(name, []):
+                require_name(f"{where}: claims.{claim['id']}.arguments.{name}", value, allowed)
     return content
 
 
@@ -189,33 +240,74 @@ def scored(root: Path | None = None) -> list[str]:
 
 
 def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
-    """One score a claim, from fresh records alone; a method of whose runs one is missing is left out of a group.
+    """One score a claim, then one an observation, from fresh records alone.
 
-    Otherwise its best learning rate would be the best of those that happen to be there.
+    A method of whose runs one is missing is left out of its group, which the note says.
     """
     runs, rounds = results.read(paper, profile, root=root)
-    partial = set(runs.loc[runs["state"] != results.FRESH, [*CASE]].itertuples(index=False, name=None))
-    whole = runs[[case not in partial for case in runs[[*CASE]].itertuples(index=False, name=None)]]
-    tables, scored = {"runs": whole, "rounds": rounds}, []
-    for claim in read_published(paper, root)["claims"]:
+    cases = list(runs[[*CASE]].itertuples(index=False, name=None))
+    partial = {case for case, state in zip(cases, runs["state"], strict=True) if state != results.FRESH}
+    tables = {"runs": runs[[case not in partial for case in cases]], "rounds": rounds}
+    content = read_published(paper, root)
+    young = _name_younger(paper, content["claims"], tables["runs"], root or home())
+    judged = []
+    for claim in content["claims"]:
         if "untested" in claim:
-            scored.append(Score(paper, claim, UNTESTED, {}, claim["untested"]))
+            judged.append(Score(paper, profile, claim, UNTESTED, None, claim["untested"]))
             continue
-        measure, given = claim["measure"], claim["arguments"]
-        values = MEASURES[measure](**{name: tables[name] for name in TABLES & parameters(measure)}, **given)
-        verdict, note = judge(claim, values)
-        labels, groups = {*given.get("labels", []), *given.get("against", [])}, given.get("groups", [])
-        absent = sorted(", ".join(case) for case in partial if case[0] in labels and case[1] in groups)
-        if values and absent:
-            note = "; ".join(filter(None, [note, f"left out, since runs are missing: {'; '.join(absent)}"]))
-        scored.append(Score(paper, claim, verdict, values, note))
-    return scored
+        verdict, finding, note = judge_claim(claim, tables, runs)
+        if finding and claim["id"] in young:
+            note = "; ".join(filter(None, [note, "its criterion is younger than its records"]))
+        judged.append(Score(paper, profile, claim, verdict, finding, _add_absent(note, claim, partial, finding)))
+    for seen in content.get("observations", []):
+        frame = pd.DataFrame(measure(seen["measure"], seen["arguments"], tables))
+        finding = None if frame.empty else judge("mean", [Evidence(frame, Band(-math.inf, math.inf))])
+        judged.append(Score(paper, profile, seen, "", finding, _add_absent("", seen, partial, finding)))
+    return judged
 
 
-def summary(results: list[Score]) -> dict[str, Any]:
-    """What `dvc metrics show` prints: per paper and claim the verdict and the mean of each case."""
-    table: dict[str, Any] = {}
-    for s in results:
-        means = {case: round(mean, 4) for case, mean in s.means.items()}
-        table.setdefault(s.paper, {})[s.claim["id"]] = {"verdict": s.verdict} | means
-    return table
+def _name_younger(paper: str, claims: list[dict[str, Any]], runs: pd.DataFrame, root: Path) -> list[str]:
+    """The claims whose criterion was committed after a record that it judges was made."""
+    times: dict[str, str] = {}
+    for claim in claims:
+        given = claim.get("arguments", {})
+        if "groups" in given:
+            own = results.where(runs, group=given["groups"], label=[*given["labels"], *given.get("against", [])])
+            times |= {claim["id"]: own["time"].min()} if len(own) else {}
+    return history.name_younger(paper, times, root)
+
+
+def _add_absent(note: str, claim: dict[str, Any], partial: set[tuple[str, ...]], finding: Finding | None) -> str:
+    given = claim["arguments"]
+    labels, groups = {*given.get("labels", []), *given.get("against", [])}, given.get("groups", [])
+    absent = sorted(", ".join(case) for case in partial if case[0] in labels and case[1] in groups)
+    left = f"left out, since runs are missing: {'; '.join(absent)}" if finding and absent else ""
+    return "; ".join(filter(None, [note, left]))
+
+
+def summary(judged: list[Score]) -> dict[str, dict[str, Any]]:
+    """What `dvc metrics show` prints, a row a claim: scale, verdict, and the effect with its interval and n.
+
+    Keys are paths below scores/, as `fedmrn/one-bit.json`.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for score in judged:
+        row: dict[str, Any] = {"scale": score.profile, "verdict": score.verdict or "observed"}
+        if score.finding:
+            effect = score.finding.effects[0]
+            ends = {"effect": effect.mean, "low": effect.low, "high": effect.high}
+            row |= {name: round(value, 4) for name, value in ends.items() if math.isfinite(value)} | {"n": effect.n}
+        rows[f"{score.paper}/{score.claim['id']}.json"] = row
+    return rows
+
+
+def write(judged: list[Score], root: Path | None = None) -> Path:
+    """Write the summary into scores/, a file a claim, and remove what stands there of other claims."""
+    folder = (root or home()) / "scores"
+    rows = summary(judged)
+    for name, row in rows.items():
+        record.write(folder / name, (json.dumps(row) + "\n").encode())
+    for path in folder.glob("*/*.json"):
+        if str(path.relative_to(folder)) not in rows:
+            path.unlink()
+    return folder

@@ -8,21 +8,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedlib.claims import score
 from fedlib.claims.results import FRESH, where
 from fedlib.claims.score import Score
+from fedlib.claims.verdicts import VERDICTS
 from fedlib.runs import record
 from fedlib.runs.experiments import profiles, specs
 from fedlib.runs.spec import PROFILES
 
-VERDICTS = (score.HOLDS, score.PART, score.FAILS, score.UNTESTED)
-
 
 def list_profiles(paper: str, otherwise: str, root: Path | None = None) -> list[str]:
-    """Those at which the paper has a record, fresh or stale; `otherwise` where it has none at all, if planned."""
+    """Those at which the paper has a record, fresh or stale, the largest first; `otherwise` where it has none, if
+    planned."""
     planned = profiles(paper, root)
     there = [
-        p for p in PROFILES if p in planned and any(record.path(s, root).exists() for s in specs(paper, p, root=root))
+        p
+        for p in reversed(PROFILES)
+        if p in planned and any(record.path(s, root).exists() for s in specs(paper, p, root=root))
     ]
     return there or [p for p in (otherwise,) if p in planned]
 
@@ -35,7 +36,7 @@ def count(results: Sequence[Score]) -> dict[str, int]:
 
 def evidence(result: Score, runs: pd.DataFrame, folder: str) -> list[str]:
     """Files that a claim's numbers come from, of the paper's `runs`."""
-    if not result.values:
+    if not result.finding:
         return []
     given = result.claim["arguments"]
     if "groups" not in given:  # measured by a script, not in a run

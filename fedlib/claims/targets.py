@@ -45,11 +45,12 @@ def set_targets(runs: pd.DataFrame, rounds: pd.DataFrame, dense: str = "fedavg",
     return pd.Series(share * best[model[places]].to_numpy(), index=runs.index)
 
 
-def save(own: pd.DataFrame, other: pd.DataFrame, quantity: str) -> np.ndarray:
+def save(own: pd.DataFrame, other: pd.DataFrame, quantity: str) -> pd.Series:
     """Percent of the other's cost that is saved, from rows of `reach` in the same order; negative where more is spent.
 
     Where the other missed the target, its whole run counts, so that the saving is a lower bound; where this one did, it
     saves nothing and is taken to have spent all over again what it spent (at most -100).
     """
     mine, theirs = own[quantity].to_numpy(float), other[quantity].to_numpy(float)
-    return 100 * (1 - np.where(own["ever"], mine, 2 * np.maximum(mine, theirs)) / theirs)
+    spent = np.where(own["ever"], mine, 2 * np.maximum(mine, theirs))
+    return pd.Series(100 * (1 - spent / theirs), index=own.index)

@@ -48,7 +48,10 @@ def ratio_table(runs: pd.DataFrame, rounds: pd.DataFrame, against: str, name: st
         row["points lost"] = "–" if label == against else spread(lost[own.index])
         for meter, what in METER.items():
             case = ([label], [group], [against], meter)
-            (ccr,), (mcr,) = traffic_ratio(runs, rounds, *case).values(), model_ratio(runs, *case).values()
+            ccr, mcr = (
+                [value for by_seed in values.values() for value in by_seed.values()]
+                for values in (traffic_ratio(runs, rounds, *case), model_ratio(runs, *case))
+            )
             row[f"CCR, {what}"], row[f"MCR, {what}"] = f"{np.mean(ccr):.2f}", f"{np.mean(mcr):.2f}"
             values = {"group": group, "method": label, "seed": own["seed"], "meter": what, "CCR": ccr, "MCR": mcr}
             numbers.append(pd.DataFrame(values))

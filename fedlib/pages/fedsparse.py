@@ -113,7 +113,8 @@ def quote_magnitudes(page: Page, digits: pd.DataFrame) -> dict[str, Any]:
     def share(bits: float, most: float = 0.1) -> float:
         return float(brentq(lambda p: bits_a_parameter(p) - bits, 1e-12, most))
 
-    ratios = next((s.means for s in page.scores if s.claim["id"] == "five-magnitudes"), {})
+    finding = next((s.finding for s in page.scores if s.claim["id"] == "five-magnitudes"), None)
+    ratios = {case: intervals[0].mean for case, intervals in finding.cases.items()} if finding else {}
     plain, strong = (where(digits, label=label)["last.bits"].mean() for label in ("fedpm", "lam-100"))
     return {
         "n": f"{CONV6:,}",

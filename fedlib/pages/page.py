@@ -14,6 +14,8 @@ from IPython.display import Markdown, display
 from myst_nb import glue
 
 from fedlib.claims import results, score
+from fedlib.claims.conditions import count_local_steps
+from fedlib.claims.scorecard import list_profiles
 from fedlib.data import sources
 from fedlib.engines import select
 from fedlib.errors import DataError
@@ -48,6 +50,11 @@ class Page:
         return score.scores(self.paper, self.profile)
 
     @cached_property
+    def scales(self) -> list[str]:
+        """The profiles at which the paper has been run, the largest first."""
+        return list_profiles(self.paper, otherwise=self.profile)
+
+    @cached_property
     def payload(self) -> dict[str, dict[str, int]]:
         """Sizes of the parts of an upload, worked out by hand for the networks of profile lab."""
         return dict(score.read_published(self.paper)["payload"])
@@ -73,6 +80,11 @@ class Page:
         if not len(runs):
             return Markdown(f"{what}, **has not been run**: it stands ready for a machine with a GPU.")
         return draw(runs, rounds) if self.profile != "paper" else None
+
+    def count_steps(self) -> dict[str, str]:
+        """Local steps of a mean client in a round, by group of runs."""
+        steps = self.planned.assign(steps=count_local_steps(self.planned)).groupby("group")["steps"].mean()
+        return {f"steps-{group}": f"{mean:.0f}" for group, mean in steps.items()}
 
     def count_cost(self) -> dict[str, Any]:
         """Minutes of training of all records, added up over processes, and the devices."""

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from fedlib.claims import results, score
-from fedlib.claims.measures import take_best
 from fedlib.claims.results import DEFAULT, FRESH, NOT_RUN, each, join_rounds, list_columns, where
-from fedlib.claims.score import Score
-from fedlib.claims.scorecard import evidence
 from fedlib.pages.exhibit import Exhibit, spread, table
 from fedlib.wire import container
 
@@ -89,12 +83,11 @@ def payload_table(runs: pd.DataFrame, expected: Mapping[str, Mapping[str, int]] 
 
 
 def method_table(runs: pd.DataFrame, name: str, columns: str = "split") -> Exhibit:
-    """A row a method, a column a partition (or another field): accuracy at the best learning rate; measured upload."""
-    chosen = take_best(runs)
+    """A row a method, a column a partition (or another field): accuracy; measured upload."""
     several = runs["lr"].nunique() > 1
-    tuned = "each method at the learning rate of the grid that serves it best there" if several else "one learning rate"
-    heads = [value if columns == "split" else f"{columns}: {value}" for value in chosen[columns]]
-    chosen = chosen.assign(column=heads, definition=chosen["paper_bits"] / chosen["uploads"] / chosen["weights"])
+    tuned = "each method at the learning rate in brackets" if several else "one learning rate"
+    heads = [value if columns == "split" else f"{columns}: {value}" for value in runs[columns]]
+    chosen = runs.assign(column=heads, definition=runs["paper_bits"] / runs["uploads"] / runs["weights"])
     chosen = chosen.assign(measured=8 * chosen["upload_bytes"] / chosen["weights"])
 
     def tell(own: pd.DataFrame) -> str:
@@ -159,54 +152,6 @@ def setup_table(experiments: dict[str, Any], profile: str, theirs: str = "author
         paper = method["paper"]
         rows.append({"setting": label, theirs: paper, "here": text, "unit": "", "source": method["source"]})
     return table(pd.DataFrame(rows), f"Set-up: {theirs} beside profile {profile}.", "setup")
-
-
-def score_table(scores: Sequence[Score], caption: str) -> Exhibit:
-    """One row a claim: what is said, where, our criterion, what was measured, the verdict."""
-    rows = []
-    for s in scores:
-        claim = s.claim
-        cases = [_case(case, values, claim.get("values", "seeds")) for case, values in s.values.items() if values]
-        low, high = claim.get("holds", (None, None))
-        criterion = f"{low} to {high} {claim['unit']}" if low is not None else "–"
-        rows.append(
-            {
-                "claim": claim["says"],
-                "read in": claim["source"],
-                "criterion": criterion,
-                "measured": "; ".join(cases) or "–",
-                "verdict": s.verdict.upper() if s.verdict == "does not hold" else s.verdict,
-                "note": s.note or "–",
-            }
-        )
-    return table(pd.DataFrame(rows), caption, "scorecard")
-
-
-def _case(name: str, values: list[float], what: str) -> str:
-    spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
-    return f"{name}: {np.mean(values):.2f}{spread}, {len(values)} {what if len(values) > 1 else what.removesuffix('s')}"
-
-
-def score_card(paper: str, profile: str) -> Exhibit:
-    """The scores of a paper at a profile. The CSV names the records behind each claim as well, and gives its id."""
-    scores = score.scores(paper, profile)
-    exhibit = score_table(scores, f"Claims of {paper} against the records of profile {profile}.")
-    runs, _ = results.read(paper, profile)
-    frame = exhibit.frame.assign(
-        id=[s.claim["id"] for s in scores],
-        profile=profile,
-        records=[" ".join(evidence(s, runs, f"records/{paper}/{profile}")) for s in scores],
-    )
-    return replace(exhibit, frame=frame, name=f"scorecard-{paper}-{profile}")
-
-
-def verdict_table(paper: str, profiles: Sequence[str]) -> Exhibit:
-    """One row a claim: what is said, and the verdict at each of these profiles."""
-    verdicts = {f"profile {name}": [s.verdict for s in score.scores(paper, name)] for name in profiles}
-    claims = [claim["says"] for claim in score.read_published(paper)["claims"]]
-    return table(
-        pd.DataFrame({"claim": claims} | verdicts), f"Verdicts on {paper}, claim by claim.", f"verdicts-{paper}"
-    )
 
 
 def record_table(runs: pd.DataFrame, caption: str) -> Exhibit:

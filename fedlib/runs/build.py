@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 
+import numpy as np
 import torch
 
 from fedlib.core.client import Job
@@ -13,7 +14,7 @@ from fedlib.core.task import Task
 from fedlib.data import partition, sets, sources
 from fedlib.models import registry as models
 from fedlib.models.freezing import frozen_names
-from fedlib.rng import Rng
+from fedlib.rng import Rng, permutation
 from fedlib.runs.spec import Spec
 
 
@@ -30,7 +31,7 @@ def job_of(key: str, device: torch.device) -> Job:
 
 
 def task(spec: Spec, device: torch.device) -> Task:
-    dataset = _load(spec.data, device)
+    dataset = set_aside(_load(spec.data, device), spec.validation)
     (_, channels, side, _), classes = dataset.train_x.shape, len(dataset.classes)
     network = models.build(spec.model, channels, side, classes, Rng(spec.seed)).to(device)
     labels = dataset.train_y.cpu().numpy()
@@ -45,6 +46,24 @@ def task(spec: Spec, device: torch.device) -> Task:
         cohort=spec.cohort,
         held_out=spec.held_out,
     )
+
+
+def set_aside(dataset: sets.Dataset, share: float) -> sets.Dataset:
+    """A share of the training samples in place of the test set, drawn once for all runs; the rest stays for training.
+
+    For searches: what they choose by is neither trained on nor reported.
+    """
+    if not share:
+        return dataset
+    count = len(dataset.train_y)
+    held = np.sort(permutation(Rng(0).child("validation"), count)[: int(share * count)])
+    kept = np.setdiff1d(np.arange(count), held)
+    owners = None if dataset.owners is None else dataset.owners[kept]
+    (train_x, train_y), (test_x, test_y) = (
+        (dataset.train_x[torch.from_numpy(places)], dataset.train_y[torch.from_numpy(places)])
+        for places in (kept, held)
+    )
+    return dataclasses.replace(dataset, train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y, owners=owners)
 
 
 @functools.lru_cache(maxsize=1)

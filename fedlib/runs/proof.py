@@ -163,13 +163,18 @@ def _compared(todo: Sequence[Trial], old: str, before: Replay, now: Replay) -> l
             if key not in known:
                 _ask(before, trial.shortened)
                 _ask(now, trial.shortened)
-                first, second = _told(before), _told(now)
+                first, second = map(_with_defaults, (_told(before), _told(now)))
                 if first != second:
                     raise RunError(f"{trial.spec.name} differs in {_difference(first, second)}; no record was stamped")
                 file.write(key + "\n")
                 file.flush()
             ran.append({"run": f"{trial.spec.paper}/{trial.spec.profile}/{trial.spec.name}", "rounds": trial.rounds})
     return ran
+
+
+def _with_defaults(made: dict[str, Any]) -> dict[str, Any]:
+    """A record with all fields of today's spec, of which the older code may lack some."""
+    return made | {"spec": record.spec_of(made)} if "spec" in made else made
 
 
 def _difference(first: dict[str, Any], second: dict[str, Any]) -> str:

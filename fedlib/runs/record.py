@@ -78,14 +78,18 @@ def load(spec: Spec, root: Path | None = None) -> Record | None:
         raise DataError(f"record {target} cannot be read ({error}); restore it from Git, or remove it") from error
 
 
+def spec_of(record: Record) -> dict[str, Any]:
+    """The spec of a record; one older than a field of Spec was made with that field's default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Spec) if f.default is not dataclasses.MISSING}
+    return defaults | record.get("spec", {})
+
+
 def stale(record: Record, spec: Spec) -> str:
     """Why a record no longer counts for this spec: empty when it is fresh."""
     reasons = []
     if record.get("format") != FORMAT:
         reasons.append(f"format {record.get('format')} instead of {FORMAT}")
-    # A record older than a field of Spec was made with that field's default.
-    then = {f.name: f.default for f in dataclasses.fields(Spec) if f.default is not dataclasses.MISSING}
-    then |= record.get("spec", {})
+    then = spec_of(record)
     if then != spec.as_dict():
         changed = [k for k, v in spec.as_dict().items() if then.get(k) != v]
         reasons.append(f"spec differs in {', '.join(changed) or 'fields since removed'}")

@@ -18,6 +18,7 @@ from fedlib.runs.derived import Derived
 from fedlib.runs.validation import Like, Name, OneOf, Range, Table, raising_spec_errors
 
 PROFILES = ("smoke", "lab", "paper")
+TUNING = "tune-"  # how the names of groups begin that search for settings
 SAMPLING = ("fixed", "poisson", "spaced")
 
 Count = Annotated[int, Range(1, 10**9)]
@@ -62,6 +63,8 @@ class Spec(Derived):
         "fixed"  # or "poisson": each client by itself with probability cohort / clients; or "spaced": by turns
     )
     held_out: Annotated[float, Range(0, 0.9)] = 0.0  # share of each client's samples that it does not train on
+    # Share of the training samples that no client gets, and on which the model is evaluated in place of the test set.
+    validation: Annotated[float, Range(0, 0.9)] = 0.0
     optimizer: Annotated[str, OneOf(optimizers.OPTIMIZERS)] = "sgd"  # local; or "adam"
     momentum: Annotated[float, Range(0, 0.999999)] = 0.0  # of sgd
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
@@ -87,7 +90,7 @@ class Spec(Derived):
     @property
     def tuning(self) -> bool:
         """Whether the run is one of a search for settings, among which may be some with which it diverges."""
-        return self.group.startswith("tune-")
+        return self.group.startswith(TUNING)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -11,45 +11,29 @@ from projects import HERE, MAIN, RUN, Edit, cut, edit, put, write
 from ruamel.yaml import YAML
 
 from fedlib.__main__ import main
-from fedlib.claims import benchmarks, score
+from fedlib.claims import score
 from fedlib.errors import SpecError
+from fedlib.runs import record
 
-CLAIM = {"holds": [-2, 100], "part": [-5, 100]}
-THREE = {"a": [-1.0, 0.0, 1.0], "b": [-1.5, -2.0, -2.5]}
+INFINITE = math.inf
 
 
 @pytest.mark.parametrize(
-    "claim, values, verdict",
+    "criterion, band",
     [
-        (CLAIM, THREE, "holds"),  # b lies on the bound
-        (CLAIM, THREE | {"b": [-2.1, -2.1, -2.1]}, "holds in part"),
-        (CLAIM, THREE | {"b": [-5.0, -5.0, -5.0]}, "holds in part"),
-        (CLAIM, THREE | {"b": [-5.1, -5.1, -5.1]}, "does not hold"),
-        (CLAIM, {"a": [101.0] * 3}, "does not hold"),
-        ({"holds": [-2, 100]}, THREE | {"b": [-2.1, -2.1, -2.1]}, "does not hold"),
-        (CLAIM, THREE | {"b": [0.0, 0.0]}, "not tested at this scale"),
-        (CLAIM, THREE | {"b": []}, "not tested at this scale"),
-        (CLAIM, {}, "not tested at this scale"),
-        (CLAIM, {"a": [-9.0, 0.0, 9.0, 0.0]}, "holds"),  # the mean is judged
-        (CLAIM, {"a": [math.nan, 0.0, 0.0]}, "does not hold"),
+        ({"at_least": 0}, (0, INFINITE)),
+        ({"at_least": 0, "margin": 2}, (-2, INFINITE)),
+        ({"at_most": 1, "margin": 0.5}, (-INFINITE, 1.5)),
+        ({"at_least": 1, "at_most": 2, "margin": 1}, (0, 3)),
     ],
 )
-def test_verdicts(claim: dict[str, Any], values: benchmarks.Values, verdict: str) -> None:
-    found, note = score.judge(claim, values)
-    assert found == verdict
-    assert (note == "") == (found == "holds")
-
-
-def test_a_verdict_names_the_cases_that_miss_or_lack_seeds() -> None:
-    note = score.judge(CLAIM, THREE | {"b": [-3.0] * 3})[1]
-    assert note == "outside -2 to 100: b -3.00"
-    assert score.judge(CLAIM, THREE | {"b": [-2.0001] * 3})[1].endswith("b -2.0001"), "as many places as tell it apart"
-    note = score.judge(CLAIM, THREE | {"b": [0.0]})[1]
-    assert "3 seeds" in note and "b" in note
+def test_a_margin_widens_the_band(criterion: dict[str, float], band: tuple[float, float]) -> None:
+    found = score.bands(criterion | {"joint": criterion})
+    assert [(b.low, b.high) for b in found] == [band, band]
 
 
 GIVEN = {"labels": ["masked"], "groups": ["main"]}
-SAID = {"says": "", "source": "test", "unit": "", "why": "", "holds": [0, 1]}
+SAID = {"says": "", "source": "test", "unit": "", "why": "", "quantifier": "all", "at_least": 0, "at_most": 1}
 PUBLISHED: dict[str, Any] = {
     "paper": {"title": "t", "citation": "c", "read": "r"},
     "payload": {},
@@ -62,22 +46,29 @@ BAD: list[tuple[Edit, list[str]]] = [
     (put("claim", []), ["tiny.yaml", "'claim'", "claims"]),
     (cut("claims"), ["published/tiny.yaml", "claims"]),
     (put("claims/0", "one bit"), ["claims", "one bit"]),
-    (put("claims/0/tolerance", 1), ["claims", "'tolerance'", "holds"]),
+    (put("claims/0/tolerance", 1), ["claims", "'tolerance'", "margin"]),
     (put("claims/0/measure", "bits"), ["one-bit", "measure", "'bits'", "bits_per_weight"]),
-    *[(cut(f"claims/0/{name}"), ["one-bit", name]) for name in ("holds", "unit", "why", "measure", "arguments")],
+    *[(cut(f"claims/0/{name}"), ["one-bit", name]) for name in ("quantifier", "unit", "why", "measure", "arguments")],
     (cut("claims/0/id"), ["id"]),
     (put("claims/0/arguments", {"label": []}), ["one-bit", "arguments", "label"]),
     (cut("claims/0/arguments/groups"), ["one-bit", "arguments", "groups", "given"]),
     (put("claims/0/arguments/labels", "plain"), ["one-bit", "labels", "'plain'", "list"]),
     (put("claims/0/arguments/groups", "main"), ["one-bit", "groups", "'main'", "list"]),
     (put("claims/1/arguments/against", "plain"), ["small-upload", "against", "'plain'", "list"]),
-    (put("claims/0/holds", 1), ["one-bit", "holds", "1"]),
-    (put("claims/0/holds", [2, 1]), ["one-bit", "holds", "[2, 1]"]),
+    (put("claims/0/quantifier", "most"), ["one-bit", "quantifier", "'most'", "up to"]),
+    (put("claims/0/at_least", 2), ["one-bit", "at_least 2 exceeds at_most 1"]),
+    (put("claims/0/margin", -1), ["one-bit", "margin", "-1"]),
+    (put("claims/0/joint", {"at_least": 0}), ["one-bit", "joint", "measure", "not given"]),
+    (put("claims/0/joint", {"measure": "accuracy_gap"}), ["one-bit", "joint", "at_least or at_most must be given"]),
+    (put("claims/0/joint", {"measure": "accuracy_gap", "at_least": 0}), ["one-bit", "joint: against", "arguments"]),
+    (put("claims/0/needs", {"seeds": 1}), ["one-bit", "needs", "seeds", "1"]),
+    (put("claims/0/needs", {"steps": 1}), ["one-bit", "needs", "'steps'", "local_steps"]),
     *[
         (put(f"claims/1/arguments/{name}", ["plane"]), ["small-upload", name, "'plane'"])
         for name in ("labels", "groups", "against")
     ],
     (put("claims/1/id", "one-bit"), ["one-bit", "id", "twice"]),
+    (put("observations", [{"id": "one-bit"}]), ["observations", "one-bit", "says", "not given"]),
 ]
 
 
@@ -101,8 +92,7 @@ def test_a_paper_without_runs_at_a_profile_is_left_out(
     edit(digits, change)
     assert main(["score", "--profile", "smoke"]) == 0
     assert "fedmrn  left out: it has no runs at profile smoke" in capsys.readouterr().out
-    kept = json.loads((digits / "scores.json").read_text())
-    assert kept.keys() == set(score.scored()) - {"fedmrn"}
+    assert {path.parent.name for path in (digits / "scores").rglob("*.json")} == set(score.scored()) - {"fedmrn"}
     assert main(["status", "--profile", "smoke"]) == 0
     said = capsys.readouterr().out
     assert "feddq/smoke/" in said and "fedmrn/smoke/" not in said
@@ -113,9 +103,26 @@ def test_scores_rest_on_fresh_records_alone(digits: Path) -> None:
     edit(digits, put(f"{MAIN}/seeds", [0, 1, 2]))
     edit(digits, put(f"{HERE}/rounds", 1))
     assert main(list(RUN)) == 0
-    fresh = {s.claim["id"]: s for s in score.scores("fedmrn", "smoke")}
-    assert fresh["one-bit"].verdict == "holds"
-    assert {case: len(values) for case, values in fresh["one-bit"].values.items()} == {"fedmrn-binary, main, iid": 3}
+    judged = {s.claim["id"]: s for s in score.scores("fedmrn", "smoke")}
+    bits = judged["one-bit"]
+    assert bits.verdict == "supported" and bits.finding and bits.finding.effects[0].n == 3
+    assert list(bits.finding.cases) == ["fedmrn-binary, main, iid"]
+    assert judged["small-upload"].verdict == "", "an observation"
+    near = judged["close-to-fedavg"]
+    assert near.verdict == "not tested at this scale" and "main: 3 local steps a round, the source has 100" in near.note
+    old = digits / "scores" / "fedmrn" / "of-another-day.json"
+    record.write(old, b"{}")
+    assert main(["score", "--profile", "smoke"]) == 0
+    kept = json.loads((digits / "scores" / "fedmrn" / "one-bit.json").read_text())
+    assert kept == {"scale": "smoke", "verdict": "supported", "effect": 1.0, "low": 1.0, "high": 1.0, "n": 3}
+    assert not old.exists()
     edit(digits, put("methods/fedmrn-binary/lr", 0.2))
     stale = {s.claim["id"]: s for s in score.scores("fedmrn", "smoke")}
-    assert stale["one-bit"].verdict == "not tested at this scale"
+    assert (stale["one-bit"].verdict, stale["one-bit"].note) == ("not tested at this scale", "no fresh record")
+
+
+def test_too_few_seeds_are_named_by_case(digits: Path) -> None:
+    assert main(list(RUN)) == 0
+    bits = score.scores("fedmrn", "smoke")[0]
+    assert bits.verdict == "not tested at this scale"
+    assert bits.note == "a verdict needs 3 seeds a case; fewer: fedmrn-binary, main, iid"

@@ -1,5 +1,6 @@
 """The scorecard of all papers: counts, profiles that have runs, and the records behind a claim."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from common import ROOT
 
 from fedlib.claims import results, score, scorecard
 from fedlib.claims.score import Score
-from fedlib.pages import tables
+from fedlib.claims.verdicts import SUPPORTED, UNTESTED, Finding, Interval
+from fedlib.pages.scorecard import card, overview, tell
 from fedlib.runs import record
 from fedlib.runs.experiments import specs
 
@@ -21,7 +23,8 @@ CLAIM: dict[str, Any] = {
     "measure": "upload_ratio",
     "arguments": {"labels": ["new"], "groups": ["main"], "against": ["fedavg"]},
     "unit": "times",
-    "holds": [2, 100],
+    "quantifier": "mean",
+    "at_least": 2,
 }
 FRESH = pd.DataFrame(
     [
@@ -34,16 +37,17 @@ FRESH = pd.DataFrame(
 ).assign(state=results.FRESH)
 
 
-def scored(verdict: str = score.HOLDS, **claim: Any) -> Score:
-    values = {} if verdict == score.UNTESTED else {"new, main, iid": [2.0, 2.5, 3.0]}
-    return Score("paper", CLAIM | claim, verdict, values, "")
+def scored(verdict: str = SUPPORTED, **claim: Any) -> Score:
+    case = Interval(2.5, 2.1, 2.9, 3)
+    finding = None if verdict == UNTESTED else Finding(verdict, (case,), {"new, main, iid": (case,)}, pd.DataFrame())
+    return Score("paper", "lab", CLAIM | claim, verdict, finding, "")
 
 
 def test_counts_name_every_verdict() -> None:
-    assert scorecard.count([scored(), scored(), scored(score.UNTESTED)]) == {
-        "holds": 2,
-        "holds in part": 0,
-        "does not hold": 0,
+    assert scorecard.count([scored(), scored(), scored(UNTESTED)]) == {
+        "supported": 2,
+        "contradicted": 0,
+        "undecided": 0,
         "not tested at this scale": 1,
     }
 
@@ -53,7 +57,7 @@ def test_records_behind_a_claim() -> None:
         "records/paper/lab/main_new_iid_seed0.json",
         "records/paper/lab/main_fedavg_iid_seed0.json",
     ]
-    assert scorecard.evidence(scored(score.UNTESTED), FRESH, "records/paper/lab") == []
+    assert scorecard.evidence(scored(UNTESTED), FRESH, "records/paper/lab") == []
     timed = scored(measure="step_time", arguments={"networks": ["transformer"]})
     assert scorecard.evidence(timed, FRESH, "records/paper/lab") == ["bench/results"]
 
@@ -76,11 +80,27 @@ def test_profiles_are_those_with_a_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("paper", score.scored())
 def test_a_card_has_a_row_a_claim_and_its_records_in_the_csv(paper: str) -> None:
-    claims = score.read_published(paper)["claims"]
-    frame = tables.score_card(paper, "lab").frame
-    assert list(frame["id"]) == [claim["id"] for claim in claims]
-    assert list(tables.verdict_table(paper, ["lab"]).frame["profile lab"]) == list(frame["verdict"].str.lower())
-    shown = tables.score_table(score.scores(paper, "lab"), "caption").frame
-    assert [*shown.columns, "id", "profile", "records"] == list(frame.columns)
-    for measured, files in zip(frame["measured"], frame["records"], strict=True):
-        assert (measured == "–") == (files == "")
+    content = score.read_published(paper)
+    stated = [*content["claims"], *(content.get("observations") or [])]
+    numbers = card(paper, "lab").frame
+    assert list(numbers["id"]) == [claim["id"] for claim in stated]
+    for effect, records, cases in zip(
+        numbers["effect (95 % interval)"], numbers["records"], numbers["cases"], strict=True
+    ):
+        assert (effect == "–") == (records == "") == (cases == "")
+    drawn = overview(paper, ["lab"]).frame
+    assert list(drawn["claim"]) == [claim["id"] for claim in content["claims"]]
+    assert list(drawn["verdict"]) == list(numbers["verdict"][: len(drawn)])
+
+
+@pytest.mark.parametrize(
+    "interval, words",
+    [
+        (Interval(0.123456, 0.1, 0.2, 3), "0.12 [0.10, 0.20]"),
+        (Interval(80.7, 60.1, 101.3, 3), "81 [60, 101]"),
+        (Interval(31.5, 31.5, 31.5, 3), "31.5 [31.5, 31.5]"),
+        (Interval(1.0, -math.inf, math.inf, 1), "1.00 [-inf, inf]"),
+    ],
+)
+def test_an_effect_is_told_with_the_places_that_its_interval_calls_for(interval: Interval, words: str) -> None:
+    assert tell(interval) == words

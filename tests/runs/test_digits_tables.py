@@ -45,27 +45,11 @@ def measure(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Measure
 # Mean and deviation, in %, of the accuracy of the last five rounds. Source: spec check, 3 seeds; not from the paper.
 FEDMRN = {
     ("iid", "digits-fedavg"): (98.35, 0.18),
-    ("iid", "digits-binary-0.02"): (96.98, 0.30),
     ("iid", "digits-binary-0.05"): (97.80, 0.26),
-    ("iid", "digits-binary-0.1"): (97.76, 0.30),
-    ("iid", "digits-signed-0.01"): (97.41, 0.32),
     ("iid", "digits-signed-0.025"): (97.89, 0.31),
-    ("iid", "digits-signed-0.05"): (97.93, 0.29),
-    ("iid", "digits-binary-0.05-sm"): (97.80, 0.27),
-    ("iid", "digits-signed-0.025-sm"): (97.78, 0.16),
-    ("iid", "digits-binary-0.05-after"): (97.80, 0.14),
-    ("iid", "digits-signed-0.025-after"): (98.20, 0.26),
     ("dirichlet-0.3", "digits-fedavg"): (97.33, 0.94),
-    ("dirichlet-0.3", "digits-binary-0.02"): (93.91, 1.75),
     ("dirichlet-0.3", "digits-binary-0.05"): (96.17, 1.12),
-    ("dirichlet-0.3", "digits-binary-0.1"): (96.52, 1.16),
-    ("dirichlet-0.3", "digits-signed-0.01"): (94.43, 1.25),
     ("dirichlet-0.3", "digits-signed-0.025"): (96.43, 1.14),
-    ("dirichlet-0.3", "digits-signed-0.05"): (96.78, 0.85),
-    ("dirichlet-0.3", "digits-binary-0.05-sm"): (96.04, 1.37),
-    ("dirichlet-0.3", "digits-signed-0.025-sm"): (96.44, 1.03),
-    ("dirichlet-0.3", "digits-binary-0.05-after"): (96.24, 1.47),
-    ("dirichlet-0.3", "digits-signed-0.025-after"): (96.80, 1.21),
 }
 
 

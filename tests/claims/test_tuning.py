@@ -1,0 +1,56 @@
+"""What a search found, whether the reported runs use it, and whether it could be trusted."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fedlib.claims import tuning
+
+GRID = [0.01, 0.1, 1.0]
+
+
+def runs(reported: float = 0.1, **accuracies: list[float | None]) -> pd.DataFrame:
+    """A search over learning rates for each label (accuracy by rate), and the reported run of each."""
+    rows: list[dict[str, Any]] = []
+    for label, found in accuracies.items():
+        for lr, accuracy in zip(GRID, found, strict=False):
+            rows.append({"group": "tune-main", "label": label, "lr": lr, "seed": 100, "accuracy": accuracy})
+        rows.append({"group": "main", "label": label, "lr": reported, "seed": 0, "accuracy": 50.0})
+    return pd.DataFrame(rows).astype({"accuracy": float})
+
+
+def test_the_best_mean_wins_and_a_run_that_diverged_never_does() -> None:
+    table = runs(a=[60.0, 70.0, 65.0], b=[60.0, 61.0, None])
+    found = tuning.take_winners(table, "main").set_index("label")
+    assert found["value"].to_dict() == {"a": 0.1, "b": 0.1} and not found["edge"].any()
+    assert list(tuning.find_faults(table, "main")) == []
+    assert list(tuning.find_faults(table, "other")) == [], "no search, no fault"
+
+
+def test_a_search_of_two_settings_with_two_seeds() -> None:
+    points = [(0.01, 1, [60, 60]), (0.1, 1, [80, 50]), (0.1, 2, [66, 66]), (1.0, 3, [10, 10])]
+    rows = [
+        {"group": "tune-main-a", "label": "a", "lr": lr, "hyper.x": x, "seed": 100 + i, "accuracy": float(value)}
+        for lr, x, values in points
+        for i, value in enumerate(values)
+    ]
+    rows.append({"group": "main", "label": "a", "lr": 0.1, "hyper.x": 2, "seed": 0, "accuracy": 1.0})
+    found = tuning.take_winners(pd.DataFrame(rows), "main")
+    assert found[["axis", "value", "edge", "runs"]].to_numpy().tolist() == [
+        ["lr", 0.1, False, 8],
+        ["hyper.x", 2, False, 8],
+    ]
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        (runs(a=[60.0, 65.0, 70.0], reported=1.0), "a: lr 1.0 lies at an edge"),
+        (runs(a=[60.0, 70.0, 65.0], reported=0.01), "a runs with another lr than its search found (0.1)"),
+        (runs(a=[60.0, 70.0, 65.0], b=[60.0, 70.0]), "budgets of the search differ: b has 2 runs"),
+        (runs(a=[60.0, 70.0, 65.0]).assign(seed=0), "seed 0 serves the search and the report"),
+    ],
+)
+def test_faults_of_a_search(table: pd.DataFrame, words: str) -> None:
+    assert any(words in fault for fault in tuning.find_faults(table, "main"))
