@@ -87,10 +87,11 @@ class Trial:
     spec: Spec
     rounds: int
     seconds: float  # that its record says these rounds took
+    given: dict[str, Any]  # the spec as the record has it, which older code can read
 
     @property
     def shortened(self) -> dict[str, Any]:
-        return self.spec.as_dict() | {"rounds": self.rounds}
+        return self.given | {"rounds": self.rounds}
 
 
 def trials(records: Sequence[record.Record]) -> list[Trial]:
@@ -99,7 +100,7 @@ def trials(records: Sequence[record.Record]) -> list[Trial]:
     for entry in records:
         spec, seconds = Spec.from_dict(entry["spec"]), entry["made"]["seconds"]
         count = spec.rounds if seconds <= CHEAP else min(FIRST, spec.rounds)
-        one = Trial(spec, count, seconds * count / spec.rounds)
+        one = Trial(spec, count, seconds * count / spec.rounds, entry["spec"])
         best = found.setdefault(kind(spec), one)
         if one.seconds < best.seconds:
             found[kind(spec)] = one
