@@ -15,7 +15,6 @@ from fedlib.claims.score import Score, bands
 from fedlib.claims.scorecard import evidence
 from fedlib.claims.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, UNTESTED, Band, Interval
 from fedlib.pages.exhibit import Exhibit, picture, table
-
 from fedlib.pages.page import NOT_RUN
 
 # Colour and mark of a verdict: told apart without colour, and by those who do not see all colours.

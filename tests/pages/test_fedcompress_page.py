@@ -49,10 +49,12 @@ def test_traffic_is_of_both_directions_by_each_meter() -> None:
 
 def test_ratios_by_hand() -> None:
     ours = measures.traffic_ratio(*BOTH, **LABELS, meter="ours")
-    assert ours == {"few, main, iid": [pytest.approx(2000 / 400)] * 3}
+    assert ours == {"few, main, iid": dict.fromkeys(range(3), pytest.approx(2000 / 400))}
     zipped = measures.traffic_ratio(*BOTH, **LABELS, meter="zip")
-    assert zipped == {"few, main, iid": [pytest.approx(2.5)] * 3}
-    assert measures.model_ratio(BOTH[0], **LABELS, meter="fixed") == {"few, main, iid": [pytest.approx(10 / 3)] * 3}
+    assert zipped == {"few, main, iid": dict.fromkeys(range(3), pytest.approx(2.5))}
+    assert measures.model_ratio(BOTH[0], **LABELS, meter="fixed") == {
+        "few, main, iid": dict.fromkeys(range(3), pytest.approx(10 / 3))
+    }
     assert measures.traffic_ratio(runs(FEW), rounds(FEW), **LABELS, meter="ours") == {}
 
 
@@ -124,7 +126,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("bench")
 def test_inference_comes_from_the_benchmark() -> None:
     found = benchmarks.inference_speed(["net"], "dense", "clustered")
-    assert found == {"clustered against dense": [2.0, 2.0]}
+    assert found == {"clustered against dense": {0: 2.0, 1: 2.0}}
     assert benchmarks.inference_speed(["other"], "dense", "clustered") == {}
     times, files = fedcompress.inference_table("times"), fedcompress.size_table("files")
     assert "<td>0.50</td>" in times.body and "a chip" in times.caption

@@ -10,7 +10,6 @@ import pytest
 from page_records import written
 from PIL import Image
 
-from fedlib.claims import score
 from fedlib.claims.results import rounds, runs
 from fedlib.pages import figures, tables
 from fedlib.pages.exhibit import Exhibit, provenance
@@ -84,13 +83,6 @@ def test_the_payload_table_sets_measured_bytes_beside_the_arithmetic(records: li
     frame = tables.payload_table(runs(records[:1]), {"a": {"mask": 499_750}}).frame
     assert list(frame["measured bytes"]) == ["499,750", "250", "500,000"]
     assert list(frame["worked out"]) == ["499,750", "–", "–"]
-
-
-def test_a_failed_claim_stands_out() -> None:
-    claim = {"id": "x", "says": "It helps.", "source": "abstract", "unit": "points", "holds": [0, 1], "why": "so"}
-    failed = score.Score("p", claim, score.FAILS, {"a, iid": [-3.0, -1.0]}, "outside")
-    row = tables.score_table([failed], "c").frame.iloc[0]
-    assert row["verdict"] == "DOES NOT HOLD" and "a, iid: -2.00 (-3.00 to -1.00), 2 seeds" in row["measured"]
 
 
 def test_text_is_escaped(records: list[Record]) -> None:
