@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedlib.claims.benchmarks import benchmark
+from fedlib.claims.benchmarks import Values, benchmark
 from fedlib.claims.measures import model_ratio, traffic_ratio
 from fedlib.claims.results import each, join_rounds, where
 from fedlib.core.plan import Tensors
@@ -48,10 +48,7 @@ def ratio_table(runs: pd.DataFrame, rounds: pd.DataFrame, against: str, name: st
         row["points lost"] = "–" if label == against else spread(lost[own.index])
         for meter, what in METER.items():
             case = ([label], [group], [against], meter)
-            ccr, mcr = (
-                [value for by_seed in values.values() for value in by_seed.values()]
-                for values in (traffic_ratio(runs, rounds, *case), model_ratio(runs, *case))
-            )
+            ccr, mcr = _list(traffic_ratio(runs, rounds, *case)), _list(model_ratio(runs, *case))
             row[f"CCR, {what}"], row[f"MCR, {what}"] = f"{np.mean(ccr):.2f}", f"{np.mean(mcr):.2f}"
             values = {"group": group, "method": label, "seed": own["seed"], "meter": what, "CCR": ccr, "MCR": mcr}
             numbers.append(pd.DataFrame(values))
@@ -65,6 +62,10 @@ def ratio_table(runs: pd.DataFrame, rounds: pd.DataFrame, against: str, name: st
         f"for the final model; by three meters, mean over seeds{several}."
     )
     return table(pd.DataFrame(rows), caption, name, runs, frame)
+
+
+def _list(values: Values) -> list[float]:
+    return [value for by_seed in values.values() for value in by_seed.values()]
 
 
 def history_figure(
@@ -130,7 +131,7 @@ def quote_results(page: Page) -> dict[str, str]:
                 ("ccr", traffic_ratio(page.runs, page.rounds, *case)),
                 ("mcr", model_ratio(page.runs, *case)),
             ):
-                ratios[f"{key}-{group}-{label}-{meter}"] = np.mean([*values.values()]) if values else np.nan
+                ratios[f"{key}-{group}-{label}-{meter}"] = np.mean(_list(values)) if values else np.nan
     for key in ("ccr", "mcr"):
         ratios[f"{key}-mean-zip"] = ratios[[f"{key}-{group}-fedcompress-zip" for group in TASKS]].mean()
     return numbers | {str(name): tell(ratio, ".2f") for name, ratio in ratios.items()}

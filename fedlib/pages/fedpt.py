@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from fedlib.claims.benchmarks import benchmark
-from fedlib.claims.measures import accuracy_gap
 from fedlib.claims.results import DEFAULT, each, where
 from fedlib.models import freezing
 from fedlib.models.registry import build
@@ -211,9 +209,8 @@ def quote_savings() -> dict[str, str]:
 def quote_settings(page: Page) -> dict[str, str]:
     """Numbers on learning rate, initial values, width and text, for the sentences."""
     numbers = {}
-    for key, own in (("tuned", page.select("rates")), ("shared", page.select("rates", lr=0.1))):
-        gaps = accuracy_gap(own, ["dense1"], ["rates"], ["none"]).values()
-        numbers[f"rates-gap-{key}"] = tell(-np.mean([*gaps]) if gaps else np.nan)
+    for lr in (0.1, 0.3):
+        numbers[f"rates-gap-{lr}"] = _tell_gap(page.select("rates", lr=lr), WHOLE, FROZEN, ".1f")
     labels = ("none", "dense1", "all-but-head")
     for law in ("he", "glorot", "torch"):
         numbers |= means(page.select("laws", hyper={"law": law}), labels, f"law-{{}}-{law}")

@@ -84,8 +84,8 @@ def payload_table(runs: pd.DataFrame, expected: Mapping[str, Mapping[str, int]] 
 
 def method_table(runs: pd.DataFrame, name: str, columns: str = "split") -> Exhibit:
     """A row a method, a column a partition (or another field): accuracy; measured upload."""
-    several = runs["lr"].nunique() > 1
-    tuned = "each method at the learning rate in brackets" if several else "one learning rate"
+    several = runs["lr"].nunique() > 1 and columns != "lr"
+    tuned = "each method at the learning rate in brackets" if several else "all at the same learning rate"
     heads = [value if columns == "split" else f"{columns}: {value}" for value in runs[columns]]
     chosen = runs.assign(column=heads, definition=runs["paper_bits"] / runs["uploads"] / runs["weights"])
     chosen = chosen.assign(measured=8 * chosen["upload_bytes"] / chosen["weights"])
