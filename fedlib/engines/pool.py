@@ -20,7 +20,9 @@ from fedlib.core.plan import Tensors
 from fedlib.engines.in_process import Engine, InProcess, mean, memory_of
 from fedlib.errors import PayloadError, RunError
 
-AHEAD = 2  # jobs a worker holds: the second spares it waiting while the server reads its last upload
+# Jobs a worker holds: the second spares it waiting while the server reads its last upload. One that comes with a
+# client's memory, which may be megabytes, waits for an idle worker: a busy one and the server would wait for each other.
+AHEAD = 2
 
 
 class Pool(Engine):
@@ -49,20 +51,23 @@ class Pool(Engine):
         self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
         jobs = [("client", round, number, memory_of(memories, number)) for number in cohort]
-        return zip(cohort, self._map((job.rebuild, job.key, message), jobs), strict=True)
+        ahead = AHEAD if memories is None else 1
+        return zip(cohort, self._map((job.rebuild, job.key, message), jobs, ahead), strict=True)
 
     @override
     def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
         jobs = [("chunk", index) for index in client.chunks(job.task)]
         arrays = {name: tensor.numpy() for name, tensor in model.items()}
-        return mean(self._map((job.rebuild, job.key, arrays), jobs))
+        return mean(self._map((job.rebuild, job.key, arrays), jobs, AHEAD))
 
     def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """function(engine, *arguments) in the workers, results in order; `function` is a module's own."""
-        return self._map(None, [("call", function, *each) for each in arguments])
+        # A whole run waits for no server, and should not wait behind another.
+        return self._map(None, [("call", function, *each) for each in arguments], ahead=1)
 
-    def _map(self, shared: tuple[Any, ...] | None, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results in the order of the jobs. Each worker gets what is shared once, then one job after the other."""
+    def _map(self, shared: tuple[Any, ...] | None, jobs: Sequence[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
+        """Results in the order of the jobs. Each worker gets what is shared once, then one job after the other; it
+        holds `ahead` of them."""
         if not self.workers:
             raise RunError("this pool is closed, or a worker of it died: open another one")
         try:
@@ -82,7 +87,6 @@ class Pool(Engine):
                 if shared:
                     _send(worker, ("shared", *shared[:2]))
                     _send(worker, shared[2])
-            ahead = AHEAD if shared else 1  # a whole run waits for no server, and should not wait behind another
             for worker in [*busy] * ahead:
                 feed(worker)
             for index in range(len(jobs)):

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from fedlib.core.method import AnyMethod
+from fedlib.data import sources
 from fedlib.data.sources import home
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import RunError, SpecError
@@ -132,6 +133,8 @@ def _proved(old: str, before: Replay, now: Replay) -> Path | None:
         return None
     loaded = [dict(json.loads(file.read_text(encoding="utf-8"))) for file in stamped]
     todo = trials(loaded)
+    for name in dict.fromkeys(trial.spec.data for trial in todo):
+        sources.verify(name)  # now, not after minutes
     seconds = sum(trial.seconds for trial in todo)
     print(f"{len(todo)} kinds of run to compare, in about {seconds / 60:.0f} minutes on two quiet cores", flush=True)
     ran = _compared(todo, old, before, now)

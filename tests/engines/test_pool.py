@@ -99,6 +99,16 @@ def test_a_pool_gives_the_record_of_one_process_for_convolutions_with_batchnorm(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_uploads_and_memories_longer_than_a_pipe_holds_leave_nobody_waiting(
+    tiny: MakeSpec, pools: Pools, tmp_path: Path
+) -> None:
+    """Adam's memory of a client goes down while uploads come up, 0.7 and 0.3 MB each."""
+    large = tiny(model="mlp256", optimizer="adam", persistent=True, cohort=6, rounds=2)
+    assert json.dumps(ran(large, tmp_path, pools(1))) == json.dumps(ran(large, tmp_path))
+
+
+@pytest.mark.slow
 def test_a_cohort_smaller_than_the_pool(tiny: MakeSpec, pools: Pools, tmp_path: Path) -> None:
     spec = tiny(cohort=1)
     assert json.dumps(ran(spec, tmp_path, pools(3))) == json.dumps(ran(spec, tmp_path))
