@@ -20,8 +20,8 @@ from fedlib.core.plan import Tensors
 from fedlib.engines.in_process import Engine, InProcess, mean, memory_of
 from fedlib.errors import PayloadError, RunError
 
-# Jobs a worker holds: the second spares it waiting while the server reads its last upload. One that comes with a
-# client's memory, which may be megabytes, waits for an idle worker: a busy one and the server would wait for each other.
+# Jobs a worker holds: the second spares it waiting while the server reads its last upload. A job with a client's memory
+# in it, megabytes perhaps, waits for an idle worker: a busy one and the server would wait for each other.
 AHEAD = 2
 
 
