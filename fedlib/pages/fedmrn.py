@@ -81,6 +81,7 @@ def quote_methods(page: Page) -> dict[str, str]:
         own = own.assign(measured=8 * own["upload_bytes"] / own["weights"])
         numbers |= means(own, labels, f"{group}-{{}}", "late_accuracy")
         numbers |= means(own, labels, f"{group}-{{}}-bits", "measured", ".2f")
+        numbers |= means(own, labels, f"{group}-{{}}-mean", "mean_accuracy")
         numbers |= means(where(own, split="labels-3"), labels, f"{group}-{{}}-few", "late_accuracy")
         for label in labels:
             rate = where(own, label=label)["lr"]

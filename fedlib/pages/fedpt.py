@@ -184,6 +184,10 @@ def quote_policies(page: Page) -> dict[str, str]:
     numbers = means(main, labels) | means(main, labels, "{}-times", "times") | means(page.select("thin"), ("thin",))
     numbers |= means(page.select("he"), ("none-he", "dense1-he", "conv-he", "all-but-head-he"))
     failing = page.select("he", label="conv-he")["accuracy"]
+    for group in ("hidden512", "hidden512-he"):
+        numbers[f"{group}-gap"] = _tell_gap(page.select(group), WHOLE, FROZEN, ".1f")
+    sent = page.select("hidden512").groupby("label")["upload_bytes"].mean().reindex(["none", "dense1"])
+    numbers["hidden512-times"] = tell(sent["none"] / sent["dense1"])
     return numbers | {"conv-he-low": tell(failing.min()), "conv-he-high": tell(failing.max())}
 
 

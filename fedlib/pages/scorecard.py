@@ -70,6 +70,7 @@ def _draw_claim(ax: Any, claim: str, own: Sequence[Score]) -> None:
     ax.set_yticks(range(len(own)), [s.profile for s in own], fontsize="small")
     ax.set_title(f"{claim}: {stated['unit']}", loc="left", fontsize="small")
     ax.tick_params(axis="x", labelsize="small")
+    ax.ticklabel_format(axis="x", useOffset=False)
     ax.grid(axis="x", alpha=0.4)
 
 
