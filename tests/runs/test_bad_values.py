@@ -57,6 +57,7 @@ GRID: list[tuple[str, tuple[Any, ...], str]] = [  # fields that the file leaves 
     ("frozen", ("emnist/dense1", "x"), "allowed for this network"),
     ("frozen", (None,), "text"),
     ("held_out", (-0.1, 1, math.nan, "x"), "number 0 0.9"),
+    ("validation", (-0.1, 1, math.nan, "x"), "number 0 0.9"),
     ("momentum", (-0.1, 1, math.nan, "x", None), "number 0"),
 ]
 PRIVATE = {"weighting": "clients", "mechanism": "dp_fedavg", "clip_norm": 0.1, "noise_multiplier": 1.0, "delta": 1e-3}

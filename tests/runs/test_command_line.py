@@ -49,7 +49,7 @@ def test_what_is_unknown_is_named(refused: Refused, command: tuple[str, ...], wo
     [
         ("experiments", put(f"{HERE}/rounds", 0), RUN, "rounds: 0 must be an integer from 1"),
         ("experiments", put(f"{HERE}/model", "cnn4"), RUN, "cnn4"),  # told when its network is built
-        ("published", put("claims/0/holds", [2, 1]), ("score", "--profile", "smoke"), "holds: [2, 1] must be"),
+        ("published", put("claims/0/margin", -1), ("score", "--profile", "smoke"), "margin: -1 must be"),
     ],
     ids=["a run", "a network", "a claim"],
 )
