@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +28,7 @@ def list_profiles(paper: str, otherwise: str, root: Path | None = None) -> list[
     return there or [p for p in (otherwise,) if p in planned]
 
 
-def count(results: Sequence[Score]) -> dict[str, int]:
+def count(results: Iterable[Score]) -> dict[str, int]:
     """How many claims have each verdict, in the order of VERDICTS."""
     found = Counter(s.verdict for s in results)
     return {verdict: found[verdict] for verdict in VERDICTS}

@@ -12,18 +12,17 @@ from fedlib.claims.verdicts import VERDICTS, Band, Evidence, judge, mean_interva
 
 
 def simulate(values: pd.DataFrame, effect: float, rng: np.random.Generator) -> pd.DataFrame:
-    """Values of the same cases and seeds whose true mean is `effect` in every case, with the spread of the given ones.
+    """Normal values of the same cases and seeds whose true mean is `effect` in every case, with the given ones' spread.
 
-    A value is the effect, plus what its seed does to all cases, plus what is left; both drawn, with replacement, from
-    those of `values`, which are made larger by what a mean of n values takes from the spread around it.
+    A value is the effect, plus what its seed does to all cases, plus what it does to this one; the deviations of both
+    are those of `values`.
     """
     n, k = values.shape
     residuals = (values - values.mean()).to_numpy()
     seeds = residuals.mean(axis=1, keepdims=True)
-    rest = residuals - seeds
-    wider = np.sqrt(n / (n - 1))
-    drawn = wider * rng.choice(seeds.ravel(), (n, 1)) + wider * rng.choice(rest.ravel(), (n, k))
-    return pd.DataFrame(effect + drawn, values.index, values.columns)
+    rest = rng.normal(0, np.sqrt(((residuals - seeds) ** 2).sum() / max(1, (n - 1) * (k - 1))), (n, k))
+    shared = rng.normal(0, np.sqrt((seeds**2).sum() / (n - 1)), (n, 1))
+    return pd.DataFrame(effect + shared + rest - rest.mean(axis=1, keepdims=True), values.index, values.columns)
 
 
 def rate_of_verdicts(

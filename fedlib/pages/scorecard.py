@@ -24,7 +24,7 @@ STYLES = {
     UNDECIDED: {"color": "#0173b2", "marker": "s"},
     UNTESTED: {"color": "#949494", "marker": "D", "markerfacecolor": "white"},
 }
-HEADINGS = ("verdict", "effect (95 % interval)", "n", "must be", "unit", "note")
+HEADINGS = ("verdict", "effect (95 % interval)", "n", "must be", "note")
 
 
 def overview(paper: str, profiles: Sequence[str], root: Path | None = None) -> Exhibit:
@@ -102,7 +102,7 @@ def card(paper: str, profile: str, root: Path | None = None) -> Exhibit:
 
 def _row(s: Score) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(HEADINGS, "–")
-    row |= {"verdict": s.verdict or "observed", "note": s.note, "unit": s.claim.get("unit", "–")}
+    row |= {"verdict": s.verdict or "observed", "note": s.note or "–"}
     if "quantifier" in s.claim:
         row["must be"] = " and ".join(filter(None, [_tell_band(s.claim), _tell_joint(s.claim)]))
     if s.finding:
