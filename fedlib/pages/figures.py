@@ -213,8 +213,9 @@ def heat_map(runs: pd.DataFrame, rows: str, columns: str, panels: str, name: str
     top = means.groupby(level=0, sort=False).idxmax()
     facts = "; ".join(f"{key[0]}: best {means[key]:.1f} % at {key[1]}, {key[2]}" for key in top)
     by = [name.removeprefix("hyper.") for name in (rows, columns, panels)]
-    alt = f"Heat map of test accuracy by {by[0]} and {by[1]}, a panel for each {by[2]}. {facts}."
-    note = f"Mean over seeds in each cell; sample deviation of a cell over seeds: {deviation:.1f} points in the mean."
+    alt = f"Heat map of accuracy by {by[0]} and {by[1]}, a panel for each {by[2]}. {facts}."
+    spread = f"; sample deviation of a cell over seeds: {deviation:.1f} points in the mean"
+    note = f"Mean over seeds in each cell{spread if deviation >= 0 else ''}."  # of one seed it is no number
     return picture(figure, alt, f"{what} {note}", frame, name, runs)
 
 
