@@ -187,7 +187,7 @@ def replay(options: argparse.Namespace) -> None:
 
 def schema(options: argparse.Namespace) -> None:
     """write what editors need to complete and check experiments and claims"""
-    from fedlib.claims.score import Published
+    from fedlib.claims.published import Published
 
     for folder, model in (("experiments", Experiment), ("published", Published)):
         target = sources.home() / folder / "schema.json"

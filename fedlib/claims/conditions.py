@@ -38,7 +38,7 @@ def late_gain(runs: pd.DataFrame, rounds: pd.DataFrame) -> pd.Series:
 def find_unmet(
     needs: Mapping[str, Any], given: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], planned: pd.DataFrame
 ) -> Iterator[str]:
-    """What the runs of a claim lack, one line each; see `fedlib.claims.score.Needs` for the conditions.
+    """What the runs of a claim lack, one line each; see `fedlib.claims.published.Needs` for the conditions.
 
     given: the claim's arguments; tables: `runs` of which none is missing, and `rounds`; planned: all runs, since of a
     search some may have diverged.

@@ -9,7 +9,7 @@ import pytest
 from common import ROOT
 from projects import HERE, MAIN, MASKED, Edit, cut, objection, put, write
 
-from fedlib.claims import score
+from fedlib.claims import published
 from fedlib.errors import SpecError
 from fedlib.runs import validation
 from fedlib.runs.experiments import papers, specs
@@ -232,9 +232,9 @@ def test_a_key_given_twice_is_named_with_its_line(tmp_path: Path, old: str, new:
 def test_a_key_that_is_merged_in_may_be_given_again(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("payload: &a {b: {c: 1}}\nclaims: []\npaper: {title: t, citation: c, read: r}\n")
-    assert validation.read(file, score.Published)["payload"] == {"b": {"c": 1}}
+    assert validation.read(file, published.Published)["payload"] == {"b": {"c": 1}}
     file.write_text(file.read_text().replace("{c: 1}}", "&b {c: 1}, d: {<<: *b, c: 2}}"))
-    assert validation.read(file, score.Published)["payload"]["d"] == {"c": 2}
+    assert validation.read(file, published.Published)["payload"]["d"] == {"c": 2}
 
 
 NO_NAMES: list[tuple[Any, str]] = [

@@ -12,7 +12,7 @@ from projects import put
 from ruamel.yaml import YAML
 
 from fedlib.claims.measures import MEASURES
-from fedlib.claims.score import Published
+from fedlib.claims.published import Published
 from fedlib.data import partition, sets
 from fedlib.methods import registry
 from fedlib.models.registry import MODELS
