@@ -42,11 +42,11 @@ class Band:
 
     def holds(self, interval: Interval) -> bool:
         """Whether the whole interval lies inside."""
-        return not _below(interval.low, self.low) and not _below(self.high, interval.high)
+        return interval.low >= self.low - _slack(self.low) and interval.high <= self.high + _slack(self.high)
 
     def excludes(self, interval: Interval) -> bool:
         """Whether the whole interval lies outside."""
-        return _below(interval.high, self.low) or _below(self.high, interval.low)
+        return interval.high < self.low - _slack(self.low) or interval.low > self.high + _slack(self.high)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Finding:
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Interval of the mean by Student's t with n - 1 degrees of freedom; all of the line for a single value."""
+    """Interval of the mean by Student's t with n - 1 degrees of freedom; for one value or none, all of the line."""
     return column_intervals(pd.DataFrame({0: values}), level)[0]
 
 
@@ -76,10 +76,11 @@ def column_intervals(values: pd.DataFrame, level: float = LEVEL) -> list[Interva
     """The same for each column, of those of its values that are there."""
     table = values.to_numpy(dtype=float)
     counts = np.sum(~np.isnan(table), axis=0)
-    means = np.nanmean(table, axis=0)
+    means = np.nansum(table, axis=0) / np.maximum(counts, 1)
     squares = np.nansum((table - means) ** 2, axis=0)
     found = []
     for mean, square, n in zip(means.tolist(), squares.tolist(), counts.tolist(), strict=True):
+        mean = mean if n else math.nan
         half = _quantile(level, n - 1) * math.sqrt(square / (n - 1) / n) if n > 1 else math.inf
         found.append(Interval(mean, mean - half, mean + half, n))
     return found
@@ -101,7 +102,7 @@ def judge(quantifier: str, evidence: Sequence[Evidence]) -> Finding:
 
 
 def _judge_together(evidence: Sequence[Evidence], quantifier: str) -> Finding:
-    pooled = tuple(mean_interval(e.values.dropna().to_numpy().mean(axis=1).tolist()) for e in evidence)
+    pooled = tuple(mean_interval(e.values.dropna().mean(axis=1).tolist()) for e in evidence)
     bands = [e.band for e in evidence]
     against = any(band.excludes(interval) for band, interval in zip(bands, pooled, strict=True))
     if quantifier == "all":
@@ -134,5 +135,5 @@ def _depth(band: Band, value: float) -> float:
     return min(value - band.low, band.high - value)
 
 
-def _below(value: float, limit: float) -> bool:
-    return value < limit - ROUNDING * max(1.0, abs(limit)) if math.isfinite(limit) else value < limit
+def _slack(limit: float) -> float:
+    return ROUNDING * max(1.0, abs(limit)) if math.isfinite(limit) else 0.0

@@ -54,6 +54,11 @@ def test_rounding_never_decides() -> None:
     assert verdict("mean", {"a": [-1e-3] * 3}) == CONTRADICTED
 
 
+def test_without_a_seed_in_common_nothing_is_decided() -> None:
+    apart = {"a": [5.0, 5.0, math.nan, math.nan], "b": [math.nan, math.nan, 5.0, 5.0]}
+    assert verdict("mean", apart) == UNDECIDED
+
+
 @pytest.mark.parametrize(
     "cases, each, least_one, mean",
     [
