@@ -15,7 +15,7 @@ from fedlib.claims.benchmarks import Values
 from fedlib.claims.conditions import find_unmet
 from fedlib.claims.measures import CASE, MEASURES
 from fedlib.claims.published import Needs, Published, parameters
-from fedlib.claims.verdicts import UNTESTED, Band, Evidence, Finding, judge
+from fedlib.claims.verdicts import SUPPORTED, UNTESTED, Band, Evidence, Finding, judge
 from fedlib.data.sources import home
 from fedlib.errors import SpecError, require_name
 from fedlib.runs import record
@@ -73,7 +73,9 @@ def judge_claim(
         unmet = list(find_unmet(needs.model_dump(), given, tables, planned))
         if unmet:
             return UNTESTED, finding, "; ".join(unmet)
-    return finding.verdict, finding, ""
+    outside = [case for case, intervals in finding.cases.items() if bands(claim)[0].excludes(intervals[0])]
+    named = claim["quantifier"] == "all" and finding.verdict != SUPPORTED and outside
+    return finding.verdict, finding, f"outside by themselves: {'; '.join(outside)}" if named else ""
 
 
 def read_published(paper: str, root: Path | None = None) -> dict[str, Any]:

@@ -54,7 +54,11 @@ def take_winners(runs: pd.DataFrame, group: str) -> pd.DataFrame:
 
 def find_faults(runs: pd.DataFrame, group: str) -> Iterator[str]:
     """What forbids a verdict on a group for whose methods a search was made: one line a fault."""
-    winners, reported = take_winners(runs, group), where(runs, group=group)
+    winners, reported, search = take_winners(runs, group), where(runs, group=group), searched(runs, group)
+    if len(search) and not (search["validation"] > 0).all():
+        yield f"{group}: its search is judged by the test images; set validation"
+    for label in sorted(set(reported["label"]) - set(winners["label"])) if len(search) else ():
+        yield f"{group}: no search was made for {label}"
     for row in winners.to_dict("records"):
         label, axis, value = row["label"], row["axis"], row["value"]
         if not (where(reported, label=label)[axis] == value).all():
@@ -64,6 +68,6 @@ def find_faults(runs: pd.DataFrame, group: str) -> Iterator[str]:
     if winners["runs"].nunique() > 1:
         least = min(winners.to_dict("records"), key=lambda row: row["runs"])
         yield f"{group}: budgets of the search differ: {least['label']} has {least['runs']} runs, another more"
-    seeds = set(searched(runs, group)["seed"]) & set(reported["seed"])
+    seeds = set(search["seed"]) & set(reported["seed"])
     if seeds:
         yield f"{group}: seed {min(seeds)} serves the search and the report"

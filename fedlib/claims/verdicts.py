@@ -94,26 +94,32 @@ def _quantile(level: float, freedom: int) -> float:
 def judge(quantifier: str, evidence: Sequence[Evidence]) -> Finding:
     """The verdict on a claim from its measure and from those that must hold with it, all of them for the same cases.
 
-    mean: the mean over cases, seed by seed, lies in the band. all: so it does, and no case is outside by itself.
+    mean: the mean over cases, seed by seed, lies in the band. all: so it does, and no case lies outside; one that does
+    contradicts where its interval is still outside at the raised level, and otherwise leaves the claim undecided.
     some, up to: one case at least lies in the band, whichever it is. Supported needs each measure, contradicted one.
     """
-    judged = _judge_one_of_them if quantifier in ("some", "up to") else _judge_together
-    return judged(evidence, quantifier)
+    return _judge_one_of_them(evidence) if quantifier in ("some", "up to") else _judge_together(evidence, quantifier)
 
 
 def _judge_together(evidence: Sequence[Evidence], quantifier: str) -> Finding:
     pooled = tuple(mean_interval(e.values.dropna().mean(axis=1).tolist()) for e in evidence)
     bands = [e.band for e in evidence]
-    against = any(band.excludes(interval) for band, interval in zip(bands, pooled, strict=True))
-    if quantifier == "all":
-        strict = _cases(evidence, 1 - (1 - LEVEL) / len(evidence[0].values.columns))
-        against |= any(band.excludes(i) for case in strict.values() for band, i in zip(bands, case, strict=True))
+    cases = _cases(evidence, LEVEL)
+    strict = _cases(evidence, 1 - (1 - LEVEL) / len(cases))
+
+    def outside(found: tuple[Interval, ...]) -> bool:
+        return any(band.excludes(interval) for band, interval in zip(bands, found, strict=True))
+
     inside = all(band.holds(interval) for band, interval in zip(bands, pooled, strict=True))
+    against = outside(pooled)
+    if quantifier == "all":
+        inside &= not any(map(outside, cases.values()))
+        against |= any(map(outside, strict.values()))
     verdict = CONTRADICTED if against else SUPPORTED if inside else UNDECIDED
-    return Finding(verdict, pooled, _cases(evidence, LEVEL), evidence[0].values)
+    return Finding(verdict, pooled, cases, evidence[0].values)
 
 
-def _judge_one_of_them(evidence: Sequence[Evidence], quantifier: str) -> Finding:
+def _judge_one_of_them(evidence: Sequence[Evidence]) -> Finding:
     bands = [e.band for e in evidence]
     cases = _cases(evidence, LEVEL)
     strict = _cases(evidence, 1 - (1 - LEVEL) / len(cases))

@@ -84,7 +84,7 @@ def provenance(runs: pd.DataFrame) -> str:
 def spread(values: Sequence[float] | pd.Series, form: str = ".1f") -> str:
     """Mean and sample deviation of values over seeds."""
     mean = f"{np.mean(values):{form}}"
-    return f"{mean} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else mean
+    return f"{mean} ± {np.std(values, ddof=1):{form.lstrip('+')}}" if len(values) > 1 else mean
 
 
 def canvas(

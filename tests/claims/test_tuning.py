@@ -15,8 +15,10 @@ def runs(reported: float = 0.1, **accuracies: list[float | None]) -> pd.DataFram
     rows: list[dict[str, Any]] = []
     for label, found in accuracies.items():
         for lr, accuracy in zip(GRID, found, strict=False):
-            rows.append({"group": "tune-main", "label": label, "lr": lr, "seed": 100, "accuracy": accuracy})
-        rows.append({"group": "main", "label": label, "lr": reported, "seed": 0, "accuracy": 50.0})
+            rows.append(
+                {"group": "tune-main", "label": label, "lr": lr, "seed": 100, "accuracy": accuracy, "validation": 0.1}
+            )
+        rows.append({"group": "main", "label": label, "lr": reported, "seed": 0, "accuracy": 50.0, "validation": 0.0})
     return pd.DataFrame(rows).astype({"accuracy": float})
 
 
@@ -50,6 +52,8 @@ def test_a_search_of_two_settings_with_two_seeds() -> None:
         (runs(a=[60.0, 70.0, 65.0], reported=0.01), "a runs with another lr than its search found (0.1)"),
         (runs(a=[60.0, 70.0, 65.0], b=[60.0, 70.0]), "budgets of the search differ: b has 2 runs"),
         (runs(a=[60.0, 70.0, 65.0]).assign(seed=0), "seed 0 serves the search and the report"),
+        (runs(a=[60.0, 70.0, 65.0]).assign(validation=0.0), "judged by the test images"),
+        (runs(a=[60.0, 70.0, 65.0], b=[]), "no search was made for b"),
     ],
 )
 def test_faults_of_a_search(table: pd.DataFrame, words: str) -> None:

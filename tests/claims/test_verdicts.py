@@ -64,6 +64,8 @@ def test_without_a_seed_in_common_nothing_is_decided() -> None:
     [
         # One of two far below: the mean is fine, `all` is not.
         ({"a": around(9, 0.1), "b": around(-5, 0.1)}, CONTRADICTED, SUPPORTED, SUPPORTED),
+        # One of two below at 95 %, but not at the raised level of 97.5 %: half widths 2.48 and 3.58.
+        ({"a": around(9, 0.1), "b": around(-3)}, UNDECIDED, SUPPORTED, SUPPORTED),
         # One of two slightly below, within its spread.
         ({"a": around(9, 0.1), "b": around(-0.1)}, SUPPORTED, SUPPORTED, SUPPORTED),
         ({"a": around(-9, 0.1), "b": around(-5, 0.1)}, CONTRADICTED, CONTRADICTED, CONTRADICTED),
