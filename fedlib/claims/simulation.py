@@ -52,7 +52,7 @@ def table(
 ) -> pd.DataFrame:
     """A row for each claim and true effect: the percent of each verdict, and the coverage of the claim's interval.
 
-    spread: the measured values of each claim; criteria: its quantifier and band.
+    spread: the measured values of each claim, of two seeds at least; criteria: its quantifier and band.
     """
     rng = np.random.default_rng(20261130)
     rows = []
@@ -61,4 +61,4 @@ def table(
         for effect in effects:
             rates = rate_of_verdicts(values, *criteria[claim], effect, repetitions, rng)
             rows.append({"claim": claim, "cases": values.shape[1], "effect": effect, **rates, "coverage": covered})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["claim", "cases", "effect", *VERDICTS, "coverage"])

@@ -82,9 +82,10 @@ class Page:
         return draw(runs, rounds) if self.profile != "paper" else None
 
     def count_steps(self) -> dict[str, str]:
-        """Local steps of a mean client in a round, by group of runs."""
+        """Local steps of a mean client in a round, for each group of runs that some profile has."""
+        groups = {group for profile in self.experiments["profiles"].values() for group in profile}
         steps = self.planned.assign(steps=count_local_steps(self.planned)).groupby("group")["steps"].mean()
-        return {f"steps-{group}": f"{mean:.0f}" for group, mean in steps.items()}
+        return {f"steps-{group}": tell(steps.get(group, np.nan), ".0f") for group in groups}
 
     def count_cost(self) -> dict[str, Any]:
         """Minutes of training of all records, added up over processes, and the devices."""
