@@ -14,6 +14,7 @@ Stacked sums in another order, and agrees within rounding, as all engines do on 
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -37,7 +38,7 @@ def device(name: str = "auto") -> torch.device:
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def open_engine(name: str = "auto", on: str = "auto", processes: int | None = None) -> Engine:
