@@ -3,12 +3,13 @@
 "leaves" are overlapping discs, or rectangles, whose sizes follow a power law, as things in photographs do (dead leaves;
 Lee, Mumford and Huang, IJCV 2001); "stripes" are waves of about one direction, smooth or in two tones; "spectrum" is
 noise whose amplitudes fall with frequency as those of photographs do; "noise" has independent pixels. The first and
-third are among the sets of Baradad et al. (NeurIPS 2021).
+third are among the sets of Baradad et al. (NeurIPS 2021). "voices" are spectrograms of speech that nobody spoke, by the
+source and the filter of Fant (Acoustic Theory of Speech Production, 1960), for networks that hear.
 
 The draws are travelling ones (`fedlib.rng`), the rest IEEE additions, multiplications, divisions and square roots, and
 pixels are rounded to 256 levels before anything is summed: every machine makes the same numbers. The Fourier transform
-and logarithms of "spectrum" may differ in their last bits, which moves a pixel by a level where it lies on the edge of
-two.
+and logarithms of "spectrum", and those of "voices", may differ in their last bits, which moves a pixel by a level where
+it lies on the edge of two.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ PLACES = 1 << 18  # of a block of images: what is computed at once
 LEVELS = 256
 WAVES = 3  # that a striped image adds up
 COVER = 3  # sum of the leaves' areas over the image's: they leave about exp(-3) of it bare
+SYLLABLES = 3  # of a clip
+FORMANTS = ((250, 850, 90), (850, 2300, 130), (2000, 3500, 200))  # Hz: lowest, highest, and half of the width
+LOW, HIGH, SILENCE = 60.0, 3800.0, 1e-6  # Hz and least magnitude, as the spectrograms of spoken digits have them
 
 Shape = tuple[int, int, int]
 
@@ -132,6 +136,36 @@ def _noise(root: Rng, n: int, shape: Shape) -> np.ndarray:
     return _level(_draws(root, "pixels", n, *shape))
 
 
+def _voices(root: Rng, n: int, shape: Shape) -> np.ndarray:
+    """Log magnitudes, time downwards and the mel scale across: syllables, three of four with the harmonics of a voice
+    and the others hissed, through formants that glide, over a quiet noise; a third of the time or more, then silence.
+    Channels are equal."""
+    c, h, w = shape
+    chance = (_draws(root, "syllables", n, SYLLABLES, 6 + 2 * len(FORMANTS)).astype(np.float64) + 1) / 2
+    chance = chance[..., None, None]  # [n, syllables, draws, 1, 1]
+    low, high = (math.log1p(edge / 700) for edge in (LOW, HIGH))
+    hertz = 700 * np.expm1(np.linspace(low, high, w))
+    duration = (2 + _draws(root, "durations", n, 1, 1)) / 3
+    time = (np.arange(h)[:, None] + 0.5) / h / duration  # [n, h, 1]; 1 is the end
+    magnitude = 0.003 * (1.2 + _draws(root, "noise", n, h, w).astype(np.float64))
+    for i in range(SYLLABLES):
+        place, length, loud, pitch, fall, voiced = (chance[:, i, draw] for draw in range(6))
+        away = (time - (i + place) / SYLLABLES) / (0.1 + 0.15 * length)  # -1 and 1 are the syllable's ends
+        tone = (90 + 190 * pitch) * (1 - 0.15 * fall * away)
+        harmonics = 0.5 + 0.5 * _wave(hertz / tone + 0.25)
+        resolved = 1 / (1 + (hertz / (8 * tone)) ** 2)  # higher up a band holds several of them
+        source = np.where(voiced < 0.75, (1 + resolved * (harmonics - 1)) / (1 + hertz / 500), 0.3 * hertz / HIGH)
+        heard: np.ndarray | float = 0.0
+        for draw, (least, most, width) in enumerate(FORMANTS, 3):
+            start, end = chance[:, i, 2 * draw], chance[:, i, 2 * draw + 1]
+            centre = least + (most - least) * (start + (end - start) * (away + 1) / 2)
+            heard = heard + 1 / (1 + ((hertz - centre) / width) ** 2)
+        magnitude += np.maximum(0, 1 - away**2) * (0.3 + 0.7 * loud) * source * heard
+    magnitude[np.broadcast_to(time > 1, magnitude.shape)] = SILENCE
+    level = _level((1 - 2 * np.log(magnitude) / math.log(SILENCE)).astype(np.float32))
+    return np.broadcast_to(level[:, None], (n, c, h, w))
+
+
 def _draws(root: Rng, part: str, n: int, *shape: int) -> np.ndarray:
     """Uniform in [-1, 1), float32 [n, ...]; those of the first images do not depend on n."""
     return uniform(root.child(part).seed(), 0, n * math.prod(shape)).reshape(n, *shape)
@@ -154,4 +188,5 @@ KINDS: dict[str, Callable[[Rng, int, Shape], np.ndarray]] = {
     "noise": _noise,
     "spectrum": _spectrum,
     "stripes": _stripes,
+    "voices": _voices,
 }

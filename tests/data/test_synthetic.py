@@ -156,6 +156,21 @@ def test_every_second_striped_image_has_two_tones() -> None:
     assert set(tones[1::2]) == {2} and min(tones[::2]) > 10
 
 
+def test_voices_end_in_silence_and_most_have_a_pitch() -> None:
+    """Silence is below all sound; while it lasts, a voice is louder in the lower half of the mel scale."""
+    pixels = synthetic.levels("voices", 200, (1, 98, 40), seed=3)[:, 0].astype(int)
+    silent = (pixels == 0).all(2)
+    ends = 98 - silent.sum(1)
+    assert 98 // 3 <= ends.min() < 45 and ends.max() > 90
+    for image, end in zip(pixels, ends, strict=True):
+        assert image[:end].min() > 0 and image[end:].max(initial=0) == 0
+    loud = [image[:end] for image, end in zip(pixels, ends, strict=True)]
+    voiced = np.mean([image[:, :20].max() > image[:, 20:].max() for image in loud])
+    assert 0.7 < voiced <= 1
+    both = synthetic.levels("voices", 5, (2, 98, 40), seed=3)
+    np.testing.assert_array_equal(both[:, 0], both[:, 1])
+
+
 def test_the_wave_is_a_sine() -> None:
     turns = np.linspace(-3, 3, 10_001, dtype=np.float32)
     np.testing.assert_allclose(synthetic._wave(turns), np.sin(2 * np.pi * turns.astype(np.float64)), atol=1.2e-3)
@@ -164,7 +179,7 @@ def test_the_wave_is_a_sine() -> None:
 @pytest.mark.parametrize(
     ("kind", "count", "shape", "message"),
     [
-        ("photos", 2, (1, 8, 8), "foreign images: 'photos' is unknown; allowed: leaves, noise, spectrum, stripes"),
+        ("photos", 2, (1, 8, 8), "'photos' is unknown; allowed: leaves, noise, spectrum, stripes, voices"),
         ("noise", 0, (1, 8, 8), "count of foreign images: 0 must be an integer from 1"),
         ("noise", 2.5, (1, 8, 8), "count of foreign images: 2.5 must be an integer"),
         ("noise", 2, (0, 8, 8), "channels of foreign images: 0 must be an integer from 1"),

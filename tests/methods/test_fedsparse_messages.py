@@ -257,6 +257,14 @@ def test_06_mean_is_the_weighted_mean_in_any_order(samples: list[int], random: A
 # The mode of the posterior
 
 
+@pytest.mark.parametrize("more", [{}, {"aggregation": "bayes"}, {"aggregation": "bayes", "reset_period": 4}])
+def test_softened_masks_are_averaged_as_the_official_code_does(more: dict[str, Any]) -> None:
+    """Of masks whose 0 and 1 are replaced by 0.01 and 0.99, as its clients send them: 0.01 + 0.98 times the mean."""
+    rows = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+    found = aggregate(flat(4, soften=0.01, **more), [torch.tensor(row).bool() for row in rows], 7).model["theta"]
+    assert found.tolist() == pytest.approx([0.99, 0.5, 0.255, 0.01], abs=1e-7)
+
+
 @pytest.mark.parametrize("clients", [1, 3, 5, 7, 10, 11, 13, 49])
 def test_07_with_prior_1_and_reset_1_the_mode_is_the_mean_to_the_bit(clients: int) -> None:
     """Counts are whole numbers: otherwise equal ones part by a rounding, and a broadcast by levels grows."""

@@ -93,6 +93,7 @@ SETTINGS: list[tuple[str, str, tuple[Any, ...], str]] = [  # method, its setting
     ("fedpm", "prior", (0.5, -1, math.nan), "number 1 1e+06"),
     ("fedpm", "reset_period", (0, 1.5), "integer 1"),
     ("fedpm", "delta", (0, 0.5, math.nan), "number 0.49"),
+    ("fedpm", "soften", (-0.1, 0.5, math.nan), "number from 0 to 0.49"),
     ("feddq", "schedule", NO_NAME, "allowed: ascending fixed loss range"),
     ("feddq", "quantizer", NO_NAME, "allowed: affine_nearest affine_stochastic buckets norm symmetric_nearest"),
     ("feddq", "biases", NO_NAME, "allowed: kept sent"),

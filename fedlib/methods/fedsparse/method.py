@@ -66,14 +66,13 @@ class FedPM(Method[Own]):
     masking: str = choice("bernoulli", "threshold", "top")
     keep: float = number(0.5, 1e-6, 1)
     ste: str = choice("identity", "prob")  # gradient of the mask by theta: 1, or "prob": theta, as in the code
-    # of the fixed weights; "fedpm" as in the code; "critical": neutral at theta = 1/2
-    weight_scale: str = choice("kaiming", *masks.SCALES)
+    weight_scale: str = choice("kaiming", *masks.SCALES)  # "fedpm" as in the code; "critical": neutral at theta = 1/2
     aggregation: str = choice("mean", "bayes")  # or "bayes"
     weighting: str = choice("samples", "clients")  # of the mean; or "clients"
     prior: float = number(1.0, 1, 1e6)  # alpha = beta of the Beta prior
     reset_period: int = integer(1, 1, 10**9)  # rounds after which the posterior starts afresh; 1 in the code
-    # theta is kept this far from 0 and 1 where a score is made of it; 0.01 in the code
-    delta: float = number(1e-3, 1e-9, 0.49)
+    delta: float = number(1e-3, 1e-9, 0.49)  # how far from 0 and 1 a score is made of theta; 0.01 in the code
+    soften: float = number(0.0, 0, 0.49)  # what a 0 counts in the server's mean, and a 1 less than 1; 0.01 in the code
     # contexts of the mask's coder: none; "layers"; "global": the theta that both sides know
     coding: str = choice("pooled", "layers", "global")
     # theta as float32; or "levels": the values that occur, and which one each entry has
@@ -192,13 +191,14 @@ class FedPM(Method[Own]):
         mean = RunningMean({"theta": torch.Size([n])})
         for tensors, samples in uploads.read(read):
             mean.add(tensors, samples if weighted else 1)
-        model, received = mean.value(), mean.total
+        theta, received = mean.value()["theta"], mean.total
         if self.aggregation == "mean":
-            return ServerState(model, own)
-        kept = (model["theta"] * received).round()  # whole again: equal counts give equal theta
+            return ServerState({"theta": self.soften + (1 - 2 * self.soften) * theta}, own)
+        kept = (theta * received).round()  # whole again: equal counts give equal theta
         if own.rounds % self.reset_period and own.kept is not None:
             kept, received = kept + own.kept, received + own.masks
-        mode = (kept + self.prior - 1) / (torch.tensor([float(received)]) + 2 * self.prior - 2)
+        alpha = self.soften * received + (1 - 2 * self.soften) * kept + self.prior
+        mode = (alpha - 1) / (torch.tensor([float(received)]) + 2 * self.prior - 2)
         return ServerState({"theta": mode}, Own(own.seed, own.rounds + 1, received, kept))
 
     # What is evaluated, stored, and said of a round
