@@ -121,7 +121,8 @@ def scores(paper: str, profile: str, root: Path | None = None) -> list[Score]:
             continue
         verdict, finding, note = judge_claim(claim, tables, runs)
         if finding and claim["id"] in young:
-            note = "; ".join(filter(None, [note, "its criterion is younger than its records"]))
+            younger = "its criterion is younger than its records"
+            verdict, note = UNTESTED, "; ".join(filter(None, [note, younger]))
         judged.append(Score(paper, profile, claim, verdict, finding, _add_absent(note, claim, partial, finding)))
     for seen in content.get("observations", []):
         frame = pd.DataFrame(measure(seen["measure"], seen["arguments"], tables))

@@ -3,10 +3,12 @@
 import copy
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common import ROOT
 from projects import HERE, MAIN, RUN, Edit, cut, edit, put, write
 from ruamel.yaml import YAML
 
@@ -126,3 +128,21 @@ def test_too_few_seeds_are_named_by_case(digits: Path) -> None:
     bits = score.scores("fedmrn", "smoke")[0]
     assert bits.verdict == "not tested at this scale"
     assert bits.note == "a verdict needs 3 seeds a case; fewer: fedmrn-binary, main, iid"
+
+
+def test_a_criterion_younger_than_its_records_decides_nothing(digits: Path) -> None:
+    edit(digits, put(f"{MAIN}/seeds", [0, 1, 2]))
+    edit(digits, put(f"{HERE}/rounds", 1))
+    assert main(list(RUN)) == 0
+    git = ["git", "-C", str(digits), "-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "published"], ["commit", "-qm", "m", "--date", "@4000000000 +0000"]):
+        subprocess.run([*git, *command], check=True)
+    bits = score.scores("fedmrn", "smoke")[0]
+    assert (bits.verdict, bits.note) == ("not tested at this scale", "its criterion is younger than its records")
+
+
+@pytest.mark.parametrize("paper", score.scored(ROOT))
+def test_no_criterion_here_is_younger_than_its_records(paper: str) -> None:
+    """As far as Git is there to tell."""
+    young = [s.claim["id"] for s in score.scores(paper, "lab", ROOT) if "younger" in s.note]
+    assert not young, "train anew what was run before its criterion was committed"
