@@ -47,7 +47,8 @@ def overview(paper: str, profiles: Sequence[str], root: Path | None = None) -> E
     more = f" Without a measurement: {', '.join(left)}." if left else ""
     caption = (
         f"Claims of {paper}: mark, the mean effect; bar, its 95 % interval; shaded, where the claim says that it lies, "
-        f"lighter within our margin.{more}"
+        f"lighter within our margin; an arrow, an end that the axis leaves out. A claim on all cases may be undecided inside "
+        f"its band, when one of the cases lies outside.{more}"
     )
     alt = f"One row for each claim, with effect, interval and criterion. {'; '.join(facts)}."
     return picture(figure, alt, caption, _flatten(judged), f"verdicts-{paper}")
@@ -65,6 +66,9 @@ def _draw_claim(ax: Any, claim: str, own: Sequence[Score]) -> None:
         style = STYLES[s.verdict]
         ends = [max(low, effect.low), min(high, effect.high)]
         ax.plot(ends, [place, place], color=style["color"], linewidth=2)
+        for end, beyond, mark in zip(ends, (effect.low < low, effect.high > high), "<>", strict=True):
+            if beyond:  # the interval goes on
+                ax.plot(end, place, marker=mark, color=style["color"], markersize=7, clip_on=False)
         ax.plot(effect.mean, place, markersize=8, **style)
     ax.set(xlim=(low, high), ylim=(len(own) - 0.4, -0.6), xlabel="")
     ax.set_yticks(range(len(own)), [s.profile for s in own], fontsize="small")
