@@ -47,8 +47,8 @@ def overview(paper: str, profiles: Sequence[str], root: Path | None = None) -> E
     more = f" Without a measurement: {', '.join(left)}." if left else ""
     caption = (
         f"Claims of {paper}: mark, the mean effect; bar, its 95 % interval; shaded, where the claim says that it lies, "
-        f"lighter within our margin; an arrow, an end that the axis leaves out. A claim on all cases may be undecided inside "
-        f"its band, when one of the cases lies outside.{more}"
+        f"lighter within our margin; an arrow, an end that the axis leaves out. A claim on all cases may be undecided "
+        f"inside its band, when one of the cases lies outside.{more}"
     )
     alt = f"One row for each claim, with effect, interval and criterion. {'; '.join(facts)}."
     return picture(figure, alt, caption, _flatten(judged), f"verdicts-{paper}")
