@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise SpecError(
                 f"{sources.home()}: no project, it has no experiments; go to a checkout, or set FEDLIB_HOME"
             )
+        for folder in ("records", "scores", "book/papers", "book/compare", ".cache/checkpoints"):
+            record.sweep(sources.home() / folder)
         options.call(options)
     except FedlibError as error:
         print(f"error: {error}", file=sys.stderr)

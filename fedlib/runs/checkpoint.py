@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from fedlib.runs.digest import code_of
 from fedlib.runs.record import write
 from fedlib.runs.spec import Spec
 
-LAYOUT = 2  # of the file; to be raised with it, since the digest leaves this module out
+LAYOUT = 3  # of the file; to be raised with it, since the digest leaves this module out
+DIGEST = 32  # bytes, of SHA-256, that follow the tensors
+log = logging.getLogger("fedlib")
 Saved = tuple[ServerState[Any], dict[int, bytes], dict[str, Any]]
 
 
@@ -35,19 +37,29 @@ class Checkpoint:
         self.key = hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def load(self, method: AnyMethod) -> Saved | None:
-        """State, clients' memories and log of the last round that was saved for this very run, if any."""
+        """State, clients' memories and log of the last round that was saved for this very run, if any.
+
+        A file that was changed since is not believed: one line says so, and the run starts from the beginning.
+        """
         try:
-            with safetensors.safe_open(self.file, "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("key") != self.key or not {"model", "own", "log"} <= metadata.keys():
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, safetensors.SafetensorError):
+            content = self.file.read_bytes()
+        except FileNotFoundError:
             return None
-        own, log = json.loads(metadata["own"]), json.loads(metadata["log"])
+        except OSError as error:
+            log.warning("%s cannot be read (%s): starting from the beginning", self.file, error.strerror)
+            return None
+        if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+            log.warning("%s does not fit its digest: ignored, starting from the beginning", self.file)
+            return None
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        if metadata["key"] != self.key:
+            return None
+        tensors = safetensors.torch.load(content[:-DIGEST])
         memories = {int(name): tensor.numpy().tobytes() for name, tensor in take(tensors, "memory/").items()}
         model = {name: tensors[f"model/{name}"] for name in json.loads(metadata["model"])}
-        return ServerState(model, revive(method.own_type, own, take(tensors, "own/"))), memories, log
+        own = revive(method.own_type, json.loads(metadata["own"]), take(tensors, "own/"))
+        return ServerState(model, own), memories, json.loads(metadata["log"])
 
     def save(self, state: ServerState[Any], memories: dict[int, bytes], log: dict[str, Any]) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
@@ -60,7 +72,8 @@ class Checkpoint:
             "own": json.dumps(own),
             "log": json.dumps(log),
         }
-        write(self.file, safetensors.torch.save(tensors, metadata))
+        content = safetensors.torch.save(tensors, metadata)
+        write(self.file, content + hashlib.sha256(content).digest())
 
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def _made(spec: Spec) -> dict[str, Any]:
 
 
 def _reason(file: Path) -> str:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = record.read(file)
     try:
         return record.stale(found, Spec.from_dict(found["spec"]))
     except SpecError as error:  # of a run that this code does not know
@@ -131,7 +131,7 @@ def _proved(old: str, before: Replay, now: Replay) -> Path | None:
     print(f"{len(files)} records, {len(stale)} stale for their code alone; of these {len(stamped)} count at {old[:12]}")
     if not stamped:
         return None
-    loaded = [dict(json.loads(file.read_text(encoding="utf-8"))) for file in stamped]
+    loaded = [record.read(file) for file in stamped]
     todo = trials(loaded)
     for name in dict.fromkeys(trial.spec.data for trial in todo):
         sources.verify(name)  # now, not after minutes

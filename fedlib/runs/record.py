@@ -1,6 +1,7 @@
 """What was measured: one JSON file a run, kept in Git, and the rule that says when it still counts.
 
-A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today.
+A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today,
+and nothing in it was changed since.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from typing import Any
 from fedlib.data import sets
 from fedlib.data.sources import home
 from fedlib.errors import DataError
+from fedlib.runs import integrity
 from fedlib.runs.digest import code_of
 from fedlib.runs.spec import Spec
 
 Record = dict[str, Any]
 FORMAT = 1
+UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
 def path(spec: Spec, root: Path | None = None) -> Path:
@@ -29,20 +33,35 @@ def path(spec: Spec, root: Path | None = None) -> Path:
 
 
 def write(target: Path, content: bytes) -> None:
-    """All or nothing: whatever happens, `target` holds its old bytes or all of the new ones."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    """All or nothing: whatever happens, `target` holds its old bytes or all new ones. DataError: the old ones."""
+    name = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
+    except BaseException as error:
+        if name:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+        if isinstance(error, OSError):
+            why = error.strerror or type(error).__name__
+            raise DataError(
+                f"{target}: cannot be written ({why}); what stood there is kept; free the disk, or the folder"
+            ) from error
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove below a folder what writes left behind that were killed: no write takes a minute."""
+    for left in folder.rglob(f".*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 60:
+                left.unlink()
 
 
 def save(record: Record, root: Path | None = None) -> Path:
@@ -52,9 +71,10 @@ def save(record: Record, root: Path | None = None) -> Path:
 
 
 def text(record: Record) -> str:
-    """JSON with one line a round, so that a change reads well in Git."""
-    rounds = ",\n".join("  " + json.dumps(entry) for entry in record["rounds"])
-    rest = json.dumps({k: v for k, v in record.items() if k != "rounds"}, indent=1)
+    """JSON with one line a round, so that a change reads well in Git; with a digest of all else."""
+    rounds = ",\n".join("  " + json.dumps(entry, allow_nan=False) for entry in record["rounds"])
+    whole = record | {"digest": integrity.digest(record)}
+    rest = json.dumps({k: v for k, v in whole.items() if k != "rounds"}, indent=1, allow_nan=False)
     return rest[: rest.rindex("\n}")] + ',\n "rounds": [\n' + rounds + "\n ]\n}\n"
 
 
@@ -65,17 +85,26 @@ def stable(record: Record) -> Record:
 
 
 def load(spec: Spec, root: Path | None = None) -> Record | None:
-    """The record of a run, stale or fresh; None where there is none. DataError: the file is no record."""
+    """The record of a run, stale or fresh; None where there is none. Raises as `read` does."""
     target = path(spec, root)
-    if not target.exists():
-        return None
+    return read(target) if target.exists() else None
+
+
+def read(file: Path) -> Record:
+    """A record without its digest. What is wrong with one that was changed since stands under "fault".
+
+    DataError: the file is no record.
+    """
     try:
-        found = json.loads(target.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("spec"), dict):
             raise ValueError("it is no mapping with a spec")
-        return found
     except ValueError as error:
-        raise DataError(f"record {target} cannot be read ({error}); restore it from Git, or remove it") from error
+        raise DataError(f"record {file} cannot be read ({error}); restore it from Git, or remove it") from error
+    if fault := integrity.fault(found):
+        found["fault"] = fault
+    found.pop("digest", None)
+    return found
 
 
 def spec_of(record: Record) -> dict[str, Any]:
@@ -86,6 +115,8 @@ def spec_of(record: Record) -> dict[str, Any]:
 
 def stale(record: Record, spec: Spec) -> str:
     """Why a record no longer counts for this spec: empty when it is fresh."""
+    if "fault" in record:
+        return str(record["fault"])
     reasons = []
     if record.get("format") != FORMAT:
         reasons.append(f"format {record.get('format')} instead of {FORMAT}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import safetensors
 import safetensors.torch
 import torch
 from jobs import CPU, MakeSpec, Stopping, ran
@@ -19,6 +20,7 @@ from known_answers import CASES, TINY
 from projects import files
 
 from fedlib.engines.in_process import InProcess
+from fedlib.errors import DataError
 from fedlib.runs import checkpoint, record, rounds
 from fedlib.runs.checkpoint import Checkpoint
 from fedlib.runs.spec import Spec
@@ -81,38 +83,55 @@ def test_a_checkpoint_of_other_code_or_another_torch_is_ignored(
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
-def test_a_damaged_checkpoint_is_ignored(half_way: HalfWay, length: int) -> None:
+def test_a_damaged_checkpoint_is_ignored(half_way: HalfWay, length: int, caplog: pytest.LogCaptureFixture) -> None:
     file = Checkpoint(*half_way).file
     file.write_bytes(file.read_bytes()[:length])
     assert asked(*half_way) == [1, 2, 3, 4]
+    assert caplog.messages == [f"{file} does not fit its digest: ignored, starting from the beginning"]
 
 
-def test_a_foreign_safetensors_file_in_its_place_is_ignored(half_way: HalfWay) -> None:
+def test_a_checkpoint_with_one_bit_flipped_is_never_believed(half_way: HalfWay) -> None:
     spec, root = half_way
-    Checkpoint(spec, root).file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
-    assert Checkpoint(spec, root).load(spec.chosen) is None
+    here = Checkpoint(spec, root)
+    content = here.file.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(content), 200).tolist():
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        here.file.write_bytes(flipped)
+        assert here.load(spec.chosen) is None, bit
+    here.file.write_bytes(content)
+    assert here.load(spec.chosen) is not None
 
 
-@pytest.mark.parametrize("missing", ["key", "model", "own", "log"])
-def test_a_checkpoint_that_does_not_say_everything_is_ignored(half_way: HalfWay, missing: str) -> None:
-    file = Checkpoint(*half_way).file
-    with safetensors.safe_open(file, "pt") as read:
-        metadata = {name: value for name, value in read.metadata().items() if name != missing}
-        tensors = {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
-    file.write_bytes(safetensors.torch.save(tensors, metadata))
-    assert asked(*half_way) == [1, 2, 3, 4]
+def test_a_foreign_file_in_its_place_is_ignored(half_way: HalfWay) -> None:
+    here = Checkpoint(*half_way)
+    here.file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}))
+    assert here.load(half_way[0].chosen) is None
+    here.file.unlink()
+    here.file.mkdir()
+    assert here.load(half_way[0].chosen) is None
 
 
 def test_a_temporary_file_left_by_a_kill_is_ignored(tiny: MakeSpec, tmp_path: Path) -> None:
     spec = tiny()
     for target in (record.path(spec, tmp_path), Checkpoint(spec, tmp_path).file):
         target.parent.mkdir(parents=True)
-        (target.parent / f".{target.name}.abcdefgh").write_bytes(b'{"half')
+        (target.parent / f".{target.name}.abcdefgh{record.UNFINISHED}").write_bytes(b'{"half')
     assert record.load(spec, tmp_path) is None
     assert Checkpoint(spec, tmp_path).load(spec.chosen) is None
     assert asked(spec, tmp_path) == [1, 2, 3]
     found = record.load(spec, tmp_path)
     assert found and json.dumps(record.stable(found)) == json.dumps(ran(spec, tmp_path / "reference"))
+
+
+def test_what_killed_writes_left_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    record.write(tmp_path / "records" / "kept.json", b"{}")
+    old, new = (tmp_path / "records" / f".{name}.json.x{record.UNFINISHED}" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_bytes(b"{")
+    os.utime(old, (time.time() - 61,) * 2)
+    record.sweep(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "records").iterdir()) == [new.name, "kept.json"]
 
 
 # Disk full
@@ -132,11 +151,11 @@ def disk_full_after(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [0, 1, 4096])
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, size: int) -> None:
     target = tmp_path / "folder" / "file.json"
-    with disk_full_after(size), pytest.raises(OSError):
+    with disk_full_after(size), pytest.raises(DataError, match="what stood there is kept"):
         record.write(target, b"new" * 100_000)
     assert files(tmp_path) == {}
     record.write(target, b"old")
-    with disk_full_after(size), pytest.raises(OSError):
+    with disk_full_after(size), pytest.raises(DataError, match="what stood there is kept"):
         record.write(target, b"new" * 100_000)
     assert files(tmp_path) == {"folder/file.json": b"old"}
     record.write(target, b"new")
@@ -146,15 +165,15 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, size: 
 def test_a_full_disk_at_a_checkpoint_or_the_record_keeps_the_old_ones(half_way: HalfWay) -> None:
     spec, root = half_way
     before = files(root)
-    with disk_full_after(500), pytest.raises(OSError):
+    with disk_full_after(500), pytest.raises(DataError, match="what stood there is kept"):
         rounds.run(spec, InProcess(CPU), root=root, save_every=0)
     assert files(root) == before
-    with disk_full_after(500), pytest.raises(OSError):
+    with disk_full_after(500), pytest.raises(DataError, match="what stood there is kept"):
         rounds.load_or_run(spec, InProcess(CPU), root=root)
     assert files(root) == before
     found = rounds.load_or_run(spec, InProcess(CPU), root=root)
     old = files(root)
-    with disk_full_after(500), pytest.raises(OSError):
+    with disk_full_after(500), pytest.raises(DataError, match="what stood there is kept"):
         rounds.load_or_run(spec, InProcess(CPU), root=root, again=True)
     assert files(root) == old
     assert rounds.load_or_run(spec, InProcess(CPU), root=root) == found

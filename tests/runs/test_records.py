@@ -16,7 +16,7 @@ from fedlib.core.client import Job, Memories
 from fedlib.data import sets
 from fedlib.engines.in_process import InProcess
 from fedlib.methods import registry
-from fedlib.runs import record, rounds
+from fedlib.runs import integrity, record, rounds
 from fedlib.runs.digest import code_digest
 from fedlib.runs.spec import Spec
 
@@ -111,6 +111,77 @@ def test_a_fresh_record_is_not_trained_again_and_a_stale_one_is(tiny: MakeSpec, 
     assert record.load(spec, tmp_path) == first
 
 
+# What was changed since
+
+
+def edit_at(found: dict[str, Any], place: str, value: Any) -> None:
+    """A value at keys and indices with slashes between them; CUT removes what stands there."""
+    *path, last = [int(part) if part.lstrip("-").isdigit() else part for part in place.split("/")]
+    inner: Any = found
+    for part in path:
+        inner = inner[part]
+    if value is CUT:
+        del inner[last]
+    else:
+        inner[last] = value
+
+
+CUT = "cut"
+EDITS = [
+    ("rounds/0/accuracy", 0.999, "changed after it was written"),
+    ("final/accuracy", 0.999, "final accuracy 0.999 is not that of the last round"),
+    ("final/accuracy", CUT, "a part is missing"),
+    ("final/loss", 0.0, "final loss 0.0 is not that of the last round"),
+    ("final", CUT, "a part is missing"),
+    ("rounds", [], "has other rounds than 1 to 3"),
+    ("rounds/1", CUT, "has other rounds than 1 to 3"),
+    ("rounds/-1/round", 4, "has other rounds than 1 to 3"),
+    ("rounds/1/accuracy", 1.2, "round 2: accuracy 1.2"),
+    ("rounds/1/accuracy", -0.1, "round 2: accuracy -0.1"),
+    ("rounds/1/accuracy", None, "round 2: accuracy None"),
+    ("rounds/1/accuracy", math.nan, "a number that is not finite"),
+    ("rounds/1/uplink_bytes", 0, "round 2: bytes or bits"),
+    ("rounds/1/uplink_bytes", -5, "round 2: bytes or bits"),
+    ("rounds/1/downlink_bytes", 1.5, "round 2: bytes or bits"),
+    ("rounds/1/paper_bits", -1, "round 2: bytes or bits"),
+    ("rounds/1/uplink_bytes", 1, "final uplink_bytes"),
+    ("final/downlink_bytes", 1, "final downlink_bytes"),
+    ("final/paper_bits", 1, "final paper_bits"),
+    ("final/uploads", 1, "final uploads 1 is not the number"),
+    ("final/refused", 1, "final refused 1 is not the number"),
+    ("rounds/1/clients", [1, 1, 2, 3], "round 2: clients"),
+    ("rounds/1/clients", [0, 1, 2, 10], "round 2: clients"),
+    ("final/uplink_parts", {"model": 1}, "uplink_parts do not add up"),
+    ("parameters/weights", -1, "parameters or seconds"),
+    ("made/seconds", -1, "parameters or seconds"),
+    ("made", None, "a part is missing or of another kind"),
+]
+
+
+@pytest.mark.parametrize("place, value, words", EDITS, ids=[f"{place}-{value}"[:40] for place, value, _ in EDITS])
+def test_an_edited_record_is_named_and_not_used(
+    tiny: MakeSpec, tmp_path: Path, place: str, value: Any, words: str
+) -> None:
+    """Without its digest made anew, and with it."""
+    spec = tiny()
+    file = record.save(run(spec, tmp_path), tmp_path)
+    found = json.loads(file.read_text())
+    edit_at(found, place, value)
+    for remade in (False, True) if not words.startswith("changed") else (False,):
+        file.write_text(json.dumps(found | ({"digest": integrity.digest(found)} if remade else {})))
+        read = record.load(spec, tmp_path)
+        expected = words if remade else "changed after it was written"
+        assert read and expected in record.stale(read, spec)
+    assert "fault" not in rounds.load_or_run(spec, InProcess(CPU), root=tmp_path)
+
+
+def test_a_record_with_a_number_that_json_does_not_have_is_not_written(tiny: MakeSpec, tmp_path: Path) -> None:
+    found = run(tiny(), tmp_path)
+    found["rounds"][1]["loss"] = math.inf
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.save(found, tmp_path)
+
+
 # What a record holds
 
 
@@ -146,7 +217,7 @@ def test_a_record_is_complete(tiny: MakeSpec, tmp_path: Path) -> None:
 def test_a_record_comes_back_from_its_text_with_one_line_a_round(tiny: MakeSpec, tmp_path: Path) -> None:
     found = run(tiny(), tmp_path)
     text = record.text(found)
-    assert json.loads(text) == found
+    assert json.loads(text) == found | {"digest": integrity.digest(found)}
     assert list(json.loads(text))[-1] == "rounds"
     lines = text.splitlines()
     assert [json.loads(line.strip().rstrip(",")) for line in lines if '"round":' in line] == found["rounds"]

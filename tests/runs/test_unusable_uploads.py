@@ -19,7 +19,7 @@ from fedlib.claims import measures, results
 from fedlib.core.client import Job, Memories, Upload
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError, RunError
-from fedlib.runs import record, rounds
+from fedlib.runs import integrity, record, rounds
 from fedlib.wire import container
 
 
@@ -115,7 +115,7 @@ def test_a_bad_update_is_refused_logged_and_counted_and_the_round_goes_on(
     arrived = spoil(sent)
     size = len(arrived) if isinstance(arrived, bytes) else 0
     assert entry["uplink_bytes"] == without["rounds"][0]["uplink_bytes"] + size
-    assert json.loads(record.text(found)) == json.loads(json.dumps(found))
+    assert json.loads(record.text(found)) == json.loads(json.dumps(found)) | {"digest": integrity.digest(found)}
 
 
 def test_refused_bytes_do_not_make_an_upload_look_smaller(tiny: MakeSpec, tmp_path: Path) -> None:
