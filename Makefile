@@ -40,10 +40,14 @@ smoke: env data ## the whole pipeline in seconds a run, in a copy (.smoke)
 lab: env data extra ## the whole pipeline with everything trained anew, in a copy (.lab)
 	$(in-a-copy)
 
-# The profile is the target's name. Records are left out, so that everything is trained.
+# The profile is the target's name. Records are left out, so that everything is trained. Without Git, as in a downloaded
+# archive, or in a repository that is not ours: all but what is made here.
+MADE := .git .venv .cache .dvc/cache .dvc/tmp .smoke .lab data data-extra records labs book/_build node_modules
 define in-a-copy
 rm -rf .$@ && mkdir .$@
-git ls-files -z --cached --others --exclude-standard -- ':!records' | tar --null --files-from=- -c | tar -x -C .$@
+if test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)"; then \
+  git ls-files -z --cached --others --exclude-standard -- ':!records' | tar --null --files-from=- -c; \
+else tar -c $(MADE:%=--exclude=./%) .; fi | tar -x -C .$@
 mkdir -p data-extra && ln -s ../data ../data-extra .$@
 sed -i 's/^profile: .*/profile: $@/' .$@/params.yaml
 cd .$@ && PYTHONPATH="$$PWD" dvc repro

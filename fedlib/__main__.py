@@ -16,7 +16,7 @@ from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.engines.select import open_engine
 from fedlib.errors import FedlibError, RunError, SpecError
-from fedlib.runs import grid, record, validation
+from fedlib.runs import fitting, grid, record, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.spec import PROFILES
 
@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
     with open_engine(options.engine, options.device, options.processes) as engine:
         for name in dict.fromkeys(spec.data for spec, _ in left.values()):
             sources.verify(name)  # now, not after hours of training on the others
+        fitting.check(spec for spec, _ in left.values())
         on = engine.device.type
         todo = f"{len(planned)} runs, {len(left)} to train on {on}"
         print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)

@@ -45,6 +45,7 @@ class Entry:
     version: int = 1  # of the reading rule: raise it when `read` gives other numbers from the same files
     folder: str = "data-extra"  # below the project's root
     files: tuple[tuple[str, str], ...] = ()  # path below `folder`, its hash as of `sources._hash`
+    most: int = 64_000_000  # bytes of its largest file, unpacked, rounded up where a server's packing decides
     shipped: str = ""  # SHA-256 of arrays that come with a library instead of files
     archive: str = ""  # tar file that a mirror folder may hold in place of the files
     mirrors: Sequence[Sequence[str]] = ()  # per mirror: all its addresses; "a/b#c" if our name is c, not b
@@ -99,6 +100,7 @@ ENTRIES = {
             mean=(0.2860,),
             std=(0.3530,),
             folder="data",
+            most=47_040_016,
             files=_files("FashionMNIST"),
             mirrors=[[f"{ZALANDO}/{path.rpartition('/')[2]}.gz" for path, _ in _files("FashionMNIST")]],
             package="dataset-fashion-mnist",
@@ -107,6 +109,7 @@ ENTRIES = {
             name="cifar10",
             read=images.read_cifar10,
             **CIFAR10,
+            most=32_000_000,
             files=_files("cifar-10-batches-py"),
             archive="cifar-10-python.tar.gz",
             mirrors=[["https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"]],
@@ -115,6 +118,7 @@ ENTRIES = {
             name="cifar10-jpeg",
             read=images.read_cifar10_jpeg,
             **CIFAR10,
+            most=55_553_115,
             files=_files("cifar10-jpeg"),
         ),
         Entry(
@@ -122,6 +126,7 @@ ENTRIES = {
             read=images.read_emnist,
             classes=tuple(images.CHARACTERS),
             samples=697_932,
+            most=562_000_000,
             files=_files("EMNIST"),
             mirrors=[["https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"]],
         ),
@@ -141,6 +146,7 @@ ENTRIES = {
             classes=text.CLASSES,
             samples=11_799,
             scale=1.0,  # the model reads the characters' own numbers
+            most=1_115_394,
             files=_files("shakespeare"),
             mirrors=[[f"{CHAR_RNN}/input.txt#tinyshakespeare.txt"]],
         ),
@@ -152,6 +158,7 @@ ENTRIES = {
             mean=(-8.3862,),  # of the training set; silence is -13.8
             std=(6.1572,),
             scale=1.0,
+            most=20_000_000,
             files=_files("spoken-digits"),
             mirrors=[
                 [f"{SPOKEN_DIGITS}/26eb9aaf76e81b692f806f9140c2d2777410d7a1.tar.gz#free-spoken-digit-dataset.tar.gz"]

@@ -124,7 +124,8 @@ def _sources(
     if folder := mirror or os.environ.get("FEDLIB_MIRROR"):
         yield f"mirror folder {folder}", _in_folder(entry, missing, Path(folder))
     for addresses in entry.mirrors:
-        yield f"mirror {addresses[0].rpartition('/')[0]}", _download(addresses, missing, stage)
+        whole = entry.most * max(1, len(entry.files))
+        yield f"mirror {addresses[0].rpartition('/')[0]}", _download(addresses, missing, stage, whole)
     if entry.package:
         yield f"Debian's package {entry.package}", _unpack_package(entry.package, stage)
 
@@ -145,7 +146,7 @@ def _in_folder(entry: sets.Entry, missing: set[str], mirror: Path) -> Iterator[P
         yield from (path for path in (mirror / entry.archive, *mirror.glob(f"*/{entry.archive}")) if path.is_file())
 
 
-def _download(addresses: Sequence[str], missing: set[str], stage: Path) -> Iterator[Path]:
+def _download(addresses: Sequence[str], missing: set[str], stage: Path, most: int) -> Iterator[Path]:
     wanted = {PurePosixPath(path).name for path in missing}
     for address in addresses:
         name = address.rpartition("/")[2].rpartition("#")[2]  # urllib asks for what is before the #
@@ -156,7 +157,7 @@ def _download(addresses: Sequence[str], missing: set[str], stage: Path) -> Itera
             size = reply.length  # None when the server does not say
             # disable=None: no progress where nobody watches
             with tqdm.wrapattr(file, "write", total=size, desc=name, leave=False, disable=None) as watched:
-                shutil.copyfileobj(reply, watched)
+                _copy(reply, watched, most, name)
             if size is not None and file.tell() != size:
                 raise EOFError(f"{name}: {file.tell()} bytes of {size}, then the connection ended")
         yield stage / name
@@ -197,7 +198,7 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
         for name, source in _unpacked(item, set(paths)):
             staged, path = stage / f"{name}.part", paths[name]
             with source, staged.open("wb") as file:
-                shutil.copyfileobj(source, file)
+                _copy(source, file, entry.most, name)
             expected = dict(entry.files)[path]
             if (actual := _hash(staged, expected)) == expected:
                 _place(staged, root / entry.folder / path)
@@ -207,6 +208,16 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
     except NO_ANSWER as error:
         reasons.append(f"{item.name}: {_reason(error)}")
     return reasons
+
+
+def _copy(source: IO[bytes], target: Any, most: int, name: str) -> None:
+    """All bytes; OSError as soon as there are more than `most`, which a few packed ones can be many times."""
+    copied = 0
+    while block := source.read(1 << 20):
+        copied += len(block)
+        if copied > most:
+            raise OSError(f"{name}: more than the {most:,} bytes that it may have; stopped")
+        target.write(block)
 
 
 def _unpacked(item: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -5,16 +5,19 @@ A record does not depend on where its run took place, so these are the records o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedlib.engines.in_process import Engine, InProcess
 from fedlib.engines.pool import Pool
-from fedlib.errors import RunError
+from fedlib.errors import DataError, RunError
 from fedlib.runs import rounds
 from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
+
+log = logging.getLogger("fedlib")
 
 
 def run_all(
@@ -23,8 +26,8 @@ def run_all(
     """Records in the order of the specs, or why there is none; what has no fresh one (or is asked for again) is
     trained, and saved.
 
-    Put long runs first. One that fails (most of all: diverges) does not stop the others. Raises what else a run raises;
-    records and checkpoints that were saved stay.
+    Put long runs first. One that fails (most of all: diverges) does not stop the others; what `attempt` raises does.
+    Records and checkpoints that were saved stay.
     """
     if not specs:
         return
@@ -34,11 +37,17 @@ def run_all(
 
 
 def attempt(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record | RunError:
-    """The record of one run, trained where there is no fresh one; or why there is none."""
+    """The record of one run, trained where there is no fresh one; or why there is none. Raises DataError alone, which
+    would end the other runs too."""
     try:
         return rounds.load_or_run(spec, engine, root=root, again=again)
+    except DataError:
+        raise
     except RunError as error:
         return error
+    except Exception as error:  # a fault of this run, whatever it is
+        log.debug("%s", spec.name, exc_info=True)
+        return RunError(f"{spec.name}: {type(error).__name__}: {error}"[:500])
 
 
 def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | str:

@@ -103,6 +103,19 @@ def test_wrong_bytes_are_named_with_both_hashes(tmp_path: Path, serve: Serve) ->
     assert files_below(tmp_path) == sorted(set(IN_PLACE) - {f"data/FashionMNIST/raw/{NAMES[0]}"})
 
 
+def test_what_unpacks_to_more_than_it_may_is_stopped(tmp_path: Path, serve: Serve) -> None:
+    """A few kilobytes that would become fifty megabytes, and a download that does not end where it should."""
+    entry = replace(TINY, most=1_000_000)
+    bomb = zipped() | {f"{NAMES[0]}.gz": gzip.compress(bytes(50_000_000))}
+    with pytest.raises(DataError, match=f"{NAMES[0]}: more than the 1,000,000 bytes that it may have; stopped"):
+        sources.get(mirrored(serve(bomb), entry=entry), tmp_path)
+    long = zipped() | {f"{NAMES[0]}.gz": bytes(5_000_000)}
+    with pytest.raises(DataError, match=r"gz: more than the 4,000,000 bytes"):
+        sources.get(mirrored(serve(long), entry=entry), tmp_path)
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1_000_000]
+    assert not left
+
+
 def test_every_source_is_named_when_none_answers(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without apt-get
     one, two = serve({}), serve({})

@@ -3,19 +3,23 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from common import ROOT
-from projects import HERE, RUN, Edit, Refused, edit, files, group, put
+from jobs import MakeSpec
+from projects import HERE, MAIN, RUN, Edit, Refused, edit, files, group, put
 
 from fedlib.__main__ import main
 from fedlib.claims import results
-from fedlib.data import sets
-from fedlib.errors import DataError
+from fedlib.data import sets, sources
+from fedlib.errors import DataError, SpecError
+from fedlib.models.registry import MODELS
 from fedlib.pages import tables
 from fedlib.pages.page import open_page
-from fedlib.runs import experiments, record
+from fedlib.runs import experiments, fitting, record, rounds
+from fedlib.runs.spec import Spec
 
 # Unknown names
 
@@ -58,6 +62,64 @@ def test_what_a_file_asks_for_in_vain(
 ) -> None:
     edit(digits, change, folder)
     assert words in refused(*command)
+
+
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        ("digits", {"mlp", "pooled4"}),
+        ("fashion-mnist", {"mlp", "cnn4", "vanilla"}),
+        ("shakespeare", {"transformer"}),
+        ("spoken-digits", {"mobilenet-short"}),
+    ],
+)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_network_takes_a_data_set_or_is_refused(tiny: MakeSpec, data: str, expected: set[str]) -> None:
+    try:
+        sources.verify(data)
+    except DataError:
+        pytest.skip(f"{data} is not here")
+    taken = set()
+    few = ("transformer", "mobilenet-short", "mlp", "emnist")  # these data sets take long to read
+    for model in MODELS if sets.ENTRIES[data].folder == "data" or data == "digits" else few:
+        try:
+            fitting.check([tiny(model=model, data=data, clients=2, cohort=1)])
+            taken.add(model)
+        except SpecError as error:
+            assert "model" in str(error)
+    assert expected <= taken
+    assert ("transformer" in taken) == (data == "shakespeare") == (taken == {"transformer"})
+
+
+def test_a_network_that_does_not_fit_is_refused_before_the_grid(digits: Path, refused: Refused) -> None:
+    edit(digits, put(f"{HERE}/model", "transformer"))
+    said = refused(*RUN)
+    assert "model 'transformer' does not fit data set 'digits' (index out of range" in said
+
+
+def test_a_folder_that_cannot_be_written_is_named(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a disk that is not mounted."""
+    (digits / "records").symlink_to(digits / "nowhere" / "scratch")
+    assert main(list(RUN)) == 2
+    assert "records/fedmrn" in (said := capsys.readouterr().err) and "cannot be written" in said
+
+
+def test_a_run_with_a_fault_of_its_own_does_not_end_the_others(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(digits, put(f"{MAIN}/seeds", [0, 1, 2]))
+    ordinary = rounds.run
+
+    def faulty(spec: Spec, *arguments: Any, **options: Any) -> Any:
+        return ordinary(spec, *arguments, **options) if spec.seed != 1 else {}["gone"]
+
+    monkeypatch.setattr(rounds, "run", faulty)
+    assert main(list(RUN)) == 2
+    said = capsys.readouterr()
+    assert "seed1: KeyError: 'gone'" in said.out and "the others are kept" in said.err
+    kept = [path.name for path in (digits / "records").rglob("*.json")]
+    assert len(kept) == 4 and not [name for name in kept if "seed1" in name]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")

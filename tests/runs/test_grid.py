@@ -54,7 +54,7 @@ def test_the_records_are_those_of_one_run_after_the_other(tiny: MakeSpec, tmp_pa
     assert [text(r) for r in found] == [text(r) for r in expected]
     assert len({text(r) for r in found}) == 3
     files = [record.path(spec, tmp_path) for spec in three]
-    assert [json.loads(file.read_text()) for file in files] == found, "and they are saved"
+    assert [record.read(file) for file in files] == found, "and they are saved"
     before = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
     again = every(grid.run_all(three, 2, root=tmp_path))
