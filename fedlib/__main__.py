@@ -18,6 +18,7 @@ from fedlib.engines.select import open_engine
 from fedlib.errors import FedlibError, RunError, SpecError
 from fedlib.runs import fitting, grid, record, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
+from fedlib.runs.progress import expect
 from fedlib.runs.spec import PROFILES
 
 
@@ -105,9 +106,11 @@ def run(options: argparse.Namespace) -> None:
             sources.verify(name)  # now, not after hours of training on the others
         fitting.check(spec for spec, _ in left.values())
         on = engine.device.type
-        todo = f"{len(planned)} runs, {len(left)} to train on {on}"
-        print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
         runs, processes = [spec for spec, _ in left.values()], options.processes or select.cores()
+        todo = f"{len(planned)} runs, {len(left)} to train on {on}"
+        if runs:
+            todo += f", {expect(runs, ((spec, found) for spec, found, _ in planned), processes)}"
+        print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
         if options.engine == "auto" and on == "cpu" and len(runs) > processes > 1:
             done = grid.run_all(runs, processes, again=options.again)
         else:

@@ -97,7 +97,12 @@ def made(name: str) -> dict[str, Any]:
     """The rounds and the sums of a case's record."""
     with tempfile.TemporaryDirectory() as folder:
         found = rounds.run(Spec.from_dict(TINY | CASES[name]), InProcess(torch.device("cpu")), root=Path(folder))
-    return json.loads(json.dumps({key: record.stable(found)[key] for key in ("rounds", "final", "parameters")}))
+    return numbers(found)
+
+
+def numbers(found: record.Record) -> dict[str, Any]:
+    """What a record measured, as JSON has it."""
+    return dict(json.loads(json.dumps({key: record.stable(found)[key] for key in ("rounds", "final", "parameters")})))
 
 
 if __name__ == "__main__":

@@ -44,14 +44,15 @@ def processor() -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, with a plus sign when tracked files differ from it."""
+    """The checkout's commit, with a plus sign when tracked files differ from it; of another repository around: none."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     with contextlib.suppress(OSError):
-        return (git("rev-parse", "--verify", "-q", "HEAD") or "unknown") + (
-            "+" if git("status", "--porcelain", "-uno") else ""
-        )
+        if Path(git("rev-parse", "--show-toplevel") or "/").resolve() == PACKAGE.parent:
+            return (git("rev-parse", "--verify", "-q", "HEAD") or "unknown") + (
+                "+" if git("status", "--porcelain", "-uno") else ""
+            )
     return "unknown"

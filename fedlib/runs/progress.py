@@ -1,21 +1,57 @@
-"""One progress line a run, with accuracy and bytes so far; nothing where standard error is not a terminal.
+"""How long it takes: before the first run, from what the records say of runs like these; during a run, a bar on a
+terminal, and a line a minute where standard error is none.
 
-Runs side by side (fedlib.runs.grid) show none: their parent tells when each is done.
+Runs side by side (fedlib.runs.grid) show no bar: their parent tells when each is done.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
+from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
+
+EVERY = 60.0  # seconds between two lines
+
+
+def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], processes: int) -> str:
+    """How long runs will take, by their own old records, or else by those of their method and group, or their group."""
+    known: dict[tuple[str, ...], list[float]] = {}
+    for spec, found in planned:
+        seconds = ((found or {}).get("made") or {}).get("seconds")
+        if isinstance(seconds, int | float):
+            for key in ((spec.group, spec.label, spec.name), (spec.group, spec.label), (spec.group,)):
+                known.setdefault(key, []).append(seconds)
+    total, unknown = 0.0, 0
+    for spec in todo:
+        keys = ((spec.group, spec.label, spec.name), (spec.group, spec.label), (spec.group,))
+        times = next((known[key] for key in keys if key in known), None)
+        total, unknown = (total + statistics.mean(times), unknown) if times else (total, unknown + 1)
+    if unknown == len(todo):
+        return "no record says how long that takes"
+    more = f"; of {unknown} more no record says" if unknown else ""
+    return f"about {tell(total / min(processes, len(todo)))} by the records' own times{more}"
+
+
+def tell(seconds: float) -> str:
+    """In the unit in which it is easily read."""
+    if seconds < 90:
+        return "a second" if seconds < 1.5 else f"{round(seconds)} seconds"
+    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 class Bar:
     def __init__(self, spec: Spec, done: list[dict[str, Any]]) -> None:
+        self.name, self.rounds, self.first = spec.name, spec.rounds, len(done)
+        self.begin = self.said = time.monotonic()
         self.line: tqdm[Any] | None = None
         if multiprocessing.parent_process() is None:
             self.line = tqdm(
@@ -25,6 +61,12 @@ class Bar:
 
     def show(self, entry: dict[str, Any]) -> None:
         self.bytes += entry["uplink_bytes"]
+        now = time.monotonic()
+        if not sys.stderr.isatty() and now - self.said >= EVERY:
+            number = entry["round"]
+            left = (now - self.begin) / (number - self.first) * (self.rounds - number)
+            print(f"{self.name}: round {number} of {self.rounds}, {tell(left)} left", file=sys.stderr, flush=True)
+            self.said = now
         if self.line is None:
             return
         if entry["accuracy"] is not None:

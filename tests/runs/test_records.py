@@ -2,13 +2,18 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from common import ROOT
 from jobs import CPU, MakeSpec, job_of, ran
 from typing_extensions import override
 
@@ -212,6 +217,25 @@ def test_a_record_is_complete(tiny: MakeSpec, tmp_path: Path) -> None:
     assert made["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"python", "numpy", "torchvision", "safetensors", "constriction"} <= made["versions"].keys()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["time"]) and made["seconds"] >= 0
+
+
+def test_the_commit_of_a_repository_around_the_project_is_not_told(tmp_path: Path) -> None:
+    copy = tmp_path / "mine" / "fl"
+    shutil.copytree(ROOT / "fedlib", copy / "fedlib", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import torch; from fedlib.runs import machine; print(machine.made(torch.device('cpu'), 'x', 1.0)['commit'])"
+    git = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+
+    def told(repository: Path) -> str:
+        for command in (["init", "-q"], ["add", "."], [*git, "commit", "-qm", "m"]):
+            subprocess.run(["git", *command], cwd=repository, check=True)
+        env = os.environ | {"PYTHONPATH": str(copy)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=copy, env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert told(copy.parent) == "unknown"
+    assert re.fullmatch(r"[0-9a-f]{40}", told(copy))
 
 
 def test_a_record_comes_back_from_its_text_with_one_line_a_round(tiny: MakeSpec, tmp_path: Path) -> None:

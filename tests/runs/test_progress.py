@@ -1,0 +1,51 @@
+"""How long runs are expected to take, and what a run says where nobody watches a bar."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import CPU, MakeSpec
+
+from fedlib.engines.in_process import InProcess
+from fedlib.runs import progress, rounds
+from fedlib.runs.progress import expect, tell
+
+
+def timed(seconds: Any) -> dict[str, Any]:
+    return {"made": {"seconds": seconds}}
+
+
+def test_the_nearest_records_tell_how_long_it_takes(tiny: MakeSpec) -> None:
+    own, like, far = (tiny(name=name, label=label) for name, label in (("a", "x"), ("b", "x"), ("c", "y")))
+    known = [(own, timed(600)), (like, timed(1200)), (far, None)]
+    assert expect([own], known, 2) == "about 10 minutes by the records' own times"
+    assert expect([tiny(name="d", label="x")], known, 2) == "about 15 minutes by the records' own times"
+    assert expect([far, own], known, 2) == "about 12 minutes by the records' own times", "900 and 600 s on two"
+    other = tiny(name="e", group="other")
+    assert expect([own, other], known, 4) == "about 5 minutes by the records' own times; of 1 more no record says"
+    for nothing in ([], [(own, None)], [(own, {})], [(own, {"made": None})], [(own, timed("long"))]):
+        assert expect([own], nothing, 2) == "no record says how long that takes"
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.2, "a second"), (89, "89 seconds"), (100, "2 minutes"), (5399, "90 minutes"), (5400, "1.5 hours")],
+)
+def test_units(seconds: float, words: str) -> None:
+    assert tell(seconds) == words
+
+
+def test_a_line_now_and_then_without_a_terminal(
+    tiny: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    rounds.run(tiny(rounds=3), InProcess(CPU), root=tmp_path)
+    assert "round" not in said.getvalue(), "a run of seconds says nothing"
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    rounds.run(tiny(rounds=3), InProcess(CPU), root=tmp_path)
+    lines = [line for line in said.getvalue().splitlines() if ": round " in line]
+    assert [line.split(",")[0].split(": ")[1] for line in lines] == [f"round {n} of 3" for n in (1, 2, 3)]
+    assert lines[-1].endswith("left")
