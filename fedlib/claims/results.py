@@ -113,7 +113,8 @@ def _run(r: Record) -> dict[str, Any]:
     accepted = final["uplink_bytes"] - final["uplink_parts"].get("refused", 0)
     evaluated = [row["accuracy"] for row in rows if not math.isnan(row["accuracy"])]
     row = _planned(record.spec_of(r)) | {k: v for k, v in final.items() if k not in ("uplink_parts", "privacy")}
-    row |= {"state": FRESH, "accuracy": 100 * final["accuracy"], "mean_accuracy": _mean(evaluated)}
+    row |= {"state": FRESH, "loss": _number(final["loss"])}
+    row |= {"accuracy": 100 * final["accuracy"], "mean_accuracy": _mean(evaluated)}
     late = [entry["accuracy"] for entry in rows if entry["round"] > 0.75 * len(rows)]
     row |= {"late_accuracy": _mean([accuracy for accuracy in late if not math.isnan(accuracy)])}
     row |= {"downloads": sum(len(entry["clients"]) + len(entry.get("refused", ())) for entry in r["rounds"])}
@@ -157,8 +158,9 @@ def _parameters(r: Record) -> int:
     return int(sum(r["parameters"].values()))
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _number(value: float | str | None) -> float:
+    """nan where nothing was evaluated; a loss that is not finite stands there as text."""
+    return math.nan if value is None else float(value)
 
 
 def _mean(values: list[float]) -> float:

@@ -5,6 +5,7 @@ Engines decide how the middle is computed: they hand a `fit` to `walk`, of which
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,10 +16,12 @@ from fedlib.core import optimizers
 from fedlib.core.method import AnyMethod, Local, Phase
 from fedlib.core.plan import Samples, Tensors
 from fedlib.core.task import Task, cross_entropy
+from fedlib.core.uploads import shorten
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
 
+log = logging.getLogger("fedlib")
 CHUNK = 500  # test images evaluated at once; sums are formed chunk by chunk
 
 
@@ -81,6 +84,9 @@ def walk(
             members.append(begin(job, message, round, client, memories))
         except PayloadError as error:
             failed[client] = error
+        except Exception as error:  # whatever a broadcast holds, a client answers with a refusal
+            log.debug("client %d", client, exc_info=True)
+            failed[client] = PayloadError(shorten(f"broadcast cannot be read: {type(error).__name__}: {error}"))
     for number, phase in enumerate(method.phases()):
         for member in members:
             try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
+
 from fedlib.core.averaging import RunningMean
 from fedlib.core.plan import Shapes, Tensors
 from fedlib.errors import PayloadError
 
 Buffer = bytes | bytearray
 Update = tuple[Tensors, int]  # tensors, and the number of training samples behind them
+LONGEST = 200  # characters of a reason: what a stranger sent is not repeated at length
 log = logging.getLogger("fedlib")
 
 
@@ -22,28 +25,33 @@ class Uploads:
     """Wraps (client, upload) pairs; a client that could not encode its update stands there with its PayloadError."""
 
     def __init__(
-        self, arrivals: Iterable[tuple[int, Buffer | PayloadError]], measure: Callable[[Buffer], object] | None = None
+        self,
+        arrivals: Iterable[tuple[int, Buffer | PayloadError]],
+        measure: Callable[[Buffer], object] | None = None,
+        most: Callable[[int], int] | None = None,
     ) -> None:
         self.arrivals = arrivals
         self.measure = measure  # called with each accepted upload
+        self.most = most  # samples that a client can have
         self.bytes = 0  # of all messages that arrived, readable or not
         self.wasted = 0  # of those refused
         self.accepted: list[int] = []
         self.refused: list[tuple[int, str]] = []
 
     def read(self, decode: Callable[[Buffer], Update]) -> Iterator[Update]:
-        """Decoded uploads. One that raises PayloadError is refused, logged and noted; if none is left: NoUpdate."""
+        """Decoded uploads. One that cannot be read, for whatever reason, is refused, logged and noted, and the others
+        go on; if none is left: NoUpdate."""
         for client, upload in self.arrivals:
             try:
                 if isinstance(upload, PayloadError):
                     raise upload
                 self.bytes += len(upload)
-                update = decode(upload)
-                if update[1] < 1:
-                    raise PayloadError("upload stands for no training sample")
-            except PayloadError as error:
-                log.warning("upload of client %d refused: %s", client, error)
-                self.refused.append((client, str(error)))
+                update = self._checked(client, decode(upload))
+            except Exception as error:  # no message of a stranger ends the run of all
+                reason = error if isinstance(error, PayloadError) else f"{type(error).__name__}: {error}"
+                log.warning("upload of client %d refused: %s", client, shorten(reason))
+                log.debug("upload of client %d", client, exc_info=not isinstance(error, PayloadError))
+                self.refused.append((client, shorten(reason)))
                 self.wasted += 0 if isinstance(upload, PayloadError) else len(upload)
                 continue
             self.accepted.append(client)
@@ -53,6 +61,17 @@ class Uploads:
         if not self.accepted:
             raise NoUpdate
 
+    def _checked(self, client: int, update: Update) -> Update:
+        tensors, samples = update
+        if samples < 1:
+            raise PayloadError("upload stands for no training sample")
+        if self.most and samples > (most := self.most(client)):
+            raise PayloadError(f"upload stands for {samples} training samples, this client has at most {most}")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise PayloadError(f"{name}: decodes to values that are not finite")
+        return update
+
     def mean(
         self, decode: Callable[[Buffer], Update], shapes: Shapes, weight: Callable[[int], int] | None = None
     ) -> Tensors:
@@ -61,3 +80,9 @@ class Uploads:
         for tensors, samples in self.read(decode):
             mean.add(tensors, weight(samples) if weight else samples)
         return mean.value()
+
+
+def shorten(reason: object) -> str:
+    """At most 200 characters."""
+    text = str(reason)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

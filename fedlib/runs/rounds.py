@@ -5,6 +5,7 @@ message -> clients -> uploads -> server -> new state -> (evaluate) -> one line o
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -23,13 +24,14 @@ from fedlib.engines.in_process import Engine
 from fedlib.errors import PayloadError, RunError
 from fedlib.rng import Rng, binomial, permutation, sample
 from fedlib.runs import build, machine, record
-from fedlib.runs.checkpoint import Checkpoint
+from fedlib.runs.checkpoint import Checkpoint, split_tensors
 from fedlib.runs.digest import code_of
 from fedlib.runs.progress import Bar
 from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
+log = logging.getLogger("fedlib")
 ATTEMPTS = 3  # a round without a single usable update is repeated with another cohort so many times
 
 
@@ -101,9 +103,9 @@ def one_round(
         message = method.broadcast(state)
         downlink += len(message) * len(cohort)
         replies = engine.train(job, message, number, cohort, memories if spec.feedback or spec.persistent else None)
-        uploads = Uploads(remembered(replies, memories), measure)
+        uploads = Uploads(remembered(replies, memories), measure, lambda client: len(job.task.indices(client)))
         try:
-            state = method.aggregate(state, uploads)
+            new = method.aggregate(state, uploads)
             break
         except NoUpdate:
             continue
@@ -113,21 +115,47 @@ def one_round(
                 parts["refused"] = parts.get("refused", 0) + uploads.wasted
     else:
         raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
+    fault = unusable(new, state, spec.most_change)
+    if fault:
+        log.warning("%s: round %d keeps the old model: %s (clients %s)", spec.name, number, fault, uploads.accepted)
+    else:
+        state = new
     due = number % spec.evaluate_every == 0 or number == spec.rounds
     accuracy, loss = evaluate(job, engine, state, number) if due else (None, None)
     notes = method.notes(state)
     return state, {
         "round": number,
         "accuracy": accuracy,
-        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "loss": loss if loss is None or math.isfinite(loss) else str(loss),  # JSON has no other way to say inf or nan
         "uplink_bytes": uplink,
         "downlink_bytes": downlink,
         "paper_bits": paper_bits,
         "clients": uploads.accepted,
         "refused": refused,
+        **({"kept": fault} if fault else {}),
         **({"other_bits": other_bits} if other_bits else {}),
         **({"notes": notes} if notes else {}),
     }
+
+
+def unusable(new: ServerState[Any], old: ServerState[Any], most: float) -> str:
+    """Why the server does not go on with a state: not finite, or a model that moved too far; empty where it does.
+
+    most: how long the change of the model may be, as a multiple of the old model's norm; 0: as long as it is.
+    """
+    tensors = dict(new.model)
+    split_tensors(new.own, tensors, "own/")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return f"{name} is not finite"
+    if most:
+        moved, before = (
+            math.sqrt(sum(float(part.double().square().sum()) for part in parts))
+            for parts in ((new.model[name] - old.model[name] for name in old.model), old.model.values())
+        )
+        if moved > most * before:
+            return f"the change has norm {moved:.3g}, the model {before:.3g}, and most_change is {most:g}"
+    return ""
 
 
 def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> tuple[float, float]:

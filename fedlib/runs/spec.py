@@ -70,6 +70,8 @@ class Spec(Derived):
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
     feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
     frozen: str = "none"  # policy of models.freezing: parameters that keep their initial values, and are never sent
+    # A round whose change of the model is longer than so many times the model itself is not taken; 0: any is.
+    most_change: Annotated[float, Range(0, 1e12)] = 0.0
     downlink: dict[str, Any] | None = None  # method and hyper of another that writes the broadcast model
 
     def __post_init__(self) -> None:

@@ -221,6 +221,8 @@ def _read_counts(message: bytes, sizes: np.ndarray, alphabet: int) -> tuple[np.n
     while len(numbers) < len(sizes) * each and start < len(message):
         number |= (message[start] & 127) << shift
         shift += 7
+        if shift > 35:
+            raise PayloadError(f"symbols: a count of more than 5 bytes, expected {n} in all")
         if number > n:
             raise PayloadError(
                 f"symbols: {number} or more of symbol {len(numbers) % each + alphabet - each}, expected {n} in all"

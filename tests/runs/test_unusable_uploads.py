@@ -4,12 +4,14 @@ import contextlib
 import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from jobs import CPU, MakeSpec, job_of
 from projects import HERE, RUN, edit, put
 from typing_extensions import override
@@ -17,6 +19,7 @@ from typing_extensions import override
 from fedlib.__main__ import main
 from fedlib.claims import measures, results
 from fedlib.core.client import Job, Memories, Upload
+from fedlib.core.uploads import LONGEST, Buffer, Update, Uploads
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError, RunError
 from fedlib.runs import integrity, record, rounds
@@ -59,6 +62,13 @@ def last_value(value: float) -> Callable[[list[bytearray]], object]:
     return lambda sections: sections[-1].__setitem__(slice(-4, None), np.float32(value).tobytes())
 
 
+def restated(upload: bytes, samples: int) -> bytes:
+    """The same upload, of so many samples."""
+    at = 13 + upload[4]
+    head = upload[:at] + samples.to_bytes(4, "little") + upload[at + 4 : -4]
+    return head + zlib.crc32(head).to_bytes(4, "little")
+
+
 def flipped(upload: bytes, at: int) -> bytes:
     return upload[:at] + bytes([upload[at] ^ 1]) + upload[at + 1 :]
 
@@ -78,6 +88,8 @@ BAD: dict[str, tuple[Callable[[bytes], Any], str]] = {
     "truncated": (lambda u: u[: len(u) // 2], "truncated"),
     "trailing bytes": (lambda u: u + b"x", "trailing"),
     "nothing": (lambda u: b"", "not a fedlib message"),
+    "too many samples": (lambda u: restated(u, 60_000), "60000 training samples, this client has at most"),
+    "no samples": (lambda u: restated(u, 0), "no training sample"),
     "not finite at the client": (lambda u: PayloadError("u is not finite"), "u is not finite"),
 }
 RUNS: list[dict[str, Any]] = [
@@ -180,3 +192,93 @@ def test_a_record_never_holds_what_json_does_not_know(tiny: MakeSpec, tmp_path: 
         with contextlib.suppress(RunError):
             found = rounds.run(tiny(lr=1e12, batch=1000, rounds=1, epochs=epochs), InProcess(CPU), root=tmp_path)
             json.loads(record.text(found), parse_constant=no_number)
+
+
+def test_whatever_a_decoder_raises_its_client_is_refused_in_few_words() -> None:
+    def decode(upload: Buffer) -> Update:
+        errors = {
+            b"a": ValueError("x" * 5000),
+            b"b": PayloadError("y" * 5000),
+            b"c": MemoryError(),
+            b"d": KeyError("k"),
+        }
+        if bytes(upload) in errors:
+            raise errors[bytes(upload)]
+        return {"w": torch.full((2,), math.inf if upload == b"e" else 1.0)}, 1
+
+    uploads = Uploads(enumerate([b"a", b"b", b"c", b"d", b"e", b"f"]))
+    assert len(list(uploads.read(decode))) == 1 and uploads.accepted == [5]
+    reasons = dict(uploads.refused)
+    assert [reason[:9] for reason in reasons.values()] == [
+        "ValueErro",
+        "yyyyyyyyy",
+        "MemoryErr",
+        "KeyError:",
+        "w: decode",
+    ]
+    assert max(map(len, reasons.values())) == LONGEST == 200
+
+
+# Values
+
+
+def enormous(value: float) -> Callable[[bytearray], None]:
+    """A section of float32 all of which have this value."""
+
+    def change(section: bytearray) -> None:
+        section[:] = np.full(len(section) // 4, value, "<f4").tobytes()
+
+    return change
+
+
+def test_a_step_that_is_not_finite_keeps_the_old_model_and_names_the_round(
+    tiny: MakeSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An update of 1e30 has a square, in the second moment of the server's Adam, that float32 cannot hold."""
+
+    def change(upload: bytes, round: int, attempt: int, position: int) -> bytes:
+        spoil = round == 2 and position == 0
+        return repacked(upload, lambda sections: enormous(1e30)(sections[-1])) if spoil else upload
+
+    spec = tiny(method="fedpt", hyper={"optimizer": "adam", "server_lr": 0.01}, rounds=3, cohort=2, evaluate_every=1)
+    with caplog.at_level(logging.WARNING, "fedlib"):
+        found = rounds.run(spec, Tampered(change), root=tmp_path)
+    kept = {entry["round"]: entry["kept"] for entry in found["rounds"] if "kept" in entry}
+    assert kept.keys() == {2} and kept[2].startswith("own/") and kept[2].endswith("is not finite")
+    assert any(f"round 2 keeps the old model: {kept[2]}" in message for message in caplog.messages)
+    assert found["rounds"][1]["accuracy"] == found["rounds"][0]["accuracy"]
+    assert found["rounds"][2]["loss"] != found["rounds"][1]["loss"], "and the run goes on"
+    record.save(found, tmp_path)
+    assert "fault" not in (record.load(spec, tmp_path) or {"fault": "absent"})
+
+
+def test_a_change_out_of_proportion_is_not_taken_where_the_spec_says_so(tiny: MakeSpec, tmp_path: Path) -> None:
+    def change(upload: bytes, round: int, attempt: int, position: int) -> bytes:
+        spoil = round == 2 and position == 0
+        return repacked(upload, lambda sections: enormous(1e20)(sections[0])) if spoil else upload
+
+    honest = rounds.run(tiny(evaluate_every=1, rounds=2), InProcess(CPU), root=tmp_path)
+    believed, kept = (
+        rounds.run(tiny(evaluate_every=1, rounds=2, most_change=most), Tampered(change), root=tmp_path)
+        for most in (0.0, 10.0)
+    )
+    assert "kept" not in believed["rounds"][1] and believed["final"]["accuracy"] < honest["final"]["accuracy"] - 0.2
+    assert "most_change is 10" in kept["rounds"][1]["kept"]
+    assert kept["final"]["accuracy"] == honest["rounds"][0]["accuracy"]
+    assert kept["final"]["loss"] == honest["rounds"][0]["loss"]
+    assert not [entry for entry in honest["rounds"] if "kept" in entry]
+
+
+def test_a_loss_that_is_not_finite_is_told_apart_from_one_that_was_not_evaluated(
+    tiny: MakeSpec, tmp_path: Path
+) -> None:
+    def change(upload: bytes, round: int, attempt: int, position: int) -> bytes:
+        return repacked(upload, lambda sections: enormous(3e38)(sections[0])) if round == 2 else upload
+
+    spec = tiny(evaluate_every=2, rounds=2)
+    found = rounds.run(spec, Tampered(change), root=tmp_path)
+    first, second = (entry["loss"] for entry in found["rounds"])
+    assert first is None and second in ("nan", "inf")
+    record.save(found, tmp_path)
+    kept = record.load(spec, tmp_path)
+    assert kept and "fault" not in kept and not math.isfinite(results.runs([kept])["loss"][0])
