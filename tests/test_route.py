@@ -28,7 +28,7 @@ BUDGET = {
     "fedavg": 550,
     "drive": 650,
     "eden fed back": 650,
-    "fedcompress": 980,  # two phases, distillation at the server, and a score: the longest way of all
+    "fedcompress": 1010,  # two phases, distillation at the server, and a score: the longest way of all
     "feddq": 800,
     "fedmrn": 650,
     "fedpm": 800,
