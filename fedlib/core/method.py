@@ -92,6 +92,7 @@ class Method(abc.ABC, Generic[Own]):
     sections: ClassVar[tuple[str, ...]]  # names of an upload's parts
     plain: ClassVar[bool] = False  # whether it broadcasts the model as it is, so that another method may write it
     own_type: ClassVar[type[Any] | None] = None  # dataclass of its own part of the server's state
+    averages: ClassVar[bool] = False  # whether its server takes a mean, unless `takes_mean` knows better
     feeds_back: ClassVar[bool] = False  # whether clients may add to an update `u` what the last one lost: `sent`
 
     bound: Task | None = dataclasses.field(default=None, repr=False, compare=False)
@@ -170,6 +171,10 @@ class Method(abc.ABC, Generic[Own]):
     def notes(self, state: ServerState[Own]) -> dict[str, Any]:
         """What the record says of a round beside the rest."""
         return {}
+
+    def takes_mean(self) -> bool:
+        """Whether another rule may stand in the place of the server's mean."""
+        return self.averages
 
     def check(self, settings: Settings) -> None:
         """SpecError where the run's other fields do not go with the method's."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
-from fedlib.core.averaging import RunningMean
+from fedlib.core.averaging import RobustMean, RunningMean
 from fedlib.core.plan import Shapes, Tensors
 from fedlib.errors import PayloadError
 
 Buffer = bytes | bytearray
 Update = tuple[Tensors, int]  # tensors, and the number of training samples behind them
+NOWHERE: Mapping[str, Tensor] = {}
 LONGEST = 200  # characters of a reason: what a stranger sent is not repeated at length
 log = logging.getLogger("fedlib")
 
@@ -29,10 +31,12 @@ class Uploads:
         arrivals: Iterable[tuple[int, Buffer | PayloadError]],
         measure: Callable[[Buffer], object] | None = None,
         most: Callable[[int], int] | None = None,
+        robust: str = "none",
     ) -> None:
         self.arrivals = arrivals
         self.measure = measure  # called with each accepted upload
         self.most = most  # samples that a client can have
+        self.robust = robust  # a rule of `core.averaging` in place of the mean
         self.bytes = 0  # of all messages that arrived, readable or not
         self.wasted = 0  # of those refused
         self.accepted: list[int] = []
@@ -72,11 +76,19 @@ class Uploads:
                 raise PayloadError(f"{name}: decodes to values that are not finite")
         return update
 
+    def averager(self, shapes: Shapes, center: Mapping[str, Tensor] = NOWHERE) -> RunningMean | RobustMean:
+        """What takes the mean, or what stands in its place; center: as of `RobustMean`."""
+        return RunningMean(shapes) if self.robust == "none" else RobustMean(self.robust, shapes, center)
+
     def mean(
-        self, decode: Callable[[Buffer], Update], shapes: Shapes, weight: Callable[[int], int] | None = None
+        self,
+        decode: Callable[[Buffer], Update],
+        shapes: Shapes,
+        center: Mapping[str, Tensor] = NOWHERE,
+        weight: Callable[[int], int] | None = None,
     ) -> Tensors:
         """The mean of what is read, weighted by the number of samples, or by `weight` of it. NoUpdate as of `read`."""
-        mean = RunningMean(shapes)
+        mean = self.averager(shapes, center)
         for tensors, samples in self.read(decode):
             mean.add(tensors, weight(samples) if weight else samples)
         return mean.value()

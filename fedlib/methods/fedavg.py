@@ -30,6 +30,7 @@ class FedAvg(Method[None]):
     name = "fedavg"
     sections = ("model",)
     plain = True
+    averages = True
 
     @override
     def broadcast(self, state: ServerState[None]) -> bytes:
@@ -50,7 +51,7 @@ class FedAvg(Method[None]):
 
     @override
     def aggregate(self, state: ServerState[None], uploads: Uploads) -> ServerState[None]:
-        return dataclasses.replace(state, model=uploads.mean(self.read, self.task.tensors))
+        return dataclasses.replace(state, model=uploads.mean(self.read, self.task.tensors, state.model))
 
     def read(self, upload: Buffer) -> Update:
         """The client's model. PayloadError: an upload that cannot be read."""

@@ -34,6 +34,7 @@ class UpdateCodec(Method[Own], Generic[Own]):
     """Compresses u after local training; `sections` names what `encode` gives, then "full precision"."""
 
     plain = True
+    averages = True
     feeds_back = True
 
     @abc.abstractmethod
@@ -74,7 +75,8 @@ class UpdateCodec(Method[Own], Generic[Own]):
     def aggregate(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
         """w + sum_k omega_k u_k, and the mean of the rest."""
         shapes = {"u": torch.Size([count(self.task.weights)])} | self.task.others
-        average = uploads.mean(lambda upload: self.read(upload, state.own), shapes, self.weight)
+        rest = {name: state.model[name] for name in self.task.others}
+        average = uploads.mean(lambda upload: self.read(upload, state.own), shapes, rest, self.weight)
         return self.move(state, average.pop("u"), average)
 
     def move(self, state: ServerState[Own], step: Tensor, others: Tensors) -> ServerState[Own]:

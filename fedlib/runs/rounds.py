@@ -5,6 +5,7 @@ message -> clients -> uploads -> server -> new state -> (evaluate) -> one line o
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -103,7 +104,8 @@ def one_round(
         message = method.broadcast(state)
         downlink += len(message) * len(cohort)
         replies = engine.train(job, message, number, cohort, memories if spec.feedback or spec.persistent else None)
-        uploads = Uploads(remembered(replies, memories), measure, lambda client: len(job.task.indices(client)))
+        most = functools.partial(count_samples, job.task)
+        uploads = Uploads(remembered(replies, memories), measure, most, spec.robust)
         try:
             new = method.aggregate(state, uploads)
             break
@@ -170,6 +172,11 @@ def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> 
     found = [engine.evaluate(job, model) for model in models]
     accuracies, losses = zip(*found, strict=True)
     return sum(accuracies) / len(found), sum(losses) / len(found)
+
+
+def count_samples(task: Task, client: int) -> int:
+    """Training samples of a client, by the partition: the most that its upload may stand for."""
+    return len(task.indices(client))
 
 
 def remembered(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import ConfigDict, Field, create_model
 from pydantic.dataclasses import dataclass
 
-from fedlib.core import optimizers
+from fedlib.core import averaging, optimizers
 from fedlib.data import partition, sets
 from fedlib.errors import SpecError, require_mapping
 from fedlib.methods import registry
@@ -72,6 +72,8 @@ class Spec(Derived):
     frozen: str = "none"  # policy of models.freezing: parameters that keep their initial values, and are never sent
     # A round whose change of the model is longer than so many times the model itself is not taken; 0: any is.
     most_change: Annotated[float, Range(0, 1e12)] = 0.0
+    # What stands in place of the mean over clients, where some may lie: a rule of core.averaging.
+    robust: Annotated[str, OneOf(("none", *averaging.RULES))] = "none"
     downlink: dict[str, Any] | None = None  # method and hyper of another that writes the broadcast model
 
     def __post_init__(self) -> None:
@@ -87,6 +89,8 @@ class Spec(Derived):
             raise SpecError(
                 f"feedback: True cannot go with {self.method}, for which error feedback is not written; use false"
             )
+        if self.robust != "none" and not self.chosen.takes_mean():
+            raise SpecError(f"robust: {self.robust} cannot go with {self.method}, whose server takes no mean; use none")
         _ = self.writer  # checked too
 
     @property

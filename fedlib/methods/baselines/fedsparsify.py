@@ -32,6 +32,7 @@ from fedlib.wire import container, entropy, floats
 @dataclass(frozen=True, kw_only=True)
 class FedSparsify(Method[None]):
     name = "fedsparsify"
+    averages = True
     sections = ("values", "full precision")
 
     keep: float = number(0.8, 1e-3, 1)  # share of the weights left that outlives a round
@@ -79,7 +80,8 @@ class FedSparsify(Method[None]):
             values, full = found.sections
             return {"values": read_values(values, left)} | unpack_tensors(full, rest), found.samples
 
-        average = uploads.mean(read, {"values": torch.Size([left])} | rest)
+        here = {"values": w[alive]} | {name: state.model[name] for name in rest}
+        average = uploads.mean(read, {"values": torch.Size([left])} | rest, here)
         values = largest(average.pop("values"), max(1, int(max(left * self.keep, len(w) * self.density))))
         pruned = layers(torch.zeros_like(w).masked_scatter_(alive, values), self.task.weights)
         return dataclasses.replace(state, model=pruned | average)

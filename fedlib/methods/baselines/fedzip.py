@@ -35,6 +35,7 @@ from fedlib.wire import codebook
 @dataclass(frozen=True, kw_only=True)
 class FedZip(Method[Metered]):
     name = "fedzip"
+    averages = True
     sections = messages.SECTIONS
     own_type = Metered
 
@@ -101,7 +102,8 @@ class FedZip(Method[Metered]):
     @override
     def aggregate(self, state: ServerState[Metered], uploads: Uploads) -> ServerState[Metered]:
         """Weights plus the mean of their changes, and the mean of all else, by samples."""
-        average = uploads.mean(self.read, self.task.tensors)
+        rest = {name: state.model[name] for name in self.task.others}
+        average = uploads.mean(self.read, self.task.tensors, rest)
         return self.metered(
             average | {name: state.model[name] + average[name] for name in self.task.weights}, state.own
         )

@@ -68,6 +68,7 @@ class SignVote(UpdateCodec[None]):
     name = "signvote"
     sections = ("signs", "full precision")
     feeds_back = False
+    averages = False
 
     vote: str = choice("majority", "mean")  # or "mean" of the signs
     step: float = number(1e-3, 1e-9, 1e3)  # the server's, in units of a weight; 2e-4 in KLMS's code

@@ -55,7 +55,7 @@ class History:
 class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[History]):
     """With the defaults of the code. Of a client's epochs, those of Spec are the ordinary ones."""
 
-    name = "fedcompress"
+    name, averages = "fedcompress", True
     sections = messages.SECTIONS
     own_type = History
 
@@ -185,7 +185,7 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
     @override
     def aggregate(self, state: ServerState[History], uploads: Uploads) -> ServerState[History]:
         """The mean of the models, by samples; then the number of clusters; then that number of clusters in the mean."""
-        mean, history = RunningMean(self.task.tensors), state.own
+        mean, history = uploads.averager(self.task.tensors, state.model), state.own
         reports = RunningMean(adaptive_clusters.report_shapes(self.task) if self.adaptive else {})
         for tensors, samples in uploads.read(self.read):
             mean.add(tensors, samples)
@@ -204,8 +204,8 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
         model, numbers = average, history.clusters
         if coded := self.down.coded:
             model, losses = distillation.distil(model, coded, numbers[-1], self, self.task, SEEDS, len(numbers))
-            losses = [float(np.float32(loss)) for loss in losses]
-            history = replace(history, losses=tuple(losses), average=average if self.compare_every else {})
+            rounded = tuple(float(np.float32(loss)) for loss in losses)
+            history = replace(history, losses=rounded, average=average if self.compare_every else {})
         message = self.broadcast(ServerState(model, history))
         return ServerState(model, replace(history, broadcasts=history.broadcasts.then(self.down, message, model)))
 

@@ -57,6 +57,7 @@ class FedDQ(Rule, ModelWriter[Course]):
     name = "feddq"
     sections = ("headers", "levels", "scales", "loss")
     plain = True
+    averages = True
     own_type = Course
 
     # or "kept": as two of the three scripts, all but the weights stays as it was (code)
@@ -189,10 +190,11 @@ class FedDQ(Rule, ModelWriter[Course]):
     def aggregate(self, state: ServerState[Course], uploads: Uploads) -> ServerState[Course]:
         """w + mean of the updates, by samples. A running variance that rounding made negative becomes 0."""
         about = dict.fromkeys(("widths", "ranges"), torch.Size([len(self.uploaded)]))
-        mean = RunningMean({**self.uploaded, **about, **(LOSS if self.reports else {})})
+        mean, told = uploads.averager(self.uploaded), RunningMean({**about, **(LOSS if self.reports else {})})
         for tensors, samples in uploads.read(self.read_update):
             mean.add(tensors, samples)
-        average = mean.value()
+            told.add(tensors, samples)
+        average = mean.value() | told.value()
         model = state.model | {name: state.model[name] + average[name] for name in self.uploaded}
         for name in self.task.statistics:
             if name.endswith("running_var"):

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Draws, Local, ServerState, Settings, Sizes
 from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, number, switch
@@ -186,7 +185,7 @@ class FedPT(PrivateServer[Own]):
     def aggregate(self, state: ServerState[Own], uploads: Uploads) -> ServerState[Own]:
         if self.private:
             return self.aggregate_in_private(state, uploads)
-        mean = RunningMean(self.trained)
+        mean = uploads.averager(self.trained)
         for change, samples in uploads.read(lambda upload: self.read(upload, state.own)):
             mean.add(change, samples if self.weighting == "samples" else 1)
         return self.server_step(state, mean.value())

@@ -44,6 +44,10 @@ class PrivateServer(Method[Own], Generic[Own]):
         return self.mechanism != "none"
 
     @override
+    def takes_mean(self) -> bool:
+        return not self.private
+
+    @override
     def __post_init__(self) -> None:
         """SpecError: a setting out of range, missing, or not for private training."""
         super().__post_init__()
