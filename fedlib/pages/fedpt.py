@@ -111,6 +111,7 @@ def policy_table(runs: pd.DataFrame, name: str) -> Exhibit:
     cells: Cells = {"trained": show("trained", ","), "share": lambda own: f"{own['share'].iloc[0]:.2f} %"}
     cells |= {"reduction": show("times", ".2f"), "bytes down": show("download", ",.0f")}
     cells |= {"bytes up": show("upload_bytes", ",.0f"), "accuracy (%)": deviate("late_accuracy")}
+    cells |= {"seeds": len}
     caption = (
         "Messages as measured; accuracy in the mean over the last quarter of the rounds, mean and sample deviation "
         "over seeds. The reduction is that of a method's own network."
