@@ -6,14 +6,17 @@ from collections.abc import Callable
 
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
 
+from fedlib.claims import results
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.results import DEFAULT, each, where
 from fedlib.models import freezing
 from fedlib.models.registry import build
+from fedlib.pages import scorecard
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, picture, table
-from fedlib.pages.figures import accuracy_by_setting
-from fedlib.pages.page import Page, mean, means, tell
+from fedlib.pages.figures import accuracy_by_setting, heat_map
+from fedlib.pages.page import NOT_RUN, Page, mean, means, tell
 from fedlib.pages.tables import Cells, average, deviate, name_setting, summarize
 from fedlib.rng import Rng
 from fedlib.theory import fedpt as theory
@@ -29,9 +32,6 @@ MEASURED = {  # what is measured of a policy, by the names of `bench/partial.py`
 }
 SHORT = dict(zip(("bytes", "products", "time", "sgd", "adam"), MEASURED.values(), strict=False))
 QUOTED = ("emnist/dense1", "emnist/conv", "cifar/s1234", "so/blocks")
-WIDTHS = {"emnist-hidden8": 8, "emnist-narrow": 128, "emnist-hidden2048": 2048}  # hidden units
-LAWS = {"he": "He's law", "glorot": "Glorot's law"}
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "yogi": "Yogi"}
 FROZEN, WHOLE = "hidden layer frozen", "all trained"
 
 
@@ -110,8 +110,12 @@ def policy_table(runs: pd.DataFrame, name: str) -> Exhibit:
 
     cells: Cells = {"trained": show("trained", ","), "share": lambda own: f"{own['share'].iloc[0]:.2f} %"}
     cells |= {"reduction": show("times", ".2f"), "bytes down": show("download", ",.0f")}
-    cells |= {"bytes up": show("upload_bytes", ",.0f"), "accuracy (%)": deviate("accuracy")}
-    caption = "Messages as measured; accuracy after the last round, mean and sample deviation."
+    cells |= {"bytes up": show("upload_bytes", ",.0f"), "accuracy (%)": deviate("late_accuracy")}
+    cells |= {"seeds": len}
+    caption = (
+        "Messages as measured; accuracy in the mean over the last quarter of the rounds, mean and sample deviation "
+        "over seeds. The reduction is that of a method's own network."
+    )
     return summarize(runs, {"label": "method"}, cells, caption, name)
 
 
@@ -129,40 +133,6 @@ def private_table(runs: pd.DataFrame, rounds: pd.DataFrame, caption: str, name: 
     return summarize(runs, by, cells, f"{caption} δ = {deltas}; mean and sample deviation over seeds.", name)
 
 
-def share_figure(runs: pd.DataFrame) -> Exhibit:
-    """Accuracy against the share of the network of `none` that is trained and sent."""
-    whole = where(runs, group="main", label="none")["parameters"].iloc[0]
-    runs = runs.assign(share=100 * count_trained(runs) / whole)
-    caption = "Accuracy against what is trained and sent. thin is a network of its own, placed by its size."
-    axis = "entries that are sent, % of the network's"
-    return accuracy_by_setting(runs, "share", axis, caption, "share")
-
-
-def scale_figure(runs: pd.DataFrame) -> Exhibit:
-    """Accuracy by a factor on the frozen weights."""
-    runs = runs.assign(factor=name_setting(runs, "scale", 1.0), last=runs["label"] != "dense1")
-    runs = runs.sort_values(["last", "factor"], kind="stable")
-    caption = "Accuracy when the frozen weights, drawn by Glorot's law, are multiplied by a factor."
-    return accuracy_by_setting(runs, "factor", "factor on the frozen weights", caption, "scale")
-
-
-def width_figure(runs: pd.DataFrame) -> Exhibit:
-    """Accuracy by the width of the hidden layer, trained and frozen."""
-    runs = runs.assign(width=runs["model"].map(WIDTHS), policy=name_policy(runs), law=runs["hyper.law"].map(LAWS))
-    caption = "Accuracy with the hidden layer trained and frozen, by its width and by the law of initial values."
-    return accuracy_by_setting(runs, "width", "hidden units", caption, "width", by="policy", panel="law")
-
-
-def server_figure(runs: pd.DataFrame) -> Exhibit:
-    """Accuracy by the server's optimizer and its learning rate."""
-    optimizer = name_setting(runs, "optimizer", "sgd").map(OPTIMIZERS)
-    momentum = name_setting(runs, "momentum", 0).map(lambda value: " with momentum" if value else "")
-    names = optimizer + momentum + name_setting(runs, "server_lr", 1).map("\n{:g}".format)
-    caption = "Accuracy by the server's optimizer, one learning rate each, not tuned."
-    axis = "server's optimizer and its learning rate"
-    return accuracy_by_setting(runs.assign(server=names), "server", axis, caption, "server")
-
-
 def noise_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
     """Accuracy by the noise multiplier, with everything trained and with the hidden layer frozen."""
     spent = zip(runs["privacy.noise_multiplier"], runs["privacy.epsilon"], strict=True)
@@ -176,19 +146,24 @@ def name_policy(runs: pd.DataFrame) -> pd.Series:
     return name_setting(runs, "policy", DEFAULT).map(lambda policy: WHOLE if policy == DEFAULT else FROZEN)
 
 
+def search_map(page: Page, groups: list[str], column: str, panel: str, name: str, what: str) -> Exhibit | Markdown:
+    """Validation accuracy by method and the setting searched for; a cell of which one run diverged stays empty."""
+    tried = where(page.planned, group=groups)
+    lost = tried.loc[tried["state"] == results.NOT_RUN, ["label", column]].apply(tuple, axis=1)
+    kept = [point not in set(lost) for point in zip(tried["label"], tried[column], strict=True)] if len(tried) else []
+    what = f"Accuracy on training images that no client has, {what}. Empty: not tried, or a run diverged."
+    return page.show(heat_map, tried[kept], "label", column, panel, name, what)
+
+
 def quote_policies(page: Page) -> dict[str, str]:
-    """Accuracy and reduction of each policy, for the sentences."""
-    labels = ("none", "dense1", "conv", "all-but-head", "random-2")
-    main = page.select("main")
-    main = main.assign(times=main["parameters"] / count_trained(main))
-    numbers = means(main, labels) | means(main, labels, "{}-times", "times") | means(page.select("thin"), ("thin",))
-    numbers |= means(page.select("he"), ("none-he", "dense1-he", "conv-he", "all-but-head-he"))
-    failing = page.select("he", label="conv-he")["accuracy"]
-    for group in ("hidden512", "hidden512-he"):
-        numbers[f"{group}-gap"] = _tell_gap(page.select(group), WHOLE, FROZEN, ".1f")
-    sent = page.select("hidden512").groupby("label")["upload_bytes"].mean().reindex(["none", "dense1"])
-    numbers["hidden512-times"] = tell(sent["none"] / sent["dense1"])
-    return numbers | {"conv-he-low": tell(failing.min()), "conv-he-high": tell(failing.max())}
+    """Accuracy, rate and reduction of each policy, for the sentences."""
+    labels = ("none", "dense1", "conv", "thin")
+    runs = page.select("main", "conv", "thin")
+    runs = runs.assign(times=count_trained(where(runs, label="none")).mean() / count_trained(runs))
+    numbers = means(runs, labels, column="late_accuracy") | means(runs, labels, "{}-times", "times")
+    numbers |= means(runs, labels, "{}-lr", "lr", "g")
+    sent = page.select("main").groupby("label")["upload_bytes"].mean().reindex(["none", "dense1"])
+    return numbers | {"upload-times": tell(sent["none"] / sent["dense1"])}
 
 
 def quote_resnet() -> dict[str, str]:
@@ -210,39 +185,29 @@ def quote_savings() -> dict[str, str]:
     return numbers
 
 
-def quote_settings(page: Page) -> dict[str, str]:
-    """Numbers on learning rate, initial values, width and text, for the sentences."""
-    numbers = {}
-    for lr in (0.1, 0.3):
-        numbers[f"rates-gap-{lr}"] = _tell_gap(page.select("rates", lr=lr), WHOLE, FROZEN, ".1f")
-    labels = ("none", "dense1", "all-but-head")
-    for law in ("he", "glorot", "torch"):
-        numbers |= means(page.select("laws", hyper={"law": law}), labels, f"law-{{}}-{law}")
-    numbers |= means(page.select("scale", hyper={"scale": 4}), labels, "scale-{}-4")
-    for model, width in WIDTHS.items():
-        for law, tail in (("glorot", ""), ("he", "-he")):
-            own = page.select("width", model=model, label=["none" + tail, "dense1" + tail])
-            numbers[f"width-{law}-{width}"] = _tell_gap(own, WHOLE, FROZEN, ".1f")
-    return numbers | means(page.select("text"), ("none", "ffn", "blocks"), "text-{}")
+def quote_laws(page: Page) -> dict[str, str]:
+    """The best accuracy of each policy and law over the learning rates, and where it lies, for the sentences."""
+    runs, numbers = page.select("laws"), {}
+    for label in ("none", "dense1", "all-but-head"):
+        for law in ("he", "glorot"):
+            by_rate = where(runs, label=label, hyper={"law": law}).groupby("lr")["accuracy"].mean()
+            numbers[f"law-{label}-{law}"] = tell(by_rate.max())
+            numbers[f"law-{label}-{law}-lr"] = f"{by_rate.idxmax():g}" if len(by_rate) else NOT_RUN
+    return numbers
 
 
 def quote_privacy(page: Page) -> dict[str, str]:
-    """What freezing gains under noise, and what noise spends, for the sentences."""
-    numbers = {}
-    for group, noises in (("private", (0, 2, 4)), ("clipping", (4,)), ("tree", (0, 8))):
-        for noise in noises:
-            own = page.select(group, hyper={"noise_multiplier": noise})
-            numbers[f"{group}-gap-{noise}"] = _tell_gap(own, FROZEN, WHOLE, "+.1f")
-            if noise:
-                numbers[f"{group}-epsilon-{noise}"] = mean(own, "privacy.epsilon", ".2g")
-    strong = pd.concat([page.select("private", hyper={"noise_multiplier": 4}), page.select("clipping")])
-    bounds = strong.groupby(["label", "privacy.clip_norm"])["accuracy"].mean()
-    best = bounds.groupby("label").max().reindex(["private", "private-dense1"])
-    numbers |= {"private-best": tell(best["private"]), "private-best-dense1": tell(best["private-dense1"])}
-    return numbers | {"private-best-gap": tell(best["private-dense1"] - best["private"], "+.1f")}
-
-
-def _tell_gap(runs: pd.DataFrame, first: str, second: str, form: str) -> str:
-    """Mean accuracy under one policy less that under another."""
-    average = runs["accuracy"].groupby(name_policy(runs)).mean().reindex([first, second])
-    return tell(average[first] - average[second], form)
+    """What freezing gains at each amount of noise, what that spends, and the bounds that were found."""
+    numbers: dict[str, str] = {}
+    cases = next((s.finding.cases for s in page.scores if s.claim["id"] == "private-utility" and s.finding), {})
+    for group in ("noise-1", "noise-2"):
+        own = page.select(group)
+        gaps = [scorecard.tell(intervals[0]) for case, intervals in cases.items() if f", {group}, " in case]
+        numbers |= {
+            f"{group}-gap": gaps[0] if gaps else NOT_RUN,
+            f"{group}-epsilon": mean(own, "privacy.epsilon", ".2g"),
+        }
+        for label in ("private", "private-dense1"):
+            numbers |= means(own, (label,), f"{group}-{{}}")
+            numbers |= means(own, (label,), f"{group}-{{}}-bound", "privacy.clip_norm", "g")
+    return numbers
