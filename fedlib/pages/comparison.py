@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.conditions import late_gain
@@ -26,8 +27,8 @@ UP, BOTH = "uploaded", "both ways"
 MEGABYTES = {UP: "uplink_megabytes", BOTH: "megabytes"}
 LATE = "late_accuracy"  # in the mean over the last quarter of the rounds
 COMBINED = (
-    *("masks-coded", "part-levels", "part-masks", "masks-levels-down", "masks-clusters-down"),
-    *("part-masks-levels-down", "masks-feedback", "topk-feedback"),
+    *("part-levels", "part-masks", "masks-levels-down", "masks-clusters-down", "part-masks-levels-down"),
+    *("masks-feedback", "topk-feedback"),
 )
 PARTS = ("fedavg", "fedmrn", "fedpt", "feddq", "topk")  # what the combinations are made of, and what all are held to
 
@@ -49,6 +50,15 @@ def subtract(runs: pd.DataFrame, label: str, against: str, column: str = LATE) -
     """How far a method lies above another in a column, paired by seed, with its 95 % interval."""
     own, other = (where(runs, label=name).set_index("seed")[column] for name in (label, against))
     return mean_interval((own - other).dropna().tolist())
+
+
+def count_seeds(gap: Interval, width: float) -> str:
+    """How many seeds it takes for a difference of this spread to be known within `width` on either side."""
+    if gap.n < 2:
+        return NOT_RUN
+    each_way = stats.t.ppf(0.975, np.arange(1, 1000)) / np.sqrt(np.arange(2, 1001))  # by the seeds, from 2
+    deviation = (gap.high - gap.mean) / each_way[gap.n - 2]
+    return str(2 + int(np.argmax(each_way * deviation <= width)))
 
 
 def find_front(runs: pd.DataFrame, way: str) -> pd.DataFrame:
@@ -80,11 +90,8 @@ def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
             draw_point(ax, own[way], own["accuracy"], index, method, filled=method not in combined)
         front = find_front(runs, way)
         ax.plot(front[way], front["accuracy"], color="grey", linewidth=1, zorder=0)
-        for method, place in front.iterrows() if not combined else ():  # combinations have long names, and lie close
-            ax.annotate(method, tuple(place), (-4, 6), textcoords="offset points", ha="right", fontsize="small")
         ax.set(xlabel=f"MB of a run, {way} (logarithmic)")
         scale_by_factors(ax)
-        ax.margins(x=0.2)  # room for names
         facts.append(f"On the front by MB {way}: {', '.join(map(str, front.index))}.")
     axes[0].set_ylabel("test accuracy (%)")
     add_legend(figure, axes, 5)
@@ -188,7 +195,7 @@ def _refusal(own: Spec, change: dict[str, Any]) -> str:
 
 def quote_comparison(page: Page, main: pd.DataFrame) -> dict[str, Any]:
     """Of each method accuracy, its difference from FedAvg's and how much less it sends; fronts, edges of the search."""
-    labels = [str(label) for label in page.experiments["methods"]]
+    labels = list(map(str, page.experiments["profiles"]["paper"]["main"]["methods"]))
     numbers = _quote_each(main, labels)
     gaps = {label: subtract(main, label, "fedavg") for label in main["label"].unique() if label != "fedavg"}
     numbers["ahead"] = ", ".join(label for label, gap in gaps.items() if gap.low > 0) or "none"
@@ -197,13 +204,14 @@ def quote_comparison(page: Page, main: pd.DataFrame) -> dict[str, Any]:
     numbers |= {f"front-{key}": ", ".join(name_front(main, way)) for way, key in ((UP, "up"), (BOTH, "both"))}
     gains = main.assign(gain=late_gain(main, page.rounds))
     numbers |= means(gains, labels, "{}-gain", "gain")
+    if "fedmrn" in gaps:
+        numbers["seeds"] = count_seeds(gaps["fedmrn"], 1.0)
     turns = next(row["time_ratios"] for row in benchmark("compare")["rows"] if row["method"] == "eden")
     return numbers | {
         "turn-least": f"{min(turns):.2f}",
         "turn-most": f"{max(turns):.2f}",
         "edge": ", ".join(list_edges(page.planned, "main")) or "none",
-        "parameters": f"{main['parameters'].iloc[0]:,}",
-        "minutes": page.count_cost()["minutes"],
+        "parameters": f"{int(main['parameters'].iloc[0]):,}",
     }
 
 
@@ -216,7 +224,6 @@ def quote_combinations(page: Page, runs: pd.DataFrame) -> dict[str, Any]:
         part = "topk" if label.startswith("topk") else "feddq" if label == "part-levels" else "fedmrn"
         numbers[f"{label}-over-part"] = _tell_gap(runs, label, part)
     sent = runs.groupby("label")["uplink_megabytes"].mean().reindex(labels)
-    numbers["coding"] = tell(100 * (sent["masks-coded"] / sent["fedmrn"] - 1), "+.2f")
     for name, other in (("part-masks", "fedmrn"), ("part-levels", "feddq")):
         numbers[f"{name}-product"] = tell(sent["fedavg"] ** 2 / sent["fedpt"] / sent[other], ".0f")
     numbers |= means(runs.assign(levels=levels), ("part-levels", "feddq"), "{}-bits", "levels")
