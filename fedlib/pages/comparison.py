@@ -202,11 +202,11 @@ def quote_comparison(page: Page, main: pd.DataFrame) -> dict[str, Any]:
     numbers["behind"] = ", ".join(label for label, gap in gaps.items() if gap.high < 0) or "none"
     numbers["undecided"] = ", ".join(label for label, gap in gaps.items() if gap.low <= 0 <= gap.high) or "none"
     numbers |= {f"front-{key}": ", ".join(name_front(main, way)) for way, key in ((UP, "up"), (BOTH, "both"))}
-    gains = main.assign(gain=late_gain(main, page.rounds))
-    numbers |= means(gains, labels, "{}-gain", "gain")
+    numbers |= means(main.assign(gain=late_gain(main, page.rounds)), labels, "{}-gain", "gain")
     if "fedmrn" in gaps:
         numbers["seeds"] = count_seeds(gaps["fedmrn"], 1.0)
     turns = next(row["time_ratios"] for row in benchmark("compare")["rows"] if row["method"] == "eden")
+    numbers |= {name: str(main[name].iloc[0]) for name in ("clients", "rounds")} | {"n": str(main["seed"].nunique())}
     return numbers | {
         "turn-least": f"{min(turns):.2f}",
         "turn-most": f"{max(turns):.2f}",
