@@ -48,7 +48,7 @@ def peak(call: Callable[[], Any]) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    runs = experiments.specs("compare", "lab", "main_*_iid_seed0")
+    runs = experiments.specs("compare", "lab", "main_*_dirichlet-0.3_seed0")
     calls, samples = {}, {}
     for run in runs:
         calls[run.label], samples[run.label] = client(run)

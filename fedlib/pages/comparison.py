@@ -8,24 +8,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from fedlib.claims.benchmarks import benchmark
+from fedlib.claims.conditions import late_gain
 from fedlib.claims.results import MEGABYTE, each, where
+from fedlib.claims.verdicts import Interval, mean_interval
 from fedlib.errors import SpecError
-from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture, scale_by_factors, spread, table
-from fedlib.pages.page import Page, means, tell
+from fedlib.pages import scorecard
+from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture, scale_by_factors, table
+from fedlib.pages.page import NOT_RUN, Page, means, tell
 from fedlib.pages.tables import Cells, average, deviate, summarize, tell_each
-from fedlib.pages.tuning import list_edges, select_tuning
+from fedlib.pages.tuning import list_edges
 from fedlib.runs.spec import Spec
 
 SKEWED, ALIKE = "dirichlet-0.3", "iid"
 UP, BOTH = "uploaded", "both ways"
 MEGABYTES = {UP: "uplink_megabytes", BOTH: "megabytes"}
+LATE = "late_accuracy"  # in the mean over the last quarter of the rounds
 COMBINED = (
-    *("masks-coded", "part-levels", "part-masks", "part-eden", "masks-levels-down", "masks-clusters-down"),
-    *("masks-student-down", "part-masks-levels-down", "part-eden-levels-down"),
-    *("masks-feedback", "eden-feedback", "topk-feedback", "fedavg", "fedmrn", "fedpt", "feddq", "eden", "topk"),
+    *("part-levels", "part-masks", "masks-levels-down", "masks-clusters-down", "part-masks-levels-down"),
+    *("masks-feedback", "topk-feedback"),
 )
+PARTS = ("fedavg", "fedmrn", "fedpt", "feddq", "topk")  # what the combinations are made of, and what all are held to
 
 
 def take_skewed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -35,10 +40,25 @@ def take_skewed(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def list_costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: method, partition, seed, accuracy (%), MB uploaded and both ways."""
-    names = {"label": "method", "split": "partition", "seed": "seed", "accuracy": "accuracy"}
+    """A row a run: method, partition, seed, accuracy (%, over the last quarter), MB uploaded and both ways."""
+    names = {"label": "method", "split": "partition", "seed": "seed", LATE: "accuracy"}
     names |= {column: way for way, column in MEGABYTES.items()}
     return runs[list(names)].rename(columns=names)
+
+
+def subtract(runs: pd.DataFrame, label: str, against: str, column: str = LATE) -> Interval:
+    """How far a method lies above another in a column, paired by seed, with its 95 % interval."""
+    own, other = (where(runs, label=name).set_index("seed")[column] for name in (label, against))
+    return mean_interval((own - other).dropna().tolist())
+
+
+def count_seeds(gap: Interval, width: float) -> str:
+    """How many seeds it takes for a difference of this spread to be known within `width` on either side."""
+    if gap.n < 2:
+        return NOT_RUN
+    each_way = stats.t.ppf(0.975, np.arange(1, 1000)) / np.sqrt(np.arange(2, 1001))  # by the seeds, from 2
+    deviation = (gap.high - gap.mean) / each_way[gap.n - 2]
+    return str(2 + int(np.argmax(each_way * deviation <= width)))
 
 
 def find_front(runs: pd.DataFrame, way: str) -> pd.DataFrame:
@@ -57,7 +77,7 @@ def name_front(runs: pd.DataFrame, way: str) -> list[str]:
 
 
 def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
-    """Final accuracy against MB, a panel for the way up and one for both; the front of the means drawn through them.
+    """Accuracy against MB, a panel for the way up and one for both; the front of the means drawn through them.
 
     One partition. Combinations have open marks.
     """
@@ -70,15 +90,12 @@ def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
             draw_point(ax, own[way], own["accuracy"], index, method, filled=method not in combined)
         front = find_front(runs, way)
         ax.plot(front[way], front["accuracy"], color="grey", linewidth=1, zorder=0)
-        for method, place in front.iterrows() if not combined else ():  # combinations have long names, and lie close
-            ax.annotate(method, tuple(place), (-4, 6), textcoords="offset points", ha="right", fontsize="small")
         ax.set(xlabel=f"MB of a run, {way} (logarithmic)")
         scale_by_factors(ax)
-        ax.margins(x=0.2)  # room for names
         facts.append(f"On the front by MB {way}: {', '.join(map(str, front.index))}.")
     axes[0].set_ylabel("test accuracy (%)")
     add_legend(figure, axes, 5)
-    alt = f"Two scatter plots of final test accuracy against megabytes sent. {' '.join(facts)}"
+    alt = f"Two scatter plots of test accuracy against megabytes sent. {' '.join(facts)}"
     how = "Mean over seeds; bars: minimum to maximum over seeds; the line joins what no other method beats."
     return picture(figure, alt, f"{caption} {how}", frame, name, runs)
 
@@ -86,13 +103,13 @@ def front_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
 def result_table(runs: pd.DataFrame, caption: str, name: str, against: str = "fedavg") -> Exhibit:
     """A row a method: accuracy, also less that of `against` seed by seed, MB each way, and how many times less than
     `against` that is, with an asterisk on the front."""
-    base = where(runs, label=against).set_index("seed")
-    gap = runs["accuracy"] - base["accuracy"].reindex(runs["seed"]).to_numpy()
+    base = where(runs, label=against)
 
     def more(own: pd.DataFrame) -> str:
-        return spread(own["gap"].dropna()) if own["label"].iloc[0] != against else "–"
+        label = own["label"].iloc[0]
+        return scorecard.tell(subtract(runs, label, against)) if label != against else "–"
 
-    cells: Cells = {"accuracy (%)": deviate("accuracy"), f"over {against} (points)": more}
+    cells: Cells = {"accuracy (%)": deviate(LATE), f"over {against} (points)": more}
     for way, column in MEGABYTES.items():
         front, dense = name_front(runs, way), base[column].mean()
 
@@ -100,22 +117,26 @@ def result_table(runs: pd.DataFrame, caption: str, name: str, against: str = "fe
             return f"{dense / own[column].mean():.1f}" + "*" * (own["label"].iloc[0] in front)
 
         cells |= {f"MB {way}": average(column, ".2f"), f"times less {way}": less}
-    caption = f"{caption} An asterisk: on the front."
-    return summarize(runs.assign(gap=gap), {"label": "method"}, cells, caption, name, list_costs(runs))
+    caption = (
+        f"{caption} Accuracy: mean ± sample deviation over seeds; over {against}: seed by seed, with the 95 % interval "
+        f"of the mean; MB of the whole run; times less: than {against}; an asterisk: on the front."
+    )
+    return summarize(runs, {"label": "method"}, cells, caption, name, list_costs(runs))
 
 
 def skew_table(runs: pd.DataFrame, plain: str, skewed: str, name: str) -> Exhibit:
     """A row a method: accuracy on two partitions, and what the skew costs, seed by seed."""
 
     def lose(own: pd.DataFrame) -> str:
-        by_seed = own.pivot_table(index="seed", columns="split", values="accuracy")
-        return spread(by_seed[plain] - by_seed[skewed])
+        by_seed = own.pivot_table(index="seed", columns="split", values=LATE)
+        return scorecard.tell(mean_interval((by_seed[plain] - by_seed[skewed]).dropna().tolist()))
 
     caption = (
-        f"Final test accuracy (%) with clients alike ({plain}) and skewed ({skewed}): mean ± sample deviation over "
-        "seeds."
+        f"Test accuracy (%) with clients alike ({plain}) and skewed ({skewed}), mean ± sample deviation over seeds; "
+        "what is lost: seed by seed, with its 95 % interval."
     )
-    told = tell_each(runs, "split", deviate("accuracy"))
+    runs = where(runs, label=set(where(runs, split=plain)["label"]))
+    told = tell_each(runs, "split", deviate(LATE))
     cells = {plain: told[plain], skewed: told[skewed], "lost by the skew (points)": lose}
     return summarize(runs, {"label": "method"}, cells, caption, name, list_costs(runs))
 
@@ -173,44 +194,57 @@ def _refusal(own: Spec, change: dict[str, Any]) -> str:
 
 
 def quote_comparison(page: Page, main: pd.DataFrame) -> dict[str, Any]:
-    """Fronts, who is ahead in every seed, turns of the benchmark, and rates at an end of their grid."""
-    accuracy = main.pivot_table(index="seed", columns="label", values="accuracy", sort=False)
-    gaps = accuracy.sub(accuracy["fedavg"], axis=0)[main["label"].unique()]
-    ahead = [str(name) for name in gaps if (gaps[name].dropna() > 0).all()]
-    behind = [str(name) for name in gaps if (gaps[name].dropna() < 0).all()]
+    """Of each method accuracy, its difference from FedAvg's and how much less it sends; fronts, edges of the search."""
+    labels = list(map(str, page.experiments["profiles"]["paper"]["main"]["methods"]))
+    numbers = _quote_each(main, labels)
+    gaps = {label: subtract(main, label, "fedavg") for label in main["label"].unique() if label != "fedavg"}
+    numbers["ahead"] = ", ".join(label for label, gap in gaps.items() if gap.low > 0) or "none"
+    numbers["behind"] = ", ".join(label for label, gap in gaps.items() if gap.high < 0) or "none"
+    numbers["undecided"] = ", ".join(label for label, gap in gaps.items() if gap.low <= 0 <= gap.high) or "none"
+    numbers |= {f"front-{key}": ", ".join(name_front(main, way)) for way, key in ((UP, "up"), (BOTH, "both"))}
+    numbers |= means(main.assign(gain=late_gain(main, page.rounds)), labels, "{}-gain", "gain")
+    if "fedmrn" in gaps:
+        numbers["seeds"] = count_seeds(gaps["fedmrn"], 1.0)
     turns = next(row["time_ratios"] for row in benchmark("compare")["rows"] if row["method"] == "eden")
-    return {
-        "front-up": ", ".join(name_front(main, UP)),
-        "front-both": ", ".join(name_front(main, BOTH)),
-        "ahead": ", ".join(ahead) or "none",
-        "behind": ", ".join(behind) or "none",
+    numbers |= {name: str(main[name].iloc[0]) for name in ("clients", "rounds")} | {"n": str(main["seed"].nunique())}
+    return numbers | {
         "turn-least": f"{min(turns):.2f}",
         "turn-most": f"{max(turns):.2f}",
-        "edge": ", ".join(list_edges(select_tuning(page))) or "none",
-        "parameters": f"{main['parameters'].iloc[0]:,}",
+        "edge": ", ".join(list_edges(page.planned, "main")) or "none",
+        "parameters": f"{int(main['parameters'].iloc[0]):,}",
     }
 
 
 def quote_combinations(page: Page, runs: pd.DataFrame) -> dict[str, Any]:
-    """Accuracy and savings of each combination and of its parts; runs: group combine, then group main."""
+    """Accuracy and savings of each combination and of its parts; runs: group main, then group combine."""
+    labels = (*COMBINED, *PARTS)
     levels = 8 * runs.get("part.levels", np.nan) / runs["uploads"] / (runs["weights"] + runs["others"])
-    sent = runs.groupby("label")[list(MEGABYTES.values())].mean().reindex(COMBINED)
-    times = sent.loc["fedavg"] / sent
-    numbers = means(runs, COMBINED)
-    coded, packed = sent.loc[["masks-coded", "fedmrn"], "uplink_megabytes"]
-    numbers["coding"] = tell(100 * (coded / packed - 1), "+.2f")
+    numbers = _quote_each(runs, labels)
+    for label in COMBINED:
+        part = "topk" if label.startswith("topk") else "feddq" if label == "part-levels" else "fedmrn"
+        numbers[f"{label}-over-part"] = _tell_gap(runs, label, part)
+    sent = runs.groupby("label")["uplink_megabytes"].mean().reindex(labels)
     for name, other in (("part-masks", "fedmrn"), ("part-levels", "feddq")):
-        numbers[f"{name}-product"] = tell(times.loc[["fedpt", other], "uplink_megabytes"].prod(skipna=False), ".0f")
+        numbers[f"{name}-product"] = tell(sent["fedavg"] ** 2 / sent["fedpt"] / sent[other], ".0f")
     numbers |= means(runs.assign(levels=levels), ("part-levels", "feddq"), "{}-bits", "levels")
-    dense = page.rounds[page.rounds["run"].isin(where(runs, label="fedavg")["run"])]
-    times_drawn = dense.explode("clients").groupby("run")["clients"].value_counts()
-    numbers["clients"] = tell(times_drawn.groupby("run").size().mean(), ".0f")
-    numbers["again"] = tell((times_drawn > 1).groupby("run").sum().mean(), ".0f")
     alone = set(where(runs, group="main")["label"])
-    everyone = pd.concat([where(runs, group="main"), where(runs, group="combine")])
     for way, key in ((UP, "up"), (BOTH, "both")):
-        numbers |= {f"{label}-{key}": tell(times.loc[label, MEGABYTES[way]]) for label in COMBINED}
-        front = name_front(everyone, way)
+        front = name_front(runs, way)
         numbers[f"front-{key}"] = ", ".join(front)
         numbers[f"front-{key}-new"] = ", ".join(name for name in front if name not in alone) or "none"
     return numbers
+
+
+def _quote_each(runs: pd.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
+    """By label: accuracy, what it lies above FedAvg's (`-gap`), times less uploaded (`-up`) and both ways (`-both`)."""
+    numbers: dict[str, Any] = means(runs, labels, column=LATE)
+    numbers |= {f"{label}-gap": _tell_gap(runs, label, "fedavg") for label in labels}
+    for way, key in ((UP, "up"), (BOTH, "both")):
+        sent = runs.groupby("label")[MEGABYTES[way]].mean().reindex(["fedavg", *labels])
+        numbers |= {f"{label}-{key}": tell(sent["fedavg"].max() / sent[label]) for label in labels if label != "fedavg"}
+    return numbers
+
+
+def _tell_gap(runs: pd.DataFrame, label: str, against: str) -> str:
+    gap = subtract(runs, label, against)
+    return scorecard.tell(gap) if gap.n else NOT_RUN

@@ -7,58 +7,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedlib.claims.results import FRESH, each, list_columns, where
+from fedlib.claims.results import FRESH, each, where
+from fedlib.claims.tuning import name_axes, searched, take_winners
 from fedlib.pages.exhibit import Exhibit, table
-from fedlib.pages.page import Page
 
 
-def select_tuning(page: Page) -> pd.DataFrame:
-    """All planned runs that search settings, also those that diverged and so have no record."""
-    return page.planned[page.planned["group"].str.startswith("tune-")]
+def tuning_table(planned: pd.DataFrame, group: str, name: str) -> Exhibit:
+    """Validation accuracy at each point that was tried for the methods of a group: a row a value of a method's own
+    setting, and its learning rates in ascending order, with an asterisk at the point taken.
 
-
-def find_setting(runs: pd.DataFrame) -> str:
-    """The column beside lr that a method's tuning runs differ in: "momentum", or one of its settings."""
-    names = (*list_columns(runs, "hyper."), "momentum")
-    return next(name for name in names if runs[name].astype("str").nunique() > 1)
-
-
-def take_tuned(runs: pd.DataFrame) -> pd.Series:
-    """Of a method's tuning runs the most accurate; of equals the first."""
-    return runs.iloc[int(runs["accuracy"].argmax())]
-
-
-def list_edges(planned: pd.DataFrame) -> list[str]:
-    """The methods of which a run at the least or the largest learning rate was taken."""
-    edges = []
-    for label, own in each(planned, "label"):
-        done = where(own, state=FRESH)
-        if len(done) and take_tuned(done)["lr"] in (own["lr"].min(), own["lr"].max()):
-            edges.append(label)
-    return edges
-
-
-def tuning_table(planned: pd.DataFrame, name: str) -> Exhibit:
-    """Final accuracy at each point of the methods' grids: a row a value of a method's own setting, a column a rate.
-
-    A run without a fresh record is shown as one that diverged; a method without any is left out.
+    planned: also the runs that diverged, and so have no record; they have a dash.
     """
-    done, rows, numbers = where(planned, state=FRESH), [], []
-    rates = sorted(planned["lr"].unique())
-    for label, own in each(where(planned, label=set(done["label"])), "label"):
-        setting, best = find_setting(own), take_tuned(where(own, state=FRESH))["run"]
-        for value, part in each(own, setting):
-            row: dict[str, Any] = {"method, its own setting": f"{label}, {setting.removeprefix('hyper.')} {value}"}
-            row |= {f"lr {rate:g}": "" for rate in rates}
+    own, winners, rows, numbers = searched(planned, group), take_winners(planned, group), [], []
+    for label, runs in each(own, "label"):
+        taken = {r["axis"]: r["value"] for r in where(winners, label=label).to_dict("records")}
+        axes = [axis for axis in name_axes(runs) if axis != "lr"]
+        runs = runs.sort_values([*axes, "lr"])
+        for _, part in each(runs, *axes) if axes else [((), runs)]:
+            cells, setting = [], {axis.removeprefix("hyper."): part[axis].iloc[0] for axis in axes}
             for r in part.to_dict("records"):
-                accuracy = r["accuracy"] if r["state"] == FRESH else np.nan
-                cell = "–" if np.isnan(accuracy) else f"{accuracy:.1f}" + "*" * (r["run"] == best)
-                row[f"lr {r['lr']:g}"] = cell
-                point = {"method": label, "lr": r["lr"], "setting": setting, "value": value}
-                numbers.append(point | {"accuracy": accuracy})
-            rows.append(row)
+                chosen = all(r[axis] == value for axis, value in taken.items())
+                cell = "–" if np.isnan(r["accuracy"]) else f"{r['accuracy']:.1f}" + "*" * chosen
+                cells.append(f"{r['lr']:g}: {cell}")
+                numbers.append({"method": label, "lr": r["lr"]} | setting | {"accuracy": r["accuracy"]})
+            told = ", ".join(f"{name} {value}" for name, value in setting.items())
+            row: dict[str, Any] = {"method": label, "runs": len(runs), "its own setting": told or "–"}
+            rows.append(row | {"learning rate: accuracy (%)": ", ".join(cells)})
     caption = (
-        "Tuning: final test accuracy (%) at each learning rate (lr) and value of the method's own setting; * marks the "
-        f"run taken{', – a run that diverged' * (len(done) < len(planned))}."
+        "What was searched: accuracy on images that no client trains on, after the last round; an asterisk: taken; "
+        "a dash: diverged."
     )
-    return table(pd.DataFrame(rows), caption, name, done, pd.DataFrame(numbers))
+    return table(pd.DataFrame(rows), caption, name, where(own, state=FRESH), pd.DataFrame(numbers))
+
+
+def list_edges(planned: pd.DataFrame, group: str) -> list[str]:
+    """Methods for which the search took the first or the last value of a grid, with the setting and this value."""
+    edges = where(take_winners(planned, group), edge=True)
+    return [f"{r['label']} ({r['axis'].removeprefix('hyper.')} {r['value']:g})" for r in edges.to_dict("records")]
