@@ -97,7 +97,4 @@ def quote_savings(page: Page) -> dict[str, str]:
                 values = list_savings(spent, other, quantity)[mine.index].dropna()
                 told = scorecard.tell(mean_interval(list(values))) if len(values) > 1 else NOT_RUN
                 numbers[f"{group}-saves-{quantity}-{other}"] = told
-    for label, own in each(spent, "label"):
-        there = where(own, group="main")
-        numbers[f"reached-{label}"] = f"{there['ever'].sum()} of {len(there)}"
-    return {f"reached-{label}": NOT_RUN for label in RIVALS["main"]} | numbers
+    return numbers
