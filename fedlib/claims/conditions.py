@@ -63,4 +63,4 @@ def find_unmet(
         if not lead >= needs["room"]:
             yield f"{reference} leads the others by {lead:.1f} points only, so that all need the same rounds"
     for group in given["groups"]:
-        yield from find_faults(planned, group)
+        yield from find_faults(planned, group, tables["rounds"] if needs["tuned"] == "bits" else None)

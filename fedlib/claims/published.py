@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import ConfigDict, Discriminator, Tag, ValidationInfo, create_model, field_validator, model_validator
 
 from fedlib.claims.measures import MEASURES
+from fedlib.claims.tuning import SEARCHED
 from fedlib.claims.verdicts import QUANTIFIERS
 from fedlib.runs.validation import Name, OneOf, Range, Table, schema, wrong
 
@@ -65,6 +66,7 @@ class Needs(Table):
     plateau: Annotated[float, Range(0, 100)] | None = None  # points that the reference may gain in the last third
     room: Annotated[float, Range(0, 100)] | None = None  # points by which the reference leads those compared against
     reference: Name = "fedavg"
+    tuned: Annotated[str, OneOf(SEARCHED)] = "accuracy"  # what a search for settings, where there is one, was made for
 
 
 class Measured(Table):

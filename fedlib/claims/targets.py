@@ -7,6 +7,7 @@ import pandas as pd
 
 from fedlib.claims.results import join_rounds, where
 
+DENSE = "fedavg"  # full precision
 SHARE = 0.99  # of the best accuracy that full precision reaches in the same group, partition and seed
 PLACE = ["group", "split", "seed"]
 
@@ -32,7 +33,7 @@ def reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: pd.Series | float) -
     return pd.DataFrame({name: np.asarray(column) for name, column in columns.items()}, index=runs.index)
 
 
-def set_targets(runs: pd.DataFrame, rounds: pd.DataFrame, dense: str = "fedavg", share: float = SHARE) -> pd.Series:
+def set_targets(runs: pd.DataFrame, rounds: pd.DataFrame, dense: str = DENSE, share: float = SHARE) -> pd.Series:
     """For each run `share` of the best accuracy (%) of the run of `dense` with its group, partition and seed.
 
     ValueError where that run is missing, or where there are several.

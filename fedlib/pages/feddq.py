@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from fedlib.claims.results import join_rounds, list_columns, where
+from fedlib.claims.results import each, join_rounds, list_columns, where
+from fedlib.claims.targets import DENSE
+from fedlib.claims.tuning import take_winners, weigh
 from fedlib.pages.client_diagnostics import gradient_noise
-from fedlib.pages.exhibit import Exhibit, add_legend, picture, spread
+from fedlib.pages.exhibit import Exhibit, add_legend, picture, spread, table
 from fedlib.pages.figures import BAND, draw_panels, lines_by_round
-from fedlib.pages.page import ABSENT, Page, mean, means, tell
+from fedlib.pages.page import ABSENT, NOT_RUN, Page, means
 from fedlib.pages.tables import Cells, average, deviate, gather_notes, name_setting, summarize, tell_each
 from fedlib.runs.experiments import specs
 
@@ -21,10 +23,11 @@ LAYERS = {  # of the networks, by the number in the names of their tensors
     "vanilla": {"0": "first convolution", "3": "second convolution", "7": "hidden layer", "9": "output layer"},
     "mlp": {"1": "hidden layer", "3": "output layer"},
 }
-QUOTED = {
+QUOTED = {  # columns of runs, and their form in a sentence
     "bits": ("bits", ".2f"),
-    "accuracy": ("accuracy", ".1f"),
+    "accuracy": ("late_accuracy", ".1f"),
     "coded": ("coded", ".2f"),
+    "start": ("first.bits", ".2f"),
     "last": ("last.bits", ".2f"),
 }
 
@@ -45,17 +48,13 @@ def follow_tensors(runs: pd.DataFrame, rounds: pd.DataFrame, note: str) -> pd.Da
     return frame.assign(tensor=[name_tensor(*pair) for pair in zip(frame["model"], frame["of"], strict=True)])
 
 
-def range_figure(groups: list[pd.DataFrame], rounds: pd.DataFrame) -> Exhibit:
-    """Range of each weight tensor's update by round, in groups of runs."""
-    frame = pd.concat(follow_tensors(runs, rounds, "ranges") for runs in groups)
-    frame = frame[~frame["tensor"].str.contains("bias")]
-    frame["case"] = frame["tensor"] + " (" + frame["group"] + ")"
-    alt = (
-        "Range of each weight tensor's update over rounds, in three groups of runs: all fall, fast in the first "
-        "rounds, then slowly or not at all."
-    )
+def range_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
+    """Range of each weight tensor's update by round."""
+    frame = follow_tensors(runs, rounds, "ranges").rename(columns={"tensor": "case"})
+    frame = frame[~frame["case"].str.contains("bias")]
+    alt = "Range of each weight tensor's update over rounds: a fall in the first rounds, then a slow one."
     caption = "Range of the updates of FedDQ, each weight tensor, mean over clients and seeds."
-    return lines_by_round(frame, "value", "range", alt, caption, "ranges", pd.concat(groups), "log y")
+    return lines_by_round(frame, "value", "range", alt, caption, "ranges", runs, "log y")
 
 
 def signal_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
@@ -78,19 +77,9 @@ def signal_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
 def width_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
     """Bits an entry by round, by the released code's count."""
     frame = join_rounds(runs, rounds).rename(columns={"label": "case"})
-    alt = "Bits an entry over rounds: FedDQ and the loss-based schedule descend, AdaQuantFL ascends, fixed width stays."
+    alt = "Bits an entry over rounds: FedDQ descends, AdaQuantFL ascends, a fixed width stays."
     caption = "Bits an entry over rounds, mean over entries, clients and seeds."
     return lines_by_round(frame, "bits", "bits an entry", alt, caption, "bits-over-rounds", runs)
-
-
-def layer_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
-    """FedDQ's width of each tensor by round."""
-    frame = follow_tensors(runs, rounds, "widths").rename(columns={"tensor": "case"})
-    alt = "Bits an entry of each tensor of the convolutional network over rounds under FedDQ."
-    caption = (
-        "FedDQ's width for each tensor of the script's network, mean over clients and seeds: each layer finds its own."
-    )
-    return lines_by_round(frame, "value", "bits an entry", alt, caption, "bits-of-each-tensor", runs)
 
 
 def entropy_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
@@ -123,7 +112,8 @@ def downlink_table(runs: pd.DataFrame, name: str) -> Exhibit:
         when: 8 * runs[f"{when}.downlink_bytes"] / runs[f"{when}.uploads"] / runs["parameters"]
         for when in ("first", "last")
     }
-    runs = runs.assign(resolution=name_setting(runs, "downlink", "float32"), begin=down["first"], end=down["last"])
+    resolution = name_setting(runs, "downlink", 0).replace({0: "float32"})
+    runs = runs.assign(resolution=resolution, begin=down["first"], end=down["last"])
     sizes = {f"{way} of a message": runs[f"{way}_bytes"] / runs["uploads"] for way in ("uplink", "downlink")}
     runs = runs.assign(**sizes)
     cells: Cells = {"accuracy (%)": deviate("accuracy", ".3g")}
@@ -183,36 +173,77 @@ def sweep_figure(runs: pd.DataFrame, setting: str, guides: Mapping[str, float], 
     return picture(figure, alt, caption, frame, name, runs)
 
 
-def show_sweep(page: Page, group: str, last: int) -> Exhibit | Markdown:
-    """The sweep of the resolution in a group of runs, with the guide values before round 1 and before round `last`."""
-    runs = page.select(group)
+def guide_values(page: Page, last: int) -> dict[str, float]:
+    """The guide value of the resolution before round 1 and before round `last`, measured on the run of the search."""
+    spec = specs("feddq", page.profile, "tune-main-resolution*")[0]
+    noise = gradient_noise(replace(spec, rounds=last), last)
+    return {f"before round {r}": guide for r, guide in zip(noise["round"], noise["guide"], strict=True)}
+
+
+def show_sweep(page: Page, last: int) -> Exhibit | Markdown:
+    """The search for the resolution, with the guide values before round 1 and before round `last`."""
+    runs = page.select("tune-main-resolution")
+    return sweep_figure(runs, "hyper.resolution", guide_values(page, last), "resolution") if len(runs) else ABSENT
+
+
+def search_table(page: Page, name: str) -> Exhibit | Markdown:
+    """What the search for group main tried: bits an entry until the target, and accuracy at the end."""
+    runs = weigh(page.planned, "main", page.rounds)
     if not len(runs):
         return ABSENT
-    plans = specs("feddq", page.profile)
-    (spec,) = (s for s in plans if (s.group, s.seed, s.hyper.get("resolution")) == (group, 0, 0.005))
-    noise = gradient_noise(replace(spec, rounds=last), last)
-    guides = {f"before round {r}": guide for r, guide in zip(noise["round"], noise["guide"], strict=True)}
-    return sweep_figure(runs, "hyper.resolution", guides, f"resolution-{group}")
+    winners = take_winners(page.planned, "main", page.rounds).set_index("label")
+    rows = []
+    for label, own in each(runs, "label"):
+        axis, best = winners.loc[label, ["axis", "value"]]
+        for run in own.to_dict("records"):
+            spent = -run["saves"] / run["parameters"] / run["cohort"]
+            reached = f"{spent:.1f}" if run["reaches"] else "–" if label == DENSE else "not reached"
+            row = {"method": label, "setting": axis.removeprefix("hyper."), "value": f"{run[axis]:g}"}
+            row |= {"bits an entry until the target": reached, "accuracy (%)": f"{run['accuracy']:.1f}"}
+            rows.append(row | {"taken": "taken" if run[axis] == best else ""})
+    caption = (
+        "The search: training images that no client has, one seed. FedAvg is judged by accuracy after the last round; "
+        "the others by the bits, over all rounds of a client, until 99 % of FedAvg's best."
+    )
+    return table(pd.DataFrame(rows), caption, name, runs)
 
 
 def quote_results(page: Page) -> dict[str, Any]:
-    """Bits an entry, over the run, in the last round and ideally coded, and accuracies, for the sentences."""
+    """Settings, accuracies and bits an entry of the methods of groups main and given, and what the quantizers do."""
     numbers: dict[str, Any] = {}
     coded = page.runs["last.other_bits.entropy"] / page.runs["last.uploads"] / page.runs["parameters"]
     runs = page.runs.assign(coded=coded)
-    for group in ("main", "fashion", "digits"):
+    labels = ("fedavg", "feddq", "feddq-guide", "ascending", "ascending-norm", "ascending-buckets", "fixed", "fixed-8")
+    for group in ("main", "given"):
         own = where(runs, group=group)
-        own = where(own, split="iid") if group == "digits" else own
-        numbers |= means(own, ("fedavg",), f"{group}-{{}}-accuracy")
         for key, (column, form) in QUOTED.items():
-            labels = ("feddq", "feddq-code", "ascending", "fixed-1", "fixed-2", "fixed-4")
             numbers |= means(own, labels, f"{group}-{{}}-{key}", column, form)
-    symmetric = page.select("quantizers", label="fixed-1", hyper={"quantizer": "symmetric_nearest"})
-    full, code = (page.select("main", label=label)["accuracy"].mean() for label in ("fedavg", "feddq-code"))
-    return numbers | {"main-feddq-code-loss": tell(full - code), "one-symmetric": mean(symmetric)}
+        for label in labels:
+            for setting in ("resolution", "first", "width"):
+                values = where(own, label=label).get(f"hyper.{setting}", pd.Series(dtype=object)).drop_duplicates()
+                numbers[f"{group}-{label}-{setting}"] = f"{values.iloc[0]:g}" if is_number(values) else NOT_RUN
+    for kind in ("affine_stochastic", "affine_nearest", "symmetric_nearest"):
+        own = page.select("quantizers", hyper={"quantizer": kind})
+        numbers |= means(own, ("fixed-1", "fixed-2"), f"{kind.replace('_', '-')}-{{}}")
+    return numbers
 
 
-def set_beside_fashion(page: Page) -> pd.DataFrame:
-    """FedDQ with one bit at least and a coarser resolution, as runs of group fashion, whose settings they have."""
-    fine = page.select("fine", hyper={"resolution": 0.02})
-    return fine.assign(group="fashion", label="feddq-one-bit, ρ = 0.02")
+def is_number(values: pd.Series) -> bool:
+    """Whether all runs have one and the same number here."""
+    return len(values) == 1 and isinstance(values.iloc[0], int | float)
+
+
+def quote_ranges(page: Page) -> dict[str, str]:
+    """How far the range of FedDQ's updates falls in group main, mean over weight tensors, seeds and clients."""
+    runs = page.select("main", label="feddq")
+    frame = follow_tensors(runs, page.rounds, "ranges")
+    frame = frame[~frame["tensor"].str.contains("bias")]
+    table = frame.pivot_table(index="round", columns=["seed", "tensor"], values="value")
+    third = len(table) // 3
+    falls = {"second": table.iloc[1] / table.iloc[0], "last": table.iloc[-1] / table.iloc[0]}
+    if third:
+        falls["thirds"] = table.iloc[-third:].mean() / table.iloc[:third].mean()
+    return {
+        f"range-{name}": f"{falls[name].mean():.2f}" if name in falls else NOT_RUN
+        for name in ("second", "last", "thirds")
+    }

@@ -9,9 +9,16 @@ import pandas as pd
 
 from fedlib.claims.results import each, where
 from fedlib.claims.targets import PLACE, reach, save, set_targets
+from fedlib.claims.verdicts import mean_interval
+from fedlib.pages import scorecard
 from fedlib.pages.comparison import BOTH, UP
 from fedlib.pages.exhibit import Exhibit, spread, table
-from fedlib.pages.page import NOT_RUN, Page, mean, span
+from fedlib.pages.page import NOT_RUN, Page
+
+RIVALS = {  # of FedDQ, by the group of runs in which it meets them
+    "main": ("ascending", "ascending-norm", "ascending-buckets", "fixed"),
+    "given": ("fixed-8", "feddq-guide"),
+}
 
 
 def cost_table(runs: pd.DataFrame, rounds: pd.DataFrame, goals: Sequence[float], name: str) -> Exhibit:
@@ -79,22 +86,15 @@ def list_savings(spent: pd.DataFrame, against: str, quantity: str) -> pd.Series:
     return pd.Series(save(spent, theirs, quantity), spent.index)
 
 
-def quote_savings(page: Page, one_bit: pd.DataFrame) -> dict[str, Any]:
-    """Numbers for the sentences on targets; one_bit: runs that are set beside those of group fashion."""
-    spent = list_spent(pd.concat([page.select("main", "fashion", "digits"), one_bit]), page.rounds)
-
-    def percent(over: str, **fields: Any) -> pd.Series:
-        return list_savings(spent, over, "bits")[where(spent, **fields).index].dropna()
-
-    numbers: dict[str, Any] = {"two-runs": len(where(spent, label="fixed-2"))}
-    for label in ("feddq", "ascending"):
-        numbers[f"two-beats-{label}"] = int((percent(label, label="fixed-2") > 0).sum())
-    numbers["fashion-saves"] = span(percent("ascending", label="feddq", group="fashion"))
-    numbers["digits-spends"] = span(-percent("ascending", label="feddq", group="digits"))
-    numbers["one-bit-saves"] = span(percent("fixed-2", label=set(one_bit["label"])))
-    numbers["one-bit-bits"] = mean(one_bit, "bits", ".2f")
-    numbers["two-saves"] = span(percent("fixed-8", label="fixed-2", group="fashion"))
-    rounds = where(spent, group="digits", split="iid").pivot_table(index="seed", columns="label", values="rounds")
-    pairs = rounds.reindex(columns=["feddq", "ascending"]).dropna().astype(int).itertuples(index=False)
-    told = "; ".join(f"{own} against {other}" for own, other in pairs)
-    return numbers | {"rounds-digits": told or NOT_RUN}
+def quote_savings(page: Page) -> dict[str, str]:
+    """Percent of each other method's bits and rounds that FedDQ saves until the target, with its interval."""
+    spent = list_spent(page.select("main", "given"), page.rounds)
+    numbers: dict[str, str] = {}
+    for group, others in RIVALS.items():
+        for other in others:
+            for quantity in ("bits", "rounds"):
+                mine = where(spent, group=group, label="feddq")
+                values = list_savings(spent, other, quantity)[mine.index].dropna()
+                told = scorecard.tell(mean_interval(list(values))) if len(values) > 1 else NOT_RUN
+                numbers[f"{group}-saves-{quantity}-{other}"] = told
+    return numbers

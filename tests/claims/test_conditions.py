@@ -8,7 +8,7 @@ import pytest
 
 from fedlib.claims import conditions
 
-NEEDS: dict[str, Any] = {"local_steps": None, "plateau": None, "room": None, "reference": "fedavg"}
+NEEDS: dict[str, Any] = {"local_steps": None, "plateau": None, "room": None, "reference": "fedavg", "tuned": "accuracy"}
 GIVEN = {"labels": ["new"], "groups": ["main"], "against": ["old"]}
 # Digits has 1,437 training images: 20 clients hold 71.85, which are 5 batches of 16; twice that in two epochs.
 RUN = {"group": "main", "data": "digits", "clients": 20, "epochs": 2, "batch": 16, "validation": 0.0, "held_out": 0.0}

@@ -58,3 +58,35 @@ def test_a_search_of_two_settings_with_two_seeds() -> None:
 )
 def test_faults_of_a_search(table: pd.DataFrame, words: str) -> None:
     assert any(words in fault for fault in tuning.find_faults(table, "main"))
+
+
+def saving(target_met_by: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A search of three widths beside FedAvg, whose best is 80 %: 1, 2 and 4 bits in each of two rounds."""
+    rows: list[dict[str, Any]] = [{"label": "fedavg", "lr": lr, "run": f"fedavg {lr}"} for lr in GRID]
+    rows += [{"label": "a", "lr": 0.1, "hyper.x": x, "run": f"a {x}"} for x in (1, 2, 4)]
+    ends = {"fedavg 0.01": 70.0, "fedavg 0.1": 80.0, "fedavg 1.0": 75.0}
+    found = pd.DataFrame(rows).assign(group="tune-main", split="iid", seed=100, validation=0.1)
+    found["accuracy"] = [ends.get(run, 79.5 if run in target_met_by else 79.0) for run in found["run"]]
+    courses = [
+        {"run": row["run"], "round": n, "accuracy": row["accuracy"] - (n == 1), "spent_bits": n * row["hyper.x"]}
+        for row in found.to_dict("records")
+        for n in (1, 2)
+    ]
+    more = {"uplink_megabytes": 0.0, "megabytes": 0.0}
+    return found.astype({"hyper.x": object}), pd.DataFrame(courses).assign(**more)
+
+
+@pytest.mark.parametrize("meeting, value", [(["a 1", "a 2", "a 4"], 1), (["a 2", "a 4"], 2), (["a 4"], 4), ([], 1)])
+def test_a_search_for_bits_takes_the_cheapest_that_reaches_the_target(meeting: list[str], value: int) -> None:
+    """The target is 99 % of 80 %, so 79.5 reaches it in round 2, and 79.0 never. FedAvg is judged by its accuracy."""
+    found = tuning.take_winners(*(saving(meeting)[:1]), "main", saving(meeting)[1]).set_index("label")
+    assert found["value"].to_dict() == {"fedavg": 0.1, "a": value}
+    assert found["edge"].to_dict() == {"fedavg": False, "a": value in (1, 4)}
+
+
+def test_the_least_that_a_setting_may_be_is_no_edge() -> None:
+    points = [(1, 70.0), (2, 60.0), (4, 50.0)]
+    rows = [{"hyper.first": x, "hyper.resolution": float(x), "accuracy": accuracy} for x, accuracy in points]
+    found = pd.DataFrame(rows).assign(group="tune-main", label="a", method="feddq", seed=100)
+    edges = tuning.take_winners(found.astype({"hyper.first": object}), "main").set_index("axis")["edge"]
+    assert edges.to_dict() == {"hyper.resolution": True, "hyper.first": False}
