@@ -7,16 +7,21 @@ from typing import Any
 import pandas as pd
 from scipy.optimize import brentq
 
-from fedlib.claims.results import join_rounds, where
+from fedlib.claims.conditions import count_local_steps
+from fedlib.claims.results import each, where
+from fedlib.claims.score import measure
+from fedlib.claims.verdicts import mean_interval
 from fedlib.methods.fedsparse.masks import bits_a_parameter
+from fedlib.pages import scorecard
 from fedlib.pages.exhibit import Exhibit
 from fedlib.pages.figures import lines_by_round
-from fedlib.pages.page import Page, mean, means, tell
-from fedlib.pages.tables import Cells, average, gather_notes, name_setting, summarize
+from fedlib.pages.page import NOT_RUN, Page, mean, means
+from fedlib.pages.tables import Cells, average, deviate, gather_notes, summarize
 
 LAYERS = {"notes.density.1.weight": "first", "notes.density.3.weight": "second", "notes.density.5.weight": "last"}
 CONV6 = 2_262_602  # parameters, counted from the layer shapes of FedPM's code
-SWITCHES = ("", "-persistent", "-sgd", "-kaiming", "-entropy", "-pooled", "-code")
+LABELS = ("fedpm", "lam-1", "lam-10", "lam-30")
+SWITCHES = ("", "-persistent", "-kaiming", "-code")
 
 
 def density_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
@@ -25,40 +30,49 @@ def density_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
     frame["case"] = frame["label"] + ", " + frame["of"] + " layer"
     order = {label: place for place, label in enumerate(runs["label"].unique())}
     frame = frame.sort_values("label", key=lambda labels: labels.map(order), kind="stable")
-    alt = (
-        "Mean keep-probability of each layer over rounds: FedPM's stay at one half or rise a little; with the "
-        "penalty the first two layers fall, the second most, and the last stays near one half."
-    )
+    ends = frame[frame["round"] == frame["round"].max()].groupby("case", sort=False)["value"].mean()
+    alt = f"Mean keep-probability of each layer over rounds. At the end: {'; '.join(map(_pair, ends.items()))}."
     caption = "Mean keep-probability of each layer, IID."
     return lines_by_round(frame, "value", "mean probability", alt, caption, "density", runs)
 
 
-def coding_figure(runs: pd.DataFrame, rounds: pd.DataFrame) -> Exhibit:
-    """Measured bits a parameter by round, with and without the knowledge of theta."""
-    frame = join_rounds(runs, rounds)
-    knows = name_setting(frame, "coding", "nothing").replace({"global": "theta"})
-    frame["case"] = frame["label"] + ", knowing " + knows
-    y = "measured bits a parameter"
-    alt = (
-        "Measured bits a parameter over rounds. Knowing nothing, FedPM stays at one bit; knowing theta, both methods "
-        "fall far below it."
+def _pair(item: tuple[Any, float]) -> str:
+    return f"{item[0]}: {item[1]:.2f}"
+
+
+def steps_table(runs: pd.DataFrame, name: str) -> Exhibit:
+    """A row a method and number of local steps a round: bits of the last round, and accuracy."""
+    runs = runs.assign(steps=count_local_steps(runs).astype(int)).sort_values(["label", "steps"], kind="stable")
+    cells: Cells = {"bits, last round": deviate("last.bits", ".3f"), "accuracy (%)": deviate("late_accuracy")}
+    cells |= {"seeds": len}
+    caption = "Bits a parameter of the last round's uploads by definition, mean and sample deviation over seeds."
+    return summarize(
+        runs, {"label": "method", "steps": "local steps a round", "clients": "clients"}, cells, caption, name
     )
-    caption = "Measured bits a parameter over rounds, with and without the knowledge of theta."
-    return lines_by_round(frame, "measured_bits", y, alt, caption, "coding-rounds", runs)
 
 
-def bits_table(runs: pd.DataFrame, name: str) -> Exhibit:
-    """A row a method and coding: bits a parameter of the last round's uploads, by each definition and as measured."""
+def switches_table(runs: pd.DataFrame, name: str) -> Exhibit:
+    """A row a switch: bits of the last round, and accuracy."""
+    cells: Cells = {"bits, last round": deviate("last.bits", ".3f"), "accuracy (%)": deviate("accuracy"), "seeds": len}
+    runs = runs.assign(steps=count_local_steps(runs).astype(int))
+    by = {"label": "method", "steps": "local steps a round", "rounds": "rounds"}
+    caption = "Bits a parameter of the last round's uploads by definition, and test accuracy after it."
+    return summarize(runs, by, cells, caption, name)
+
+
+def coding_table(runs: pd.DataFrame, name: str) -> Exhibit:
+    """A row a method: bits a parameter of the last round's messages, by definition and as coded by what is known."""
     official = runs["last.other_bits.official code"] / runs["last.uploads"] / runs["parameters"]
-    runs = runs.assign(coding=name_setting(runs, "coding", "pooled"), official=official)
+    down = 8 * runs["last.downlink_bytes"] / (runs["cohort"] * runs["parameters"])
+    runs = runs.assign(official=official, down=down)
     cells: Cells = {
-        "measured": average("last.measured_bits", ".4f"),
-        "H(p1), by definition": average("last.bits", ".4f"),
-        "official code": average("official", ".4f"),
-        "seeds": len,
+        "H(p1), by definition": average("last.bits", ".3f"),
+        "official code": average("official", ".3f"),
+        "coded against theta, measured": average("last.measured_bits", ".3f"),
+        "broadcast of theta, measured": average("down", ".2f"),
     }
-    caption = "Bits a parameter of the last round's uploads. The masks of a method are the same in all its rows."
-    return summarize(runs, {"label": "method", "coding": "coded by"}, cells, caption, name)
+    caption = "Bits a parameter of one message in the last round."
+    return summarize(runs, {"label": "method", "rounds": "rounds"}, cells, caption, name)
 
 
 def storage_table(runs: pd.DataFrame, name: str) -> Exhibit:
@@ -74,54 +88,48 @@ def storage_table(runs: pd.DataFrame, name: str) -> Exhibit:
     return summarize(runs, {"label": "method", "split": "partition"}, cells, caption, name)
 
 
-def downlink_table(runs: pd.DataFrame, plain: pd.DataFrame, name: str) -> Exhibit:
-    """A row a run with a coded broadcast: bits a parameter of the last one, beside the same run with float32."""
-    both = runs.merge(plain, on=["label", "seed"], suffixes=("", " plain"))
-    for tail in ("", " plain"):
-        clients = both[f"cohort{tail}"] * both[f"parameters{tail}"]
-        both[f"down{tail}"] = 8 * both[f"last.downlink_bytes{tail}"] / clients
-    cells: Cells = {"float32": average("down plain", ".2f"), "levels, entropy-coded": average("down", ".2f")}
-    caption = "Bits a parameter of the last round's broadcast, a single seed (0), measured."
-    return summarize(both, {"label": "method"}, cells, caption, name)
-
-
-def quote_classes(runs: pd.DataFrame) -> dict[str, str]:
-    """Accuracy with and without the penalty, by partition of the digits."""
-    labels = ("fedpm", "lam-1", "lam-10")
-    return means(where(runs, split="iid"), labels, "{}-iid") | means(
-        where(runs, split="labels-2"), labels, "{}-labels-2"
-    )
-
-
-def quote_switches(page: Page, digits: pd.DataFrame) -> dict[str, str]:
-    """Bits and accuracy under each switch, and the memory of Bayesian aggregation, for the sentences."""
-    labels = ("fedpm", "lam-10", "lam-100", *(f"lam-1{tail}" for tail in SWITCHES))
-    numbers = means(digits, labels, "bits-{}", "last.bits", ".3f") | means(digits, labels, "accuracy-{}")
-    density = where(digits, label="lam-1-pooled")["last.notes.density.1.weight"]
-    numbers["pooled-dense"] = f"{(density > 0.5).sum()} of {len(density)}"
-    for label in ("bayes-1", "bayes-5"):
-        own = page.select("participation", label=label)
-        evaluated = page.rounds[page.rounds["run"].isin(own["run"])].dropna(subset="accuracy")
-        numbers[f"{label}-begin"] = mean(evaluated.drop_duplicates("run"), form=".0f")
-        numbers[f"{label}-end"] = mean(own, form=".0f")
+def quote_cases(page: Page) -> dict[str, str]:
+    """Of each method and group: accuracy and bits, and how they differ from FedPM's, with intervals over seeds."""
+    numbers: dict[str, str] = {}
+    tables = {"runs": page.select("main", "skewed"), "rounds": page.rounds}
+    for group in ("main", "skewed"):
+        own = page.select(group)
+        numbers |= means(own, LABELS, f"{group}-{{}}", "late_accuracy")
+        numbers |= means(own, LABELS, f"{group}-{{}}-bits", "last.bits", ".3f")
+        given = {"labels": list(LABELS[1:]), "groups": [group], "against": ["fedpm"]}
+        for word, what in (("times", "bits_ratio"), ("points", "accuracy_gap")):
+            found = {case.split(", ")[0]: values for case, values in measure(what, given, tables).items()}
+            for label in LABELS[1:]:
+                told = scorecard.tell(mean_interval(list(found[label].values()))) if label in found else NOT_RUN
+                numbers[f"{group}-{label}-{word}"] = told
     return numbers
 
 
-def quote_magnitudes(page: Page, digits: pd.DataFrame) -> dict[str, Any]:
-    """What five magnitudes would mean in Conv6, and what is measured here."""
+def quote_switches(page: Page) -> dict[str, str]:
+    """Bits under each switch and number of local steps, for the sentences."""
+    labels = [f"lam-1{tail}" for tail in SWITCHES]
+    numbers = means(page.select("switches"), labels, "switches-{}", "last.bits", ".3f")
+    steps = page.select("steps")
+    steps = steps.assign(steps=count_local_steps(steps)) if len(steps) else steps
+    for label in ("lam-1", "lam-10"):
+        numbers |= {f"steps-{label}-{few}": NOT_RUN for few in (5, 47)}
+        for few, own in each(where(steps, label=label), "steps") if len(steps) else ():
+            numbers[f"steps-{label}-{few:.0f}"] = mean(own, "last.bits", ".3f")
+    for label, own in each(page.select("coding"), "label"):
+        numbers[f"known-{label}"] = mean(own, "last.measured_bits", ".3f")
+    return {f"known-{label}": NOT_RUN for label in ("fedpm", "lam-10")} | numbers
+
+
+def quote_magnitudes() -> dict[str, str]:
+    """What five magnitudes would mean in Conv6."""
 
     def share(bits: float, most: float = 0.1) -> float:
         return float(brentq(lambda p: bits_a_parameter(p) - bits, 1e-12, most))
 
-    finding = next((s.finding for s in page.scores if s.claim["id"] == "five-magnitudes"), None)
-    ratios = {case: intervals[0].mean for case, intervals in finding.cases.items()} if finding else {}
-    plain, strong = (where(digits, label=label)["last.bits"].mean() for label in ("fedpm", "lam-100"))
     return {
         "n": f"{CONV6:,}",
         "share": f"{share(1e-5):.2g}",
         "weights": f"{share(1e-5) * CONV6:.0f}",
         "float": f"{share(32e-5) * CONV6:.0f}",
         "fifth": f"{100 * share(0.2, 0.5):.1f}",
-        "strong": tell(plain / strong),
-        "measured": "; ".join(f"{case}: {value:.2f}" for case, value in ratios.items()) or "not measured at this scale",
     }
