@@ -99,9 +99,9 @@ $(BIN)/pip:
 data: env
 	python -m fedlib data get fashion-mnist
 
-# What two of the papers' runs take beside it, where their records are left out or stale.
+# What one of the papers' runs take beside it, where their records are left out or stale.
 extra: env
-	python -m fedlib data get shakespeare spoken-digits
+	python -m fedlib data get spoken-digits
 
 # Takes the Chromium that is there, or installs Debian's as root. Never fails: the tests that need it then say so.
 chromium:

@@ -24,7 +24,7 @@ fi
 TARGETS = {
     "env": "pip install --no-deps",
     "data": "data get fashion-mnist",
-    "extra": "data get shakespeare spoken-digits",
+    "extra": "data get spoken-digits",
     "book": "dvc repro",
     "smoke": "dvc repro",
     "lab": "dvc repro",
