@@ -9,23 +9,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 
 from fedlib.claims.benchmarks import Values, benchmark
+from fedlib.claims.conditions import count_local_steps
 from fedlib.claims.measures import model_ratio, traffic_ratio
 from fedlib.claims.results import each, join_rounds, where
+from fedlib.claims.tuning import searched
 from fedlib.core.plan import Tensors
 from fedlib.data import synthetic
 from fedlib.methods.fedcompress import clustering
 from fedlib.pages.client_diagnostics import CPU, follow_client
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, picture, spread, table
-from fedlib.pages.figures import BAND, count_rounds, draw_panels
+from fedlib.pages.figures import BAND, count_rounds, draw_panels, heat_map
 from fedlib.pages.page import Page, mean, means, span, tell
 from fedlib.pages.tables import Cells, average, deviate, message_table, name_setting, summarize
 from fedlib.runs import build
 from fedlib.runs.experiments import specs
 from fedlib.wire import codebook
 
-TASKS = ("main", "fashion", "speech")
+LABELS = ("fedavg", "fedzip", "client-only", "fedcompress")
+COMPARED = (5, 8)  # first and last of the rounds by which kinds of distillation are compared
 METER = {"ours": "our bytes", "fixed": "fixed width", "zip": "compressed file"}
 HISTORY = {
     "clusters": "clusters of a tensor",
@@ -54,12 +58,10 @@ def ratio_table(runs: pd.DataFrame, rounds: pd.DataFrame, against: str, name: st
             numbers.append(pd.DataFrame(values))
         rows.append(row)
     frame = pd.concat(numbers)
-    off = frame.groupby(["group", "method", "meter"])[["CCR", "MCR"]].std().max().max()
-    several = f", whose deviation is {off:.2f} at most" if off >= 0 else ""  # of one seed it is no number
     caption = (
         "Accuracy of the model that is broadcast after the last round, mean and sample deviation over seeds. CCR: "
         f"bytes of both directions, of all rounds and clients, of {against} over those of the method; MCR: the same "
-        f"for the final model; by three meters, mean over seeds{several}."
+        "for the final model; by three meters, mean over seeds."
     )
     return table(pd.DataFrame(rows), caption, name, runs, frame)
 
@@ -93,73 +95,70 @@ def history_figure(
     return picture(figure, alt, f"{caption} {BAND}", points, name, runs)
 
 
+def compare_distillations(page: Page) -> pd.DataFrame:
+    """The runs that distil, each with the means over rounds COMPARED (all rounds, where there are fewer) of the test
+    accuracy before compression, after it, and of the points that it costs; of the loss in its first and last epoch."""
+    runs = page.select("main", "distillation", "speech").query("label not in ['fedavg', 'fedzip', 'client-only']")
+    frame = join_rounds(runs, page.rounds)
+    there = frame["round"].between(*COMPARED)
+    frame = frame[there] if there.any() else frame
+    losses = frame["notes.losses"]
+    frame = frame.assign(before=100 * frame["notes.before"], first=losses.str[0], last=losses.str[-1])
+    frame = frame.rename(columns={"accuracy": "after"}).assign(cost=lambda f: f["before"] - f["after"])
+    means = frame.groupby("run")[["before", "after", "cost", "first", "last"]].mean()
+    epochs, images, batch = (runs[f"hyper.{name}"].astype(int) for name in ("distil_epochs", "images", "distil_batch"))
+    kinds = name_setting(runs, "foreign", "leaves")
+    return runs.assign(steps=epochs * (images // batch), foreign=kinds).join(means, on="run")
+
+
 def distillation_table(runs: pd.DataFrame, name: str) -> Exhibit:
-    """A row a set of images and treatment of BatchNorm: loss of the last distillation, accuracy before and after it."""
-    images = name_setting(runs, "foreign", "leaves").replace({"clients": "the clients' own"})
-    losses = runs["last.notes.losses"]
-    runs = runs.assign(
-        images=images, norms=name_setting(runs, "norms", "train"), first=losses.str[0], last=losses.str[-1]
-    )
+    """A row a data set, kind of images and length of distillation, of runs as of `compare_distillations`."""
     cells: Cells = {"loss, first epoch": average("first", ".4f"), "last epoch": average("last", ".4f")}
-    cells |= {"accuracy before (%)": lambda own: spread(100 * own["last.notes.before"])}
-    cells |= {"after (%)": deviate("accuracy"), "seeds": len}
+    cells |= {"accuracy before (%)": deviate("before"), "after (%)": deviate("after"), "cost": deviate("cost")}
+    cells |= {"seeds": len}
     caption = (
-        "Distillation after the last round: its loss, and the test accuracy of the average before and after it. Mean "
-        "and sample deviation over seeds."
+        "Distillation on the server: its loss, the test accuracy of the average before it and of the clustered copy "
+        f"after it, and the difference in points. Means over rounds {COMPARED[0]} to {COMPARED[1]}, then mean and "
+        "sample deviation over seeds."
     )
-    return summarize(runs, {"images": "images", "norms": "BatchNorm"}, cells, caption, name)
+    return summarize(runs, {"data": "data", "foreign": "images", "steps": "steps a round"}, cells, caption, name)
 
 
-def pull_table(runs: pd.DataFrame, name: str) -> Exhibit:
-    """A row a strength of the pull towards centroids: accuracy, and clusters in the last round."""
-    cells: Cells = {"accuracy (%)": deviate("accuracy")}
-    cells |= {"clusters in the last round": average("last.notes.clusters", ".1f")}
-    caption = "A loss that pulls weights to centroids, on digits; mean and sample deviation."
-    return summarize(runs, {"hyper.beta": "β"}, cells, caption, name)
+def tuning_map(page: Page) -> Exhibit | Markdown:
+    """Validation accuracy by method and learning rate in the search for group main."""
+    runs = searched(page.runs, "main")
+    what = "Accuracy on training images that no client has, by method and learning rate, after four rounds."
+    return page.show(heat_map, runs, "label", "lr", "split", "rates", what)
 
 
 def quote_results(page: Page) -> dict[str, str]:
-    """Accuracies and ratios of each task and method, for the sentences."""
-    labels = ("fedavg", "fedzip", "client-only", "fedcompress")
+    """Accuracies, rates, steps and ratios of the methods on digits, clusters and score by round, for the sentences."""
+    runs = page.select("main")
+    numbers = means(runs, LABELS, column="late_accuracy") | means(runs, LABELS, "{}-lr", "lr", "g")
+    numbers |= means(runs.assign(steps=count_local_steps(runs)), LABELS, "{}-steps", "steps", ".0f")
+    for label, meter in itertools.product(LABELS, METER):
+        case = ([label], ["main"], ["fedavg"], meter)
+        found = {"ccr": traffic_ratio(page.runs, page.rounds, *case), "mcr": model_ratio(page.runs, *case)}
+        for key, values in found.items():
+            numbers[f"{key}-{label}-{meter}"] = tell(np.mean(_list(values)) if values else np.nan, ".2f")
+    rounds = join_rounds(where(runs, label="fedcompress"), page.rounds)
+    last = where(rounds, round=rounds["round"].max())
+    numbers |= {"clusters": span(last["notes.clusters"]), "score-last": mean(last, "notes.score")}
+    for number in (1, 4):
+        then = where(rounds, round=number)
+        numbers |= {f"round-{number}": mean(then), f"score-{number}": mean(then, "notes.score")}
+    return numbers
+
+
+def quote_distillation(runs: pd.DataFrame) -> dict[str, str]:
+    """Steps of distillation and points that it costs, of runs as of `compare_distillations`."""
+    cases = (("main", "fedcompress"), *(("distillation", label) for label in ("noise", "short")))
     numbers: dict[str, str] = {}
-    ratios = pd.Series(dtype=float)
-    for group in TASKS:
-        numbers |= means(page.select(group), labels, f"{group}-{{}}")
-        for label, meter in itertools.product(labels, METER):
-            case = ([label], [group], ["fedavg"], meter)
-            for key, values in (
-                ("ccr", traffic_ratio(page.runs, page.rounds, *case)),
-                ("mcr", model_ratio(page.runs, *case)),
-            ):
-                ratios[f"{key}-{group}-{label}-{meter}"] = np.mean(_list(values)) if values else np.nan
-    for key in ("ccr", "mcr"):
-        ratios[f"{key}-mean-zip"] = ratios[[f"{key}-{group}-fedcompress-zip" for group in TASKS]].mean()
-    return numbers | {str(name): tell(ratio, ".2f") for name, ratio in ratios.items()}
-
-
-def quote_parts(page: Page) -> dict[str, str]:
-    """Numbers on clusters, foreign images, BatchNorm and the pull, for the sentences."""
-    main, fashion, speech = (page.select(group, label="fedcompress") for group in TASKS)
-    numbers = means(page.select("fixed"), ("fixed-4", "fixed-8", "fixed-16"))
-    numbers |= means(page.select("norms"), ("batch-norms", "recalibrated"))
-    for kind in ("stripes", "noise", "clients"):
-        for group in ("foreign", "foreign-norms"):
-            numbers[f"{group}-{kind}"] = mean(page.select(group, hyper={"foreign": kind}))
-    clusters = page.rounds.loc[page.rounds["run"].isin(main["run"]), "notes.clusters"]
-    numbers |= {"clusters": span(clusters), "fixed-4-range": span(page.select("fixed", label="fixed-4")["accuracy"])}
-    numbers["held-main"] = _percent(main, "validation")
-    for beta in (1, 10000):
-        pulled = page.select("pull", hyper={"beta": beta})
-        numbers |= {f"pull-{beta}": mean(pulled), f"pull-before-{beta}": _percent(pulled, "before")}
-        numbers[f"held-{beta}"] = _percent(pulled, "validation")
-    numbers |= {"fashion-before": _percent(fashion, "before"), "speech-before": _percent(speech, "before")}
-    drops = 100 * fashion["last.notes.before"] - fashion["accuracy"]
-    least = page.select("speech", label="fedzip")["accuracy"].min()
-    return numbers | {"fashion-worst": tell(drops.max(), ".0f"), "speech-fedzip-least": tell(least)}
-
-
-def _percent(runs: pd.DataFrame, note: str) -> str:
-    return mean(runs.assign(percent=100 * runs[f"last.notes.{note}"]).dropna(subset="percent"), "percent")
+    for group, label in (*cases, ("speech", "voices"), ("speech", "leaves")):
+        own = where(runs, group=group, label=label)
+        numbers |= {f"{group}-{label}-{column}": mean(own, column) for column in ("cost", "before", "after")}
+        numbers |= {f"{group}-{label}-steps": mean(own, "steps", ".0f")}
+    return numbers
 
 
 def look_inside(page: Page) -> tuple[Exhibit, Exhibit]:

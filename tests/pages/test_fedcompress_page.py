@@ -12,6 +12,7 @@ from fedlib.claims import benchmarks, measures
 from fedlib.claims.results import rounds, runs
 from fedlib.methods.fedcompress import clustering
 from fedlib.pages import client_diagnostics, fedcompress, figures
+from fedlib.pages.page import Page
 
 Record = dict[str, Any]
 LABELS: dict[str, Any] = {"labels": ["few"], "groups": ["main"], "against": ["fedavg"]}
@@ -84,15 +85,27 @@ def test_accuracy_against_all_that_a_run_sends() -> None:
 
 
 def test_distillation_in_a_table() -> None:
-    body = fedcompress.distillation_table(runs([*FEW, run("x", 1, 1, 0.3, foreign="clients")]), "table").body
-    for words in ("leaves", "frozen", "the clients&#x27; own", "train", "0.2000", "0.1000", "75.0 ± 0.0", "86.0 ± 1.0"):
-        assert words in body or words.replace("&#x27;", "'") in body
+    """Of two rounds both count: before 75 %, after 85 to 87 %."""
+    length = {"distil_epochs": 3, "images": 130, "distil_batch": 64}
+    few = [run("few", 100, 300, 0.85 + 0.01 * seed, seed, **length) for seed in (0, 1, 2)]
+    other = run("noise", 1, 1, 0.3, foreign="noise", **length)
+    other["spec"]["group"] = "distillation"
+    found = fedcompress.compare_distillations(Page("fedcompress", "lab", runs([*few, other]), rounds([*few, other])))
+    assert found["steps"].tolist() == [6] * 4 and found["cost"].round(6).tolist() == [-10, -11, -12, 45]
+    body = fedcompress.distillation_table(found, "table").body
+    for words in ("leaves", "noise", "0.2000", "0.1000", "75.0 ± 0.0", "86.0 ± 1.0", "-11.0 ± 1.0"):
+        assert words in body
+    longer = run("few", 100, 300, 0.85, **length)
+    notes = longer["rounds"][0]["notes"] | {"before": 0.95}
+    longer["rounds"] += [longer["rounds"][0] | {"round": n, "notes": notes} for n in range(3, 10)]
+    found = fedcompress.compare_distillations(Page("fedcompress", "lab", runs([longer]), rounds([longer])))
+    assert found["cost"].round(6).tolist() == [10], "rounds 5 to 8 where there are as many"
 
 
 def test_a_contact_sheet_names_its_kinds() -> None:
     shown = fedcompress.contact_sheet((1, 8, 8), "sheet", each=2)
-    assert all(kind in shown.body for kind in ("leaves", "stripes", "spectrum", "noise"))
-    assert "8 x 8" in shown.caption and len(shown.frame) == 4 * 2 * 8
+    assert all(kind in shown.body for kind in ("leaves", "stripes", "spectrum", "noise", "voices"))
+    assert "8 x 8" in shown.caption and len(shown.frame) == 5 * 2 * 8
 
 
 def test_weights_of_a_client_phase_by_phase(tiny: MakeSpec) -> None:
