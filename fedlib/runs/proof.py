@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -150,7 +151,10 @@ def _proved(old: str, before: Replay, now: Replay) -> Path | None:
         "records": len(stamped),
         "equal": ran,
     }
-    target = home() / "records" / "proofs" / f"{when[:10]}-{old[:12]}.json"
+    folder = home() / "records" / "proofs"
+    tried = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (folder / f"{when[:10]}-{old[:12]}{more}.json" for more in tried)
+    target = next(name for name in names if not name.exists())  # no proof takes the place of another
     record.write(target, (json.dumps(log, indent=1) + "\n").encode())
     return target
 
