@@ -152,9 +152,9 @@ def quote_results(page: Page) -> dict[str, str]:
 
 def quote_distillation(runs: pd.DataFrame) -> dict[str, str]:
     """Steps of distillation and points that it costs, of runs as of `compare_distillations`."""
-    cases = (("main", "fedcompress"), *(("distillation", label) for label in ("noise", "short")))
     numbers: dict[str, str] = {}
-    for group, label in (*cases, ("speech", "voices"), ("speech", "leaves")):
+    cases = (("main", "fedcompress"), ("distillation", "short"), ("speech", "voices"), ("speech", "leaves"))
+    for group, label in cases:
         own = where(runs, group=group, label=label)
         numbers |= {f"{group}-{label}-{column}": mean(own, column) for column in ("cost", "before", "after")}
         numbers |= {f"{group}-{label}-steps": mean(own, "steps", ".0f")}
