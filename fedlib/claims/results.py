@@ -113,7 +113,7 @@ def _run(r: Record) -> dict[str, Any]:
     accepted = final["uplink_bytes"] - final["uplink_parts"].get("refused", 0)
     evaluated = [row["accuracy"] for row in rows if not math.isnan(row["accuracy"])]
     row = _planned(record.spec_of(r)) | {k: v for k, v in final.items() if k not in ("uplink_parts", "privacy")}
-    row |= {"state": FRESH, "loss": _number(final["loss"])}
+    row |= {"state": FRESH, "loss": _number(final.get("loss"))}
     row |= {"accuracy": 100 * final["accuracy"], "mean_accuracy": _mean(evaluated)}
     late = [entry["accuracy"] for entry in rows if entry["round"] > 0.75 * len(rows)]
     row |= {"late_accuracy": _mean([accuracy for accuracy in late if not math.isnan(accuracy)])}

