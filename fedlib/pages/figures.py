@@ -192,9 +192,9 @@ def lines_by_round(
 def heat_map(runs: pd.DataFrame, rows: str, columns: str, panels: str, name: str, what: str) -> Exhibit:
     """Mean final accuracy by three columns ("lr", "label", "hyper.magnitude" ...); a panel a value of the third."""
     frame = runs[[rows, columns, panels, "seed", "accuracy"]].infer_objects()
-    size = frame[[rows, columns, panels]].nunique()
+    size, cells = frame[[rows, columns, panels]].nunique(), frame.groupby([rows, columns, panels])["accuracy"]
     figure, axes = canvas(size[panels], height=0.36 * size[rows] + 1.5, width=0.5 * size[columns] + 1.3)
-    low, high = (f(frame.groupby([rows, columns, panels])["accuracy"].mean()) for f in (min, max))
+    low, high = cells.mean().min(), cells.mean().max()
     for ax, (title, own) in zip(axes, each(frame, panels), strict=True):
         grid = own.pivot_table(index=rows, columns=columns, values="accuracy", sort=False)
         image = ax.imshow(grid.to_numpy(), cmap="cividis", vmin=low, vmax=high, aspect="auto")
@@ -207,10 +207,10 @@ def heat_map(runs: pd.DataFrame, rows: str, columns: str, panels: str, name: str
         ax.grid(False)
     if rows != "label":
         axes[0].set_ylabel(rows.removeprefix("hyper."))
-    figure.colorbar(image, ax=list(axes), label=QUANTITIES["accuracy"])
+    on = "validation" if (runs["validation"] > 0).all() else "test"
+    figure.colorbar(image, ax=list(axes), label=f"{on} accuracy (%)")
     means = frame.groupby([panels, rows, columns], sort=False)["accuracy"].mean()
-    deviation = frame.groupby([rows, columns, panels])["accuracy"].std().mean()
-    top = means.groupby(level=0, sort=False).idxmax()
+    deviation, top = cells.std().mean(), means.groupby(level=0, sort=False).idxmax()
     facts = "; ".join(f"{key[0]}: best {means[key]:.1f} % at {key[1]}, {key[2]}" for key in top)
     by = [name.removeprefix("hyper.") for name in (rows, columns, panels)]
     alt = f"Heat map of accuracy by {by[0]} and {by[1]}, a panel for each {by[2]}. {facts}."
