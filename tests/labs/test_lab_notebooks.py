@@ -179,5 +179,5 @@ def test_the_command_writes_both_kinds_and_keeps_what_was_changed(
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["labs", "--folder", str(tmp_path / "file")]) == 2
-    assert "cannot be written to" in capsys.readouterr().err
+    assert "cannot be written (Not a directory)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
