@@ -13,6 +13,7 @@ from fedlib.core.client import Reply
 from fedlib.core.uploads import Uploads
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import SpecError
+from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
 
@@ -78,10 +79,10 @@ def test_one_client_cannot_move_the_model_far(name: str) -> None:
     for client in range(5):
         upload = engine.client(job, message, 1, client)
         uploads.append((client, upload.upload if isinstance(upload, Reply) else upload))
-    local = job.method.begin(message, job.task.shard(4), rounds.Rng(0))
+    local = job.method.begin(message, job.task.shard(4), Rng(0))
     for tensor in local.trainable.values():
         tensor.data.mul_(-1000).add_(1)
-    hostile = job.method.upload(local, job.task.held(4), rounds.Rng(1))
+    hostile = job.method.upload(local, job.task.held(4), Rng(1))
 
     def moved(robust: str, last: Any) -> float:
         new = job.method.aggregate(state, Uploads([*uploads[:4], (4, last)], robust=robust))

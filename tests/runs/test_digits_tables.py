@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def last_round(measure: Measure, label: str) -> tuple[float, float]:
     run, *_ = specs("fedsparse", "lab", f"{FEDSPARSE_GROUPS[label]}_{label}_iid_seed*")
     assert (run.model, run.lr) == ("mlp256", 0.1)
     first = dataclasses.replace(run, seed=0, partition={"kind": "iid", "seed": 1234})
-    short = {"clients": 10, "cohort": 10, "rounds": 40, "epochs": 3, "batch": 32, "evaluate_every": 40}
+    short: dict[str, Any] = {"clients": 10, "cohort": 10, "rounds": 40, "epochs": 3, "batch": 32, "evaluate_every": 40}
     made = measure(dataclasses.replace(first, data="digits", **short))
     assert sum(made["parameters"].values()) == N
     last = made["rounds"][-1]

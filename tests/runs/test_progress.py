@@ -25,8 +25,9 @@ def test_the_nearest_records_tell_how_long_it_takes(tiny: MakeSpec) -> None:
     assert expect([far, own], known, 2) == "about 12 minutes by the records' own times", "900 and 600 s on two"
     other = tiny(name="e", group="other")
     assert expect([own, other], known, 4) == "about 5 minutes by the records' own times; of 1 more no record says"
-    for nothing in ([], [(own, None)], [(own, {})], [(own, {"made": None})], [(own, timed("long"))]):
-        assert expect([own], nothing, 2) == "no record says how long that takes"
+    records: list[dict[str, Any] | None] = [None, {}, {"made": None}, timed("long")]
+    for nothing in records:
+        assert expect([own], [(own, nothing)], 2) == "no record says how long that takes"
 
 
 @pytest.mark.parametrize(
