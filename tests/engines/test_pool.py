@@ -159,8 +159,8 @@ def test_a_client_that_raises_raises_here_and_the_pool_goes_on(tiny: MakeSpec, p
     job = job_of(tiny())
     message = message_of(job)
     for engine in (InProcess(CPU), pools(2)):
-        with pytest.raises(IndexError):
-            list(engine.train(job, message, 1, [0, 1, 999, 2, 3]))  # there are ten clients
+        with pytest.raises(KeyError, match="u"):  # a memory of what is fed back, under a method that feeds nothing back
+            list(engine.train(job, message, 1, [0, 1, 2, 3], {1: b"1234"}))
     assert list(pools(2).train(job, message, 1, [4, 5])) == list(InProcess(CPU).train(job, message, 1, [4, 5]))
 
 
