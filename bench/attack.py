@@ -44,7 +44,6 @@ from fedlib.runs.checkpoint import Checkpoint  # noqa: E402
 from fedlib.runs.spec import Spec  # noqa: E402
 
 LARGE = {"model": "cnn4", "data": "fashion-mnist", "clients": 100, "cohort": 2}  # 389,920 weights
-MOST_MEMORY, MOST_TIME = 8, 10  # times the model's bytes, times an honest message's time
 MEASURED = 50  # one mutation of so many is measured, since measuring is slow
 
 
@@ -103,15 +102,11 @@ def mutated(channel: Channel, draw: random.Random) -> bytes:
     return channel.packed(parts)
 
 
-def attack_messages(count: int, large: bool) -> dict[str, Any]:
+def attack_messages(count: int) -> dict[str, Any]:
     """Refused, read as another message that a sender could have sent, and faults; the worst memory and time."""
-    if large:
-        malformed.TINY = TINY | LARGE  # type: ignore[attr-defined]
     draw, said = random.Random(0), Counter[str]()
     worst = {"memory": 0.0, "time": 0.0}
     for name, direction in tqdm(CHANNELS, unit="channel", disable=None):
-        if large and ("model" in malformed.EVERY[name] or malformed.EVERY[name].get("method") in NO_BATCHNORM):
-            continue
         channel = malformed.channels(name)[direction]
         honest = timed(lambda channel=channel: channel.read(channel.message))
         for number in range(count // len(CHANNELS)):
@@ -125,9 +120,6 @@ def attack_messages(count: int, large: bool) -> dict[str, Any]:
                 said["faults"] += 1
                 print(f"{name} {direction}: {type(error).__name__}: {str(error)[:100]}: {message.hex()[:200]}")
     return {"tried": sum(said.values()), **said, **{f"worst {key}": round(value, 1) for key, value in worst.items()}}
-
-
-NO_BATCHNORM = ("fedpm", "fedpt")  # these refuse the network of FedMRN's scripts
 
 
 def tried(channel: Channel, message: bytes) -> None:
@@ -270,7 +262,7 @@ def main() -> None:
     given = options.parse_args()
     logging.getLogger("fedlib").setLevel(logging.CRITICAL)
     found = {
-        "messages": attack_messages(int(given.messages), large=False),
+        "messages": attack_messages(int(given.messages)),
         "checkpoints": attack_checkpoints(given.bits),
         "records": attack_records(),
         "kills": attack_by_kills(given.kills),

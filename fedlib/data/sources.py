@@ -124,8 +124,8 @@ def _sources(
     if folder := mirror or os.environ.get("FEDLIB_MIRROR"):
         yield f"mirror folder {folder}", _in_folder(entry, missing, Path(folder))
     for addresses in entry.mirrors:
-        whole = entry.most * max(1, len(entry.files))
-        yield f"mirror {addresses[0].rpartition('/')[0]}", _download(addresses, missing, stage, whole)
+        most = entry.most * len(entry.files)
+        yield f"mirror {addresses[0].rpartition('/')[0]}", _download(addresses, missing, stage, most)
     if entry.package:
         yield f"Debian's package {entry.package}", _unpack_package(entry.package, stage)
 
@@ -212,10 +212,9 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
 
 def _copy(source: IO[bytes], target: Any, most: int, name: str) -> None:
     """All bytes; OSError as soon as there are more than `most`, which a few packed ones can be many times."""
-    copied = 0
+    left = most
     while block := source.read(1 << 20):
-        copied += len(block)
-        if copied > most:
+        if (left := left - len(block)) < 0:
             raise OSError(f"{name}: more than the {most:,} bytes that it may have; stopped")
         target.write(block)
 
@@ -244,9 +243,8 @@ def _reason(error: Exception) -> str:
 def load(name: str | sets.Entry, root: Path | None = None) -> sets.Dataset:
     """Verify and read a data set below the project's root (`home()` by default).
 
-    Names: "fashion-mnist", "cifar10", "cifar10-jpeg" (a result on it is not a result on CIFAR-10), "digits", "emnist"
-    (by class), "shakespeare" (texts by speaking role, which own them), "spoken-digits" (recordings by speaker). Raises
-    SpecError for any other, DataError when a file is missing, altered or unreadable.
+    Names: those of `sets.ENTRIES`; a result on "cifar10-jpeg" is not a result on CIFAR-10. Raises SpecError for any
+    other, DataError when a file is missing, altered or unreadable.
     """
     entry = sets.find(name)
     return sets.read(entry, verify(entry, root))

@@ -132,7 +132,7 @@ def write(folder: Path, *, replace: bool = False) -> list[Path]:
     """Write folder/student/*.ipynb and folder/teacher/*.ipynb; what was written, and what was there already.
 
     A notebook that is there with other content may be somebody's work: FedlibError, and nothing is written, unless
-    `replace`. FedlibError also where the folder cannot be written to.
+    `replace`. FedlibError also where the folder cannot be read or written.
     """
     files = {folder / kind / f"{page.stem}.ipynb": data for page in sources() for kind, data in made(page).items()}
     try:
@@ -146,5 +146,5 @@ def write(folder: Path, *, replace: bool = False) -> list[Path]:
         for path, data in changed.items():
             write_file(path, data)
     except OSError as error:
-        raise FedlibError(f"folder: {str(folder)!r} cannot be written to ({error}); name another --folder") from error
+        raise FedlibError(f"folder: {str(folder)!r} cannot be read ({error}); name another --folder") from error
     return list(files)

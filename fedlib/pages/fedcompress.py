@@ -127,7 +127,7 @@ def distillation_table(runs: pd.DataFrame, name: str) -> Exhibit:
 def tuning_map(page: Page) -> Exhibit | Markdown:
     """Validation accuracy by method and learning rate in the search for group main."""
     runs = searched(page.runs, "main")
-    what = "Accuracy on training images that no client has, by method and learning rate, after four rounds."
+    what = "Accuracy on training images that no client has, by method and learning rate, after the last round."
     return page.show(heat_map, runs, "label", "lr", "split", "rates", what)
 
 

@@ -28,17 +28,21 @@ def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], 
     for spec, found in planned:
         seconds = ((found or {}).get("made") or {}).get("seconds")
         if isinstance(seconds, int | float):
-            for key in ((spec.group, spec.label, spec.name), (spec.group, spec.label), (spec.group,)):
+            for key in _keys(spec):
                 known.setdefault(key, []).append(seconds)
     total, unknown = 0.0, 0
     for spec in todo:
-        keys = ((spec.group, spec.label, spec.name), (spec.group, spec.label), (spec.group,))
-        times = next((known[key] for key in keys if key in known), None)
+        times = next((known[key] for key in _keys(spec) if key in known), None)
         total, unknown = (total + statistics.mean(times), unknown) if times else (total, unknown + 1)
     if unknown == len(todo):
         return "no record says how long that takes"
     more = f"; of {unknown} more no record says" if unknown else ""
     return f"about {tell(total / min(processes, len(todo)))} by the records' own times{more}"
+
+
+def _keys(spec: Spec) -> tuple[tuple[str, ...], ...]:
+    """What tells how long a run takes, the nearest first."""
+    return (spec.group, spec.label, spec.name), (spec.group, spec.label), (spec.group,)
 
 
 def tell(seconds: float) -> str:
