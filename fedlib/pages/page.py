@@ -122,11 +122,19 @@ def open_page(paper: str, profile: str, train: bool = True) -> Page:
     return Page(paper, profile, planned, rounds)
 
 
+def _fetch(name: str) -> None:
+    """A data set that is not here; of one that is, a page has nothing to say."""
+    try:
+        sources.verify(name)
+    except DataError:
+        sources.get(name)
+
+
 def _train(paper: str, profile: str, missing: pd.DataFrame) -> None:
     absent = set()
     for name in missing["data"].unique():
         try:
-            sources.get(name)
+            _fetch(name)
         except DataError as error:
             if "main" in set(results.where(missing, data=name)["group"]):
                 raise

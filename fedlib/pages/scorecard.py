@@ -47,7 +47,7 @@ def overview(paper: str, profiles: Sequence[str], root: Path | None = None) -> E
     more = f" Without a measurement: {', '.join(left)}." if left else ""
     caption = (
         f"Claims of {paper}: mark, the mean effect; bar, its 95 % interval; shaded, where the claim says that it lies, "
-        f"lighter within our margin; an arrow, an end that the axis leaves out. Words beside a mark name what "
+        f"lighter within our margin; an arrow, an end that the axis leaves out. Words below a bar name what "
         f"decides too.{more}"
     )
     alt = f"One row for each claim, with effect, interval and criterion. {'; '.join(facts)}."
@@ -70,16 +70,14 @@ def _draw_claim(ax: Any, claim: str, own: Sequence[Score]) -> None:
             if beyond:  # the interval goes on
                 ax.plot(end, place, marker=mark, color=style["color"], markersize=7, clip_on=False)
         ax.plot(effect.mean, place, markersize=8, **style)
-        right = effect.mean < (low + high) / 2  # beside the mark, on the side with more room
-        words = _tell_more(s)
-        ax.annotate(
-            words, (0.99 if right else 0.01, place), xycoords=("axes fraction", "data"), ha="right" if right else "left"
-        ).set(fontsize="x-small", va="center")
+        words = ax.annotate(_tell_more(s), (0.01, place + 0.33), xycoords=("axes fraction", "data"))
+        words.set(fontsize="x-small", va="center")  # below the bar
     ax.set(xlim=(low, high), ylim=(len(own) - 0.4, -0.6), xlabel="")
     ax.set_yticks(range(len(own)), [s.profile for s in own], fontsize="small")
     ax.set_title(f"{claim}: {stated['unit']}", loc="left", fontsize="small")
     ax.tick_params(axis="x", labelsize="small")
     ax.ticklabel_format(axis="x", useOffset=False)
+    ax.grid(visible=False, axis="y")
     ax.grid(axis="x", alpha=0.4)
 
 
