@@ -1,18 +1,20 @@
 """Every random draw of a run, derived by name from one integer.
 
-Two kinds of draw are kept apart. *Local* draws (batch order, masks) need only be repeatable on one machine: they come
-from a `torch.Generator`. *Travelling* draws (noise and weights that go over the wire as a seed) must be the same bytes
-on every device, platform and library version: they come from the counter-based generator Philox4x64-10 (Salmon et al.,
-SC 2011) and from nothing but IEEE additions, multiplications, divisions and square roots. Known-answer tests fix them.
+What travels as a seed (noise, weights) and what is drawn in training (batch order, masks, rounding) are the same bytes
+on every device, platform and library version: they are made of the words of the counter-based generator Philox4x64-10
+(Salmon et al., SC 2011) by nothing but sorting and IEEE additions, multiplications, divisions and square roots.
+Known-answer tests fix them. Partitions, and the noise of private training, are numpy's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 MASK64 = (1 << 64) - 1
 
@@ -32,9 +34,34 @@ class Rng:
         text = repr(tuple(name if isinstance(name, str) else int(name) for name in (self.base, *self.path))).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
-    def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """Generator of local draws (torch's on the CPU keeps the lower 32 bits of the seed)."""
-        return torch.Generator(device).manual_seed(self.seed())
+    def stream(self, device: torch.device | str = "cpu") -> Stream:
+        """Draws of this place, one after the other."""
+        return Stream(self.seed(), torch.device(device))
+
+    def torch(self) -> torch.Generator:
+        """torch's own generator, on the CPU and by the lower 32 bits of the seed: for checks, not for runs."""
+        return torch.Generator().manual_seed(self.seed())
+
+
+class Stream:
+    """Draws in training: the k-th is made of the words of stream k, so that it does not depend on the others' sizes."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.device, self.count = seed, device, 0
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 on the multiples of 2^-24 in [0, 1), on the device."""
+        drawn = (words(self.seed, self._next(), math.prod(shape)) >> 8).astype(np.float32)
+        return torch.from_numpy(drawn).mul_(2**-24).view(shape).to(self.device)
+
+    def permutation(self, count: int) -> Tensor:
+        """The integers below `count`, in the order of so many words of 64 bits; on the CPU."""
+        drawn = words(self.seed, self._next(), 2 * count).view("<u8")
+        return torch.from_numpy(np.argsort(drawn, kind="stable"))
+
+    def _next(self) -> int:
+        self.count += 1
+        return self.count - 1
 
 
 def words(seed: int, stream: int, count: int) -> np.ndarray:
@@ -78,17 +105,8 @@ def sample(rng: Rng, population: int, count: int) -> list[int]:
 
 def binomial(rng: Rng, trials: int, chance: float) -> int:
     """How many of `trials` independent draws, each with this chance, succeed."""
-    return int(_generator(rng).binomial(trials, chance))
-
-
-def permutation(rng: Rng, count: int) -> list[int]:
-    """The integers below `count` in an order that is uniformly random."""
-    order: list[int] = _generator(rng).permutation(count).tolist()
-    return order
-
-
-def _generator(rng: Rng) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)))
+    generator = np.random.Generator(np.random.Philox(key=np.array([rng.seed(), 0], dtype=np.uint64)))
+    return int(generator.binomial(trials, chance))
 
 
 def _horner(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:

@@ -100,7 +100,7 @@ def small_world() -> Iterator[None]:
 
 def trained(job: Job, engine: InProcess, round: int, cohort: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     """All floating tensors of each client before training, and after it, each client's as one vector."""
-    message = message_of(job)
+    message = message_of(job, round)
     members = [client.begin(job, message, round, number, None) for number in cohort]
     before, after = [snapshot(member) for member in members], list[Tensor]()
     for some in [members] if engine.side_by_side else [[member] for member in members]:

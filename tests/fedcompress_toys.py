@@ -104,7 +104,7 @@ def begun(settings: dict[str, Any] | None = None, method: str = "fedcompress", *
         spec = Spec.from_dict(TINY | fields | {"hyper": quick | (settings or {})} | changes)
         job = build.job(spec, CPU)
     state = rounds.initial(job)
-    return Run(spec, job, job.method, state, job.method.broadcast(state))
+    return Run(spec, job, job.method, state, rounds.broadcast(job.method, state, 1))
 
 
 def distinct(tensor: Tensor) -> int:

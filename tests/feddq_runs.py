@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fedlib.core.client import Job
+from fedlib.core.client import EVERYONE, Job
 from fedlib.core.method import ServerState
 from fedlib.engines.in_process import InProcess
 from fedlib.methods.feddq.method import Course, FedDQ
@@ -31,9 +31,10 @@ class Run(NamedTuple):
 
     @property
     def message(self) -> bytes:
-        return self.method.broadcast(self.state)
+        return rounds.broadcast(self.method, self.state, 1)
 
     def uploads(self, message: bytes, round: int, clients: list[int]) -> list[bytes]:
+        message = container.address(message, round, EVERYONE)
         found = [upload for _, upload in ENGINE.train(self.job, message, round, clients)]
         assert all(isinstance(upload, bytes) for upload in found)
         return found  # type: ignore[return-value]

@@ -77,7 +77,7 @@ def plain_update(u: Tensor, n: Tensor, p: float, draw: Tensor, mask: str, maskin
 
 def fresh(place: Rng) -> Tensor:
     """What the upload's mask is drawn by."""
-    return torch.rand(4736, generator=place.child("upload").torch())
+    return place.child("upload").stream().uniform(4736)
 
 
 def perceptron_loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ def plain_training(method: FedMRN, number: int, place: Rng) -> Tensor:
     w, (x, y) = flat(task.initial()), task.shard(number)
     seed, u = place.child("noise").seed(), torch.zeros(4736)
     n = torch.from_numpy(np.concatenate([rng.uniform(seed, 0, 4096), rng.uniform(seed, 1, 640)])) * method.magnitude
-    order, draws = place.child("order").torch(), place.child("draws").torch()
+    order, draws = place.child("order").stream(), place.child("draws").stream()
     steps, tau = task.plan.epochs * math.ceil(len(y) / task.plan.batch), 0
     for _ in range(task.plan.epochs):
-        permutation = torch.randperm(len(y), generator=order).tolist()
+        permutation = order.permutation(len(y)).tolist()
         for start in range(0, len(y), task.plan.batch):
             batch = permutation[start : start + task.plan.batch]
             tau += 1
-            draw = torch.rand(4736, generator=draws)
+            draw = draws.uniform(4736)
             if method.masking == "after":
                 moved = u
             else:

@@ -53,7 +53,7 @@ class Run:
         job = build.job(spec, CPU)
         state, method = rounds.initial(job), job.method
         assert isinstance(method, FedPT)
-        return cls(spec, job, method, state, method.broadcast(state))
+        return cls(spec, job, method, state, rounds.broadcast(method, state, 1))
 
     @property
     def task(self) -> Task:

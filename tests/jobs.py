@@ -22,9 +22,9 @@ def job_of(spec: Spec, where: torch.device = CPU) -> Job:
     return build.job(spec, where)
 
 
-def message_of(job: Job) -> bytes:
-    """The first round's broadcast."""
-    return job.method.broadcast(rounds.initial(job))
+def message_of(job: Job, round: int = 1) -> bytes:
+    """The broadcast of the model that runs begin with, as that of a round."""
+    return rounds.broadcast(job.method, rounds.initial(job), round)
 
 
 def ran(spec: Spec, root: Path, engine: Engine | None = None) -> dict[str, Any]:

@@ -4,17 +4,18 @@ import contextlib
 import functools
 import itertools
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from known_answers import CASES, QUICK, TINY
 from small_task import CPU
 from typing_extensions import override
 
+from fedlib.core import client
 from fedlib.core.client import Job, Reply
 from fedlib.core.method import AnyMethod, ServerState
 from fedlib.core.plan import Tensors, count
@@ -87,7 +88,12 @@ class Channel:
     def packed(self, sections: list[bytes], label: tuple[str, bytes] | None = None) -> bytes:
         """The same with other sections or under another label."""
         (samples,) = struct.unpack_from("<I", self.message, 13 + self.message[4])
-        return container.pack(*(label or self.label), samples, sections)
+        return container.address(container.pack(*(label or self.label), samples, sections), *self.address)
+
+    @property
+    def address(self) -> tuple[int, int]:
+        """Round and client."""
+        return struct.unpack_from("<II", self.message, 17 + self.message[4])
 
     def changed(self, index: int, content: bytes) -> bytes:
         """The same with another content of one section."""
@@ -118,12 +124,13 @@ class Asked(Uploads):
 
 
 def reader(method: AnyMethod, state: ServerState[Any]) -> Callable[[bytes], Tensors]:
-    """What the server reads of an upload, the sample count among it."""
+    """What the server reads of client 3's upload in round 2, the sample count among it."""
     asked = Asked([])
     with contextlib.suppress(NoUpdate):  # which rounds in private do not raise
         method.aggregate(state, asked)
 
     def read(upload: bytes) -> Tensors:
+        container.check_address(upload, 2, 3)
         tensors, samples = asked.decode(upload)
         return tensors | {"samples": torch.tensor(samples)}
 
@@ -146,20 +153,20 @@ def channels(name: str) -> dict[str, Channel]:
     job = build.job(spec, ENGINE.device)
     method, task = job.method, job.task
     first = rounds.initial(job)
-    upload, memory = sent(job, method.broadcast(first), 1, b"" if spec.feedback or spec.persistent else None)
+    upload, memory = sent(job, rounds.broadcast(method, first, 1), 1, b"" if spec.feedback or spec.persistent else None)
     state = method.aggregate(first, Uploads([(3, upload)]))
-    message = method.broadcast(state)
+    message = rounds.broadcast(method, state, 2)
     upload, _ = sent(job, message, 2, memory)
     size = 4 * count({**task.tensors, **task.frozen})
 
     def begun(message: bytes) -> Tensors:
-        local = method.begin(message, task.shard(3), Rng(0))
+        local = client.read(method, message, 2, task.shard(3), Rng(0))
         here = local.trainable | local.frozen
         here.pop("loss", None)  # of FedDQ: not read but measured, and at enormous weights it overflows
         return {name: tensor.detach() for name, tensor in here.items()}
 
     def served(upload: bytes) -> Tensors:
-        new = method.aggregate(state, Uploads([(3, upload)], method.sizes))
+        new = method.aggregate(state, Uploads([(3, upload)], method.sizes, round=2))
         method.notes(new)
         return new.model
 
@@ -199,7 +206,7 @@ def flipped(data: bytes, at: int, mask: int) -> bytes:
 
 def sealed(message: bytes) -> bytes:
     """With the checksum that its bytes have now."""
-    return message[:-4] + struct.pack("<I", zlib.crc32(message[:-4]))
+    return message[:-4] + struct.pack("<I", xxhash.xxh3_64_intdigest(message[:-4]) % 2**32)
 
 
 def cut_or_grown(channel: Channel) -> Bad:
@@ -220,10 +227,11 @@ def altered(channel: Channel) -> Bad:
 
 
 def altered_heads(channel: Channel) -> Bad:
-    """All of the envelope but the sample count, which may be any."""
+    """All of the envelope but the sample count, which may be any, and the address of what is sent to nobody."""
     samples = 13 + channel.message[4]
     head = len(channel.message) - 4 - sum(map(len, channel.sections))
-    for at in set(range(head)) - set(range(samples, samples + 4)):
+    free = range(samples, samples + (4 if any(channel.address) else 12))
+    for at in set(range(head)) - set(free):
         for mask in (1, 4, 128, 255):
             yield f"byte {at} by {mask}", sealed(flipped(channel.message, at, mask))
 

@@ -90,9 +90,9 @@ def plain_training(
     """
     network = copy.deepcopy(network).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=plan.lr)
-    order = rng.child("order").torch()
+    order = rng.child("order").stream()
     for _ in range(plan.epochs):
-        permutation = torch.randperm(len(shard[0]), generator=order)
+        permutation = order.permutation(len(shard[0]))
         for start in range(0, len(permutation), plan.batch):
             index = permutation[start : start + plan.batch]
             optimizer.zero_grad()

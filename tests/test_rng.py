@@ -70,6 +70,25 @@ def test_uniform_signs_and_normal_are_made_of_the_words() -> None:
     np.testing.assert_allclose(rng.normal(99, 5, 64), expected, rtol=3e-7, atol=0)
 
 
+def test_draws_in_training_are_made_of_the_words() -> None:
+    place = Rng(7).child("x")
+    stream = place.stream()
+    assert (stream.uniform(3, 5) * 2**24).flatten().tolist() == [w // 256 for w in plain_words(place.seed(), 0, 15)]
+    halves = plain_words(place.seed(), 1, 40)
+    numbers = [low + (high << 32) for low, high in zip(halves[::2], halves[1::2], strict=True)]
+    assert stream.permutation(20).tolist() == sorted(range(20), key=lambda i: numbers[i])
+    assert (stream.uniform(1) * 2**24).tolist() == [plain_words(place.seed(), 2, 1)[0] // 256]
+    assert Rng(7).child("x").stream().permutation(5).tolist() != Rng(7).child("y").stream().permutation(5).tolist()
+
+
+def test_draws_in_training_follow_their_laws() -> None:
+    drawn = Rng(1).child("law").stream().uniform(200_000)
+    assert float(drawn.min()) >= 0 and float(drawn.max()) < 1
+    assert abs(float(drawn.mean()) - 0.5) < 5 * (1 / 12 / len(drawn)) ** 0.5
+    orders = Counter(tuple(Rng(seed).stream().permutation(3).tolist()) for seed in range(6000))
+    assert len(orders) == 6 and all(abs(count - 1000) < 5 * (6000 * 5 / 36) ** 0.5 for count in orders.values())
+
+
 @pytest.mark.parametrize(
     ("draw", "expected"),
     [

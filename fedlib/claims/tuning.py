@@ -41,12 +41,14 @@ def name_axes(own: pd.DataFrame) -> list[str]:
 def weigh(runs: pd.DataFrame, group: str, rounds: pd.DataFrame | None = None) -> pd.DataFrame:
     """The runs that search for a group and did not diverge, with what they are judged by, larger is better.
 
-    Columns `reaches`, `saves` and `accuracy`, of which the first that differ decide. Without rounds the first two are
-    0: accuracy decides. With them a run `reaches` the target, `SHARE` of the best validation accuracy that FedAvg has
-    in the search with that seed, and `saves` the less the more bits it uploads until then. FedAvg, which sets the
-    target, is judged by its accuracy, and so is a run that misses it.
+    Columns `reaches`, `saves` and `accuracy` (over the last quarter of the rounds, by which claims are judged too), of
+    which the first that differ decide. Without rounds the first two are 0: accuracy decides. With them a run `reaches`
+    the target, `SHARE` of the best validation accuracy that FedAvg has in the search with that seed, and `saves` the
+    less the more bits it uploads until then. FedAvg, which sets the target, is judged by its accuracy, and so is a run
+    that misses it.
     """
     found = searched(runs, group).dropna(subset="accuracy").assign(reaches=0.0, saves=0.0)
+    found["accuracy"] = found["late_accuracy"]
     if rounds is None or found.empty:
         return found
     dense = found["label"] == DENSE

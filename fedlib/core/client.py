@@ -20,9 +20,11 @@ from fedlib.core.uploads import shorten
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
+from fedlib.wire import container
 
 log = logging.getLogger("fedlib")
 CHUNK = 500  # test images evaluated at once; sums are formed chunk by chunk
+EVERYONE = 0  # the client that a broadcast is addressed to
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Job:
     rounds: int
     key: str  # text from which another process makes the same job
     rebuild: Callable[[str, torch.device], Job]  # how; a module's own function
+    attackers: int = 0  # clients, the first ones, that lie
+    attack: float = 1.0  # how: they send so many times the change that they have trained
 
     @property
     def task(self) -> Task:
@@ -62,6 +66,7 @@ class Member:
     memory: bytes | None  # b"" before its first round
     moments: Tensors = field(default_factory=dict)  # of its optimizer
     draws: Rng = field(init=False)  # where those of the present phase come from
+    start: Tensors = field(default_factory=dict)  # of an attacker: what it trains, as it was before
 
     def __post_init__(self) -> None:
         self.draws = self.rng
@@ -84,22 +89,25 @@ def walk(
             members.append(begin(job, message, round, client, memories))
         except PayloadError as error:
             failed[client] = error
-        except Exception as error:  # whatever a broadcast holds, a client answers with a refusal
-            log.debug("client %d", client, exc_info=True)
-            failed[client] = PayloadError(shorten(f"broadcast cannot be read: {type(error).__name__}: {error}"))
     for number, phase in enumerate(method.phases()):
         for member in members:
             try:
                 enter(member, number, phase)
             except PayloadError as error:
                 failed[member.client] = error
+            if member.client < job.attackers:
+                member.start = {name: t.detach().clone() for name, t in member.local.trainable.items()} | member.start
         members = [member for member in members if member.client not in failed]
         if members:
             fit(method, phase, members)
+    for member in members:
+        for name, before in member.start.items():
+            after = member.local.trainable[name].detach()
+            member.local.trainable[name] = before + job.attack * (after - before)
     waiting = {member.client: member for member in members}
     for client in clients:
         try:
-            reply: Upload = failed[client] if client in failed else finish(method, waiting.pop(client))
+            reply: Upload = failed[client] if client in failed else finish(method, waiting.pop(client), round)
         except PayloadError as error:
             reply = error
         yield client, reply
@@ -108,7 +116,19 @@ def walk(
 def begin(job: Job, message: bytes, round: int, client: int, memories: Memories) -> Member:
     rng, shard = Rng(job.seed).child("client", round, client), job.task.shard(client)
     memory = None if memories is None else memories.get(client, b"")
-    return Member(client, rng, shard, job.method.begin(message, shard, rng), memory)
+    return Member(client, rng, shard, read(job.method, message, round, shard, rng), memory)
+
+
+def read(method: AnyMethod, message: bytes, round: int, shard: Samples, rng: Rng) -> Local:
+    """What a client trains, by the broadcast. PayloadError, whatever the broadcast holds that cannot be read."""
+    try:
+        container.check_address(message, round, EVERYONE)
+        return method.begin(message, shard, rng)
+    except PayloadError:
+        raise
+    except Exception as error:
+        log.debug("round %d", round, exc_info=True)
+        raise PayloadError(shorten(f"broadcast cannot be read: {type(error).__name__}: {error}")) from error
 
 
 def enter(member: Member, number: int, phase: Phase) -> None:
@@ -130,34 +150,32 @@ def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
     for member in members:
         (x, y), trainable = member.shard, member.local.trainable
         parameters = list(trainable.values())
-        order, local = member.draws.child("order").torch(), member.draws.child("draws").torch(task.device)
+        order, draws = member.draws.child("order").stream(), member.draws.child("draws").stream(task.device)
         step, steps = 0, plan.steps(len(x))
         for _ in range(plan.epochs):
-            permutation = torch.randperm(len(x), generator=order).to(task.device)
-            for index in permutation.split(plan.batch):
+            for index in order.permutation(len(x)).to(task.device).split(plan.batch):
                 step += 1
-                drawn = method.draw(step / steps, local)
+                drawn = method.draw(step / steps, draws)
                 loss = method.loss(trainable, member.local.frozen, (x[index], y[index]), drawn)
                 # The gradients get no name: they would live on while those of the next step are formed.
                 optimizers.step(plan, trainable, torch.autograd.grad(loss, parameters), member.moments)
 
 
-def finish(method: AnyMethod, member: Member) -> bytes | Reply:
-    """The upload; with a memory, also what the client keeps now: its optimizer's moments, or the error to feed back.
+def finish(method: AnyMethod, member: Member, round: int) -> bytes | Reply:
+    """The upload, addressed; with a memory also what the client keeps: moments of its optimizer, or the error to feed.
 
     Error feedback: what compression lost of the last update is added to this one. Seide, Fu, Droppo, Li, Yu, "1-Bit
     Stochastic Gradient Descent", Interspeech 2014; here for a round's whole update.
     """
     local, held = member.local, method.task.held(member.client)
-    if member.memory is None:
-        return method.upload(local, held, member.rng)
-    if method.task.plan.persistent:
-        return Reply(method.upload(local, held, member.rng), optimizers.packed(member.moments))
+    if member.memory is None or method.task.plan.persistent:
+        upload = container.address(method.upload(local, held, member.rng), round, member.client)
+        return upload if member.memory is None else Reply(upload, optimizers.packed(member.moments))
     u = local.trainable["u"].detach()
     if member.memory:
         u = u + torch.frombuffer(bytearray(member.memory), dtype=torch.float32).to(method.task.device)
     local.trainable["u"] = u
-    upload = method.upload(local, held, member.rng)
+    upload = container.address(method.upload(local, held, member.rng), round, member.client)
     return Reply(upload, (u.cpu() - method.sent(upload, local)).numpy().tobytes())
 
 

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
-import torch
 from torch import Tensor
 
 from fedlib.core.plan import Plan, Samples, Tensors, count
 from fedlib.core.settings import check_settings
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, Uploads
-from fedlib.rng import Rng
+from fedlib.rng import Rng, Stream
 
 Own = TypeVar("Own")
 Draws = Any  # tensors and floats, in tuples: engines stack them, and `loss` neither branches on them nor reads them out
@@ -38,6 +37,18 @@ class ServerState(Generic[Own]):
 
     model: Tensors
     own: Own
+
+
+def split_tensors(value: Any, tensors: Tensors, path: str) -> Any:
+    """As JSON has it, but for the tensors within dataclasses and dicts: these go to `tensors`, each under its place."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: split_tensors(inner, tensors, f"{path}/{name}") for name, inner in value.items()}
+    return value
 
 
 @dataclass
@@ -153,7 +164,7 @@ class Method(abc.ABC, Generic[Own]):
         """What the server has before the first round."""
         return ServerState(self.task.initial(), cast(Own, None))
 
-    def draw(self, progress: float, generator: torch.Generator) -> Draws:
+    def draw(self, progress: float, stream: Stream) -> Draws:
         """The randomness of a local step; progress in (0, 1] is the share of steps done with it."""
         return None
 

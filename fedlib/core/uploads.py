@@ -11,6 +11,7 @@ from torch import Tensor
 from fedlib.core.averaging import RobustMean, RunningMean
 from fedlib.core.plan import Shapes, Tensors
 from fedlib.errors import PayloadError
+from fedlib.wire import container
 
 Buffer = bytes | bytearray
 Update = tuple[Tensors, int]  # tensors, and the number of training samples behind them
@@ -32,8 +33,10 @@ class Uploads:
         measure: Callable[[Buffer], object] | None = None,
         most: Callable[[int], int] | None = None,
         robust: str = "none",
+        round: int | None = None,
     ) -> None:
         self.arrivals = arrivals
+        self.round = round  # that uploads must be of, each of its client; None: they are addressed to nobody
         self.measure = measure  # called with each accepted upload
         self.most = most  # samples that a client can have
         self.robust = robust  # a rule of `core.averaging` in place of the mean
@@ -50,10 +53,13 @@ class Uploads:
                 if isinstance(upload, PayloadError):
                     raise upload
                 self.bytes += len(upload)
+                if self.round is not None:
+                    container.check_address(upload, self.round, client)
                 update = self._checked(client, decode(upload))
             except Exception as error:  # no message of a stranger ends the run of all
                 reason = error if isinstance(error, PayloadError) else f"{type(error).__name__}: {error}"
-                log.warning("upload of client %d refused: %s", client, shorten(reason))
+                where = "" if self.round is None else f"round {self.round}: "
+                log.warning("%supload of client %d refused: %s", where, client, shorten(reason))
                 log.debug("upload of client %d", client, exc_info=not isinstance(error, PayloadError))
                 self.refused.append((client, shorten(reason)))
                 self.wasted += 0 if isinstance(upload, PayloadError) else len(upload)

@@ -25,13 +25,13 @@ from fedlib.core.task import Task
 
 def orders(members: Sequence[Member], task: Task, epochs: int) -> Iterator[Tensor]:
     """For each epoch the places in `task.train` of the members' samples, in their order of training [members, most]."""
-    generators = [member.draws.child("order").torch() for member in members]
+    streams = [member.draws.child("order").stream() for member in members]
     places = [torch.from_numpy(task.indices(member.client)) for member in members]
     most = max(len(own) for own in places)
     for _ in range(epochs):
         table = torch.zeros(len(members), most, dtype=torch.int64)
-        for row, own, generator in zip(table, places, generators, strict=True):
-            row[: len(own)] = own[torch.randperm(len(own), generator=generator)]
+        for row, own, stream in zip(table, places, streams, strict=True):
+            row[: len(own)] = own[stream.permutation(len(own))]
         yield table.to(task.device)  # once an epoch: the GPU is waited for no more often
 
 

@@ -43,13 +43,13 @@ def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
     sizes = [member.local.samples for member in members]
     trainable, frozen = stacked([m.local.trainable for m in members]), stacked([m.local.frozen for m in members])
     moments = stacked([m.moments for m in members])
-    generators = [member.draws.child("draws").torch(task.device) for member in members]
+    streams = [member.draws.child("draws").stream(task.device) for member in members]
     for epoch, table in enumerate(orders(members, task, plan.epochs)):
         for start in range(0, sizes[0], plan.batch):
             for rows, length in groups(sizes, start, plan.batch):
                 drawn = [
-                    method.draw(progress(plan, samples, epoch, start), generator)
-                    for samples, generator in zip(sizes[rows], generators[rows], strict=True)
+                    method.draw(progress(plan, samples, epoch, start), stream)
+                    for samples, stream in zip(sizes[rows], streams[rows], strict=True)
                 ]
                 draws = tree_map(lambda *leaves: together(leaves, task.device), *drawn)
                 index = table[rows, start : start + length]

@@ -24,17 +24,17 @@ QUESTIONS: dict[str, Value | Property] = {
     ),
     "count-the-bytes/envelope": Value(
         "int",
-        "893099533f092389d44af3647e853ac6",
+        "33aedd53a29937008b6d4febed644349",
         "The length of the whole message, without the bytes of its weights.",
     ),
     "count-the-bytes/all-rounds": Value(
         "int",
-        "1039bc7747792fe7517b2b131a6294b4",
+        "58a69c6bee5981921266e304746956c6",
         "Both directions, every client of the cohort, every round; the two messages differ in length.",
     ),
     "count-the-bytes/factor": Value(
         "float",
-        "a0c6e58b0294c9f957438d3b97bb875f",
+        "23412c87f37166ab597e2202999e2550",
         "Length of FedAvg's upload over that of packed bits and the same envelope; the last byte is filled up.",
     ),
     "quantize-and-pack/quantizer": Property(properties.quantizer, functions=2),

@@ -111,7 +111,7 @@ def exchange(run: Spec, client: int = 0) -> tuple[bytes, bytes]:
     """The broadcast of a run's first round, and what this client answers. PayloadError: it has nothing to send."""
     engine = InProcess(torch.device("cpu"))
     job = build.job(run, engine.device)
-    broadcast = job.method.broadcast(rounds.initial(job))
+    broadcast = rounds.broadcast(job.method, rounds.initial(job), 1)
     upload = engine.client(job, broadcast, 1, client)
     if not isinstance(upload, bytes):
         raise PayloadError(f"client {client} sends no plain upload: {upload}")

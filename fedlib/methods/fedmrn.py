@@ -31,7 +31,7 @@ from fedlib.core.settings import choice, number
 from fedlib.core.uploads import Buffer, Uploads
 from fedlib.methods.messages import pack_broadcast, pack_seed, positive, unpack_broadcast, unpack_seed
 from fedlib.methods.update_codec import Section, UpdateCodec, loss_at, start
-from fedlib.rng import Rng, normal, signs, uniform
+from fedlib.rng import Rng, Stream, normal, signs, uniform
 from fedlib.wire import bits, entropy
 from fedlib.wire.contexts import BUCKETS, buckets
 
@@ -115,9 +115,9 @@ class FedMRN(UpdateCodec[float]):
         return float(local.frozen["magnitude"]) if self.scale else self.magnitude
 
     @override
-    def draw(self, progress: float, generator: torch.Generator) -> tuple[float, Tensor]:
+    def draw(self, progress: float, stream: Stream) -> tuple[float, Tensor]:
         share = 1.0 if self.masking == "sm" else progress
-        return share, torch.rand(count(self.task.weights), generator=generator, device=self.task.device)
+        return share, stream.uniform(count(self.task.weights))
 
     @override
     def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: tuple[float, Tensor]) -> Tensor:
@@ -130,8 +130,7 @@ class FedMRN(UpdateCodec[float]):
 
     @override
     def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
-        n, generator = local.frozen["n"], rng.child("upload").torch(self.task.device)
-        chance = torch.rand(len(u), generator=generator, device=self.task.device)
+        n, chance = local.frozen["n"], rng.child("upload").stream(self.task.device).uniform(len(u))
         mask = self.masks(u, n, chance).cpu().numpy()
         if self.coding == "packed":
             coded = bits.pack(mask)

@@ -15,7 +15,7 @@ from fedlib.core.uploads import Uploads
 from fedlib.engines.in_process import InProcess
 from fedlib.rng import Rng
 from fedlib.runs import build
-from fedlib.runs.rounds import draw_cohort, initial, one_round
+from fedlib.runs.rounds import broadcast, draw_cohort, initial, one_round
 from fedlib.runs.spec import Spec
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def _rounds(spec: Spec, edges: np.ndarray) -> Iterator[tuple[int, np.ndarray, fl
             train(method, phase, members)
             trained.update({member.client: member for member in members})  # noqa: B023 (called within this round)
 
-        message, cohort = job.method.broadcast(state), draw_cohort(spec, job.task, number)
+        message, cohort = broadcast(job.method, state, number), draw_cohort(spec, job.task, number)
         counts, ones, uploads = np.zeros(len(edges) - 1), [], []
         for who in cohort:
             ((_, upload),) = walk(job, message, number, [who], None, fit)
@@ -105,6 +105,6 @@ def follow_client(job: Job, client: int = 0) -> tuple[list[tuple[str, Tensors]],
         train(method, phase, members)
         see("after ordinary epochs" if len(seen) == 1 else "after clustered epochs", members[0])
 
-    ((_, upload),) = walk(job, job.method.broadcast(initial(job)), 1, [client], None, fit)
+    ((_, upload),) = walk(job, broadcast(job.method, initial(job), 1), 1, [client], None, fit)
     assert isinstance(upload, bytes)
     return seen, upload

@@ -202,8 +202,8 @@ def search_table(page: Page, name: str) -> Exhibit | Markdown:
             row |= {"bits an entry until the target": reached, "accuracy (%)": f"{run['accuracy']:.1f}"}
             rows.append(row | {"taken": "taken" if run[axis] == best else ""})
     caption = (
-        "The search: training images that no client has, one seed. FedAvg is judged by accuracy after the last round; "
-        "the others by the bits, over all rounds of a client, until 99 % of FedAvg's best."
+        "The search: training images that no client has, one seed; accuracy in the mean over the last quarter of the "
+        "rounds. FedAvg is judged by it; the others by the bits, over all of a client's rounds, until 99 % of its best."
     )
     return table(pd.DataFrame(rows), caption, name, runs)
 

@@ -168,9 +168,9 @@ def message_table(message: bytes, parts: Sequence[str], caption: str) -> Exhibit
     """Every field of a message in the order of its bytes: where it starts, its length, its bytes, what they say."""
     sizes = container.section_sizes(message)
     fields = [("magic word", 3), ("format version", 1), ("length of the kind", 1), ("kind", message[4])]
-    fields += [("fingerprint", 8), ("training samples", 4), ("number of sections", 1)]
+    fields += [("fingerprint", 8), ("training samples", 4), ("round", 4), ("client", 4), ("number of sections", 1)]
     fields += [(f"length of section {index}", 4) for index in range(len(sizes))]
-    fields += [*zip(parts, sizes, strict=True), ("checksum (CRC-32)", 4)]
+    fields += [*zip(parts, sizes, strict=True), ("checksum (XXH3)", 4)]
     rows, start = [], 0
     for field, size in fields:
         held, says = message[start : start + size], "–"

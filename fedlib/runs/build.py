@@ -14,7 +14,7 @@ from fedlib.core.task import Task
 from fedlib.data import partition, sets, sources
 from fedlib.models import registry as models
 from fedlib.models.freezing import frozen_names
-from fedlib.rng import Rng, permutation
+from fedlib.rng import Rng
 from fedlib.runs.spec import Spec
 
 
@@ -22,7 +22,8 @@ def job(spec: Spec, device: torch.device) -> Job:
     """What engines need of a run. SpecError: a network that does not fit the data, or a policy that does not fit it."""
     agreed = task(spec, device)
     writer = spec.writer.bind(agreed) if spec.writer else None
-    return Job(spec.chosen.bind(agreed, writer), spec.seed, spec.rounds, spec.key(), job_of)
+    method = spec.chosen.bind(agreed, writer)
+    return Job(method, spec.seed, spec.rounds, spec.key(), job_of, spec.attackers, spec.attack)
 
 
 def job_of(key: str, device: torch.device) -> Job:
@@ -56,7 +57,7 @@ def set_aside(dataset: sets.Dataset, share: float) -> sets.Dataset:
     if not share:
         return dataset
     count = len(dataset.train_y)
-    held = np.sort(permutation(Rng(0).child("validation"), count)[: int(share * count)])
+    held = np.sort(Rng(0).child("validation").stream().permutation(count).numpy()[: int(share * count)])
     kept = np.setdiff1d(np.arange(count), held)
     owners = None if dataset.owners is None else dataset.owners[kept]
     (train_x, train_y), (test_x, test_y) = (

@@ -11,9 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
-from fedlib.core.method import AnyMethod, ServerState
+from fedlib.core.method import AnyMethod, ServerState, split_tensors
 from fedlib.core.plan import Tensors
 from fedlib.data import sets
 from fedlib.data.sources import home
@@ -81,18 +80,6 @@ class Checkpoint:
 
 def take(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def split_tensors(value: Any, tensors: Tensors, path: str) -> Any:
-    """As JSON has it, but for the tensors within dataclasses and dicts: these go to `tensors`, each under its place."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {name: split_tensors(inner, tensors, f"{path}/{name}") for name, inner in value.items()}
-    return value
 
 
 def revive(kind: Any, value: Any, tensors: Tensors, path: str = "") -> Any:

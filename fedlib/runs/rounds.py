@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
-from fedlib.core.client import Job, Reply, Upload
-from fedlib.core.method import ServerState
+from fedlib.core.client import EVERYONE, Job, Reply, Upload
+from fedlib.core.method import AnyMethod, ServerState, split_tensors
 from fedlib.core.plan import count
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, NoUpdate, Uploads
 from fedlib.data import sets
 from fedlib.engines.in_process import Engine
 from fedlib.errors import PayloadError, RunError
-from fedlib.rng import Rng, binomial, permutation, sample
+from fedlib.rng import Rng, binomial, sample
 from fedlib.runs import build, machine, record
-from fedlib.runs.checkpoint import Checkpoint, split_tensors
+from fedlib.runs.checkpoint import Checkpoint
 from fedlib.runs.digest import code_of
 from fedlib.runs.progress import Bar
 from fedlib.runs.record import Record
@@ -70,6 +70,11 @@ def initial(job: Job) -> ServerState[Any]:
     return job.method.initial(Rng(job.seed).child("server"))
 
 
+def broadcast(method: AnyMethod, state: ServerState[Any], number: int) -> bytes:
+    """The message of a round to all its clients."""
+    return container.address(method.broadcast(state), number, EVERYONE)
+
+
 def one_round(
     spec: Spec,
     job: Job,
@@ -101,11 +106,11 @@ def one_round(
 
     for attempt in range(ATTEMPTS):
         cohort = draw_cohort(spec, job.task, number, attempt)
-        message = method.broadcast(state)
+        message = broadcast(method, state, number)
         downlink += len(message) * len(cohort)
         replies = engine.train(job, message, number, cohort, memories if spec.feedback or spec.persistent else None)
         most = functools.partial(count_samples, job.task)
-        uploads = Uploads(remembered(replies, memories), measure, most, spec.robust)
+        uploads = Uploads(remembered(replies, memories), measure, most, spec.robust, number)
         try:
             new = method.aggregate(state, uploads)
             break
@@ -193,7 +198,7 @@ def draw_cohort(spec: Spec, task: Task, number: int, attempt: int = 0) -> list[i
     """Clients of a round by the spec's sampling. Largest first: it keeps a pool busy."""
     rng, count = Rng(spec.seed).child("cohort", number, attempt), spec.cohort
     if spec.sampling == "spaced":  # a place in the queue for each client, whatever the round
-        order, turn = permutation(Rng(spec.seed).child("queue"), spec.clients), (number - 1) * count
+        order, turn = Rng(spec.seed).child("queue").stream().permutation(spec.clients).tolist(), (number - 1) * count
         drawn = [order[(turn + place) % spec.clients] for place in range(count)]
     else:
         if spec.sampling == "poisson":

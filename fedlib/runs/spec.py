@@ -74,11 +74,17 @@ class Spec(Derived):
     most_change: Annotated[float, Range(0, 1e12)] = 0.0
     # What stands in place of the mean over clients, where some may lie: a rule of core.averaging.
     robust: Annotated[str, OneOf(("none", *averaging.RULES))] = "none"
+    attackers: Annotated[int, Range(0, 10**9)] = 0  # clients that lie, the first ones
+    attack: Annotated[float, Range(-1e6, 1e6)] = 1.0  # how: they send so many times the change that they have trained
     downlink: dict[str, Any] | None = None  # method and hyper of another that writes the broadcast model
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":
             raise SpecError(f"momentum: {self.momentum} goes with optimizer sgd only; {self.optimizer} has its own")
+        if (self.attackers == 0) != (self.attack == 1):
+            raise SpecError(f"attackers: {self.attackers} with attack: {self.attack}; give both, or 0 and 1 for none")
+        if self.attackers > self.clients:
+            raise SpecError(f"attackers: {self.attackers} exceeds clients: {self.clients}; take fewer")
         if self.persistent and (self.feedback or (self.optimizer == "sgd" and not self.momentum)):
             raise SpecError("persistent: True needs optimizer adam or momentum, and no feedback; use false")
         if self.cohort > self.clients:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs import message_of
 from known_answers import CASES, TINY
 from small_task import CPU
 
@@ -74,7 +75,7 @@ def test_one_client_cannot_move_the_model_far(name: str) -> None:
     spec = Spec.from_dict(TINY | case)
     job, engine = build.job(spec, CPU), InProcess(CPU)
     state = rounds.initial(job)
-    message = job.method.broadcast(state)
+    message = message_of(job)
     uploads: list[tuple[int, Any]] = []
     for client in range(5):
         upload = engine.client(job, message, 1, client)

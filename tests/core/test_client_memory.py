@@ -32,14 +32,14 @@ SCHEDULED = {"magnitude": 0.05, "decay": 0.8}
 
 
 def replied(job: Job, round: int, memory: bytes, number: int = 3) -> Reply:
-    reply = InProcess(CPU).client(job, message_of(job), round, number, memory)
+    reply = InProcess(CPU).client(job, message_of(job, round), round, number, memory)
     assert isinstance(reply, Reply)
     return reply
 
 
 def trained(job: Job, round: int, number: int) -> Local:
     """What a client without memory has trained, taken step by step from the library's parts."""
-    member = client.begin(job, message_of(job), round, number, None)
+    member = client.begin(job, message_of(job, round), round, number, None)
     for index, phase in enumerate(job.method.phases()):
         client.enter(member, index, phase)
         client.train(job.method, phase, [member])
@@ -127,9 +127,9 @@ def test_second_round_equals_one_written_with_torch_s_adam(tiny: MakeSpec) -> No
         with torch.no_grad():
             for name, tensor in model.items():
                 own[name].copy_(tensor)
-        order = Rng(spec.seed).child("client", number, 3).child("order").torch()
+        order = Rng(spec.seed).child("client", number, 3).child("order").stream()
         for _ in range(spec.epochs):
-            for batch in torch.randperm(len(x), generator=order).split(spec.batch):
+            for batch in order.permutation(len(x)).split(spec.batch):
                 adam.zero_grad()
                 hidden = (x[batch].flatten(1) @ own["1.weight"].T).relu()
                 torch.autograd.backward(torch.nn.functional.cross_entropy(hidden @ own["3.weight"].T, y[batch]))
@@ -146,8 +146,8 @@ def test_without_persistence_nothing_is_kept(tiny: MakeSpec, tmp_path: Path) -> 
     """Not even where a client is handed something: its optimizer starts anew."""
     spec = spec_of(tiny, "fedpm")
     job, memory = job_of(spec), replied(job_of(spec_of(tiny, "fedpm", persistent=True)), 1, b"").memory
-    assert isinstance(InProcess(CPU).client(job, message_of(job), 2, 3), bytes)
-    member = client.begin(job, message_of(job), 2, 3, {3: memory})
+    assert isinstance(InProcess(CPU).client(job, message_of(job, 2), 2, 3), bytes)
+    member = client.begin(job, message_of(job, 2), 2, 3, {3: memory})
     client.enter(member, 0, job.method.phases()[0])
     assert member.moments and not any(tensor.any() for tensor in member.moments.values())
     rounds.run(spec, InProcess(CPU), root=tmp_path, save_every=0)
@@ -167,7 +167,7 @@ def test_a_client_that_diverges_keeps_what_it_had(tiny: MakeSpec) -> None:
     memory = replied(job, 1, b"").memory
     spoilt = values(memory).copy()
     spoilt[0] = np.nan
-    answer = InProcess(CPU).client(job, message_of(job), 2, 3, spoilt.tobytes())
+    answer = InProcess(CPU).client(job, message_of(job, 2), 2, 3, spoilt.tobytes())
     assert isinstance(answer, PayloadError)
     memories = {3: memory}
     assert list(rounds.remembered([(3, answer)], memories)) == [(3, answer)]
@@ -211,11 +211,10 @@ def test_engines_agree_on_what_is_kept(tiny: MakeSpec, tmp_path: Path, method: s
 def test_engines_for_a_gpu_keep_the_moments_of_each_client(tiny: MakeSpec, kind: type[Any]) -> None:
     """Ten clients of two sizes, in two rounds: what each keeps is what it keeps when it is trained in process."""
     job = job_of(spec_of(tiny, "fedpm", persistent=True))
-    message = message_of(job)
     memories: dict[str, dict[int, bytes]] = {"reference": {}, "engine": {}}
     for number in (1, 2):
         for name, engine in (("reference", InProcess(CPU)), ("engine", kind(CPU))):
-            replies = list(engine.train(job, message, number, range(10), memories[name]))
+            replies = list(engine.train(job, message_of(job, number), number, range(10), memories[name]))
             assert all(isinstance(reply, Reply) for _, reply in replies)
             memories[name] = {client: reply.memory for client, reply in replies}
     for client_ in range(10):

@@ -78,14 +78,14 @@ def test_fastest_keeps_the_one_whose_second_round_was_the_fastest(tiny: MakeSpec
     chosen = []
     for each in (job, other):
         for round in range(1, 7):
-            list(fastest.train(each, message_of(each), round, [0, 1]))
+            list(fastest.train(each, message_of(each, round), round, [0, 1]))
             chosen.append(fastest.last)
     assert chosen == [*rivals] * 4  # a new batch size is a new question
     (first, _) = fastest.paces.values()
     for pace, seconds in zip(first, (3.0, 1.0, 2.0), strict=True):
         pace[:] = [0.0 if seconds == 3.0 else 9.0, seconds]  # the first round misleads
     for round in (7, 8):
-        list(fastest.train(job, message_of(job), round, [0, 1]))
+        list(fastest.train(job, message_of(job, round), round, [0, 1]))
         assert fastest.last is rivals[1]
 
 

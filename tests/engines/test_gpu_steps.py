@@ -56,13 +56,17 @@ def test_graphed_on_a_cpu_gives_the_bytes_of_one_process(tiny: MakeSpec, setting
     reference, graphed = InProcess(CPU), Graphed(CPU)
     # Another run in between, and a round left half-way: nothing of them may stay in the static tensors.
     for each, round in ((job, 1), (other, 1), (job, 2)):
-        left = graphed.train(each, message_of(each), 9, COHORT)
+        left = graphed.train(each, message_of(each, 9), 9, COHORT)
         next(left)
-        found, expected = (list(engine.train(each, message_of(each), round, COHORT)) for engine in (graphed, reference))
+        found, expected = (
+            list(engine.train(each, message_of(each, round), round, COHORT)) for engine in (graphed, reference)
+        )
         assert found == expected
         next(left)
     assert graphed.client(job, message, 1, 2) == reference.client(job, message, 1, 2)
-    assert graphed.client(job, message, 1, 2) != graphed.client(job, message, 2, 2)  # the comparison can fail
+    assert graphed.client(job, message, 1, 2) != graphed.client(
+        job, message_of(job, 2), 2, 2
+    )  # the comparison can fail
 
 
 @each_method

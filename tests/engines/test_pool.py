@@ -147,8 +147,8 @@ def test_a_round_left_half_way_does_not_answer_the_next_one(tiny: MakeSpec, mort
             if held:
                 kept.append(begun)  # as the traceback of a failed round does
             del begun
-            found = list(mortal.train(job, message, 2, [9, 8, 7]))
-            assert found == list(InProcess(CPU).train(job, message, 2, [9, 8, 7]))
+            found = list(mortal.train(job, message_of(job, 2), 2, [9, 8, 7]))
+            assert found == list(InProcess(CPU).train(job, message_of(job, 2), 2, [9, 8, 7]))
     finally:
         mortal.close()  # first, so that clearing cannot wait for answers
         kept.clear()
@@ -290,9 +290,9 @@ def test_a_worker_killed_between_rounds_is_noticed_and_the_ruined_pool_refuses_m
     assert len(list(mortal.train(job, message, 1, [0, 1, 2]))) == 3
     kill_one(mortal)
     with pytest.raises(RunError, match="worker process died"):
-        list(mortal.train(job, message, 2, [0, 1, 2]))
+        list(mortal.train(job, message_of(job, 2), 2, [0, 1, 2]))
     with pytest.raises(RunError):  # not a wait for answers that nobody will give
-        list(mortal.train(job, message, 2, [0, 1, 2]))
+        list(mortal.train(job, message_of(job, 2), 2, [0, 1, 2]))
 
 
 @pytest.fixture

@@ -72,10 +72,10 @@ def test_a_codec_draws_from_the_run_s_seed() -> None:
 
 def test_an_exchange_and_an_update_are_of_the_same_client() -> None:
     broadcast, upload = runs.exchange(runs.spec("fedavg"))
-    assert len(upload) == 4 * 4736 + 36 and len(broadcast) == len(upload) + 4
+    assert len(upload) == 4 * 4736 + 44 and len(broadcast) == len(upload) + 4
     u = runs.update()
     assert u.shape == (4736,) and u.dtype == np.float32 and 0.1 < np.linalg.norm(u) < 10
-    sent = np.frombuffer(upload, "<f4", count=4736, offset=32) - np.frombuffer(broadcast, "<f4", count=4736, offset=36)
+    sent = np.frombuffer(upload, "<f4", count=4736, offset=40) - np.frombuffer(broadcast, "<f4", count=4736, offset=44)
     assert np.allclose(sent, u, atol=1e-4)  # the same steps, taken from another point
 
 

@@ -228,7 +228,7 @@ def test_share_of_masked_entries(masking: str, shares: list[float]) -> None:
     """SM masks all entries from the first step on, whatever is drawn."""
     method = of(masking=masking)
     for progress, expected in zip((0.25, 1.0), shares, strict=True):
-        share, chance = method.draw(progress, torch.Generator().manual_seed(1))
+        share, chance = method.draw(progress, Rng(1).stream())
         assert share == expected
         assert chance.shape == (4736,) and float(chance.min()) >= 0 and float(chance.max()) < 1
         n = torch.full((4736,), 0.05)

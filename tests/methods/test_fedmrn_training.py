@@ -37,7 +37,7 @@ from fedlib.engines.vmapped import Stacked
 from fedlib.errors import SpecError
 from fedlib.methods.fedavg import FedAvg
 from fedlib.methods.fedmrn import FedMRN
-from fedlib.rng import Rng
+from fedlib.rng import Rng, Stream
 from fedlib.runs import rounds
 from fedlib.wire import container
 
@@ -73,7 +73,7 @@ def test_06_schedule_of_progressive_masking(samples: int, steps: int) -> None:
 
     class Toy(FedMRN):
         @override
-        def draw(self, progress: float, generator: torch.Generator) -> Draws:
+        def draw(self, progress: float, stream: Stream) -> Draws:
             seen.append(progress)
 
         @override
@@ -177,7 +177,7 @@ def test_the_engines_for_a_gpu_know_every_option(tiny: MakeSpec, kind: type[InPr
     job = job_of(tiny(method="fedmrn", hyper=settings, partition=partition))
     method = job.method
     assert isinstance(method, FedMRN)
-    message = method.broadcast(state_of(method))
+    message = rounds.broadcast(method, state_of(method), 1)
     expected = dict(InProcess(CPU).train(job, message, 1, [3, 1, 8]))
     found = dict(kind(CPU).train(job, message, 1, [3, 1, 8]))
     for number, upload in expected.items():
@@ -197,7 +197,7 @@ def test_magnitude_falls_by_its_factor_and_travels_with_the_model(tiny: MakeSpec
     assert len(message_of(job)) == len(message_of(plain)) + 4
     for magnitude in (0.5, 0.125, 0.03125):
         assert state.own == magnitude
-        message = method.broadcast(state)
+        message = rounds.broadcast(method, state, 1)
         member = client.begin(job, message, 1, 1, None)
         client.train(method, Phase(job.task.plan), [member])
         n = member.local.frozen["n"]

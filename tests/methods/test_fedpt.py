@@ -34,6 +34,7 @@ from fedlib.rng import Rng
 from fedlib.runs import rounds
 from fedlib.runs.build import job as build_job
 from fedlib.runs.spec import Spec
+from fedlib.wire import container
 
 pytestmark = pytest.mark.usefixtures("one_thread", "networks")
 each_local = pytest.mark.parametrize("local", LOCAL)
@@ -121,8 +122,8 @@ def test_03_the_trained_part_and_the_seed_are_the_model(policy: str) -> None:
     run = Run.of(policy, {"law": "glorot"})
     state = run.states(2)[-1]
     message = run.method.broadcast(state)
-    assert struct.unpack("<Q", message[36:44]) == (run.state.own.seed,)
-    model, values = made(run), torch.frombuffer(bytearray(message[52:-4]), dtype=torch.float32)
+    assert struct.unpack("<Q", message[44:52]) == (run.state.own.seed,)
+    model, values = made(run), torch.frombuffer(bytearray(message[60:-4]), dtype=torch.float32)
     for name, shape in run.task.parameters.items():
         if name not in model:
             model[name], values = values[: shape.numel()].view(shape), values[shape.numel() :]
@@ -133,13 +134,13 @@ def test_03_the_trained_part_and_the_seed_are_the_model(policy: str) -> None:
 
 @pytest.mark.parametrize("model, policy", POLICIES)
 def test_04_payload(model: str, policy: str) -> None:
-    """4 bytes a trained entry, and 56 bytes down (16 of them seed and fingerprint), 48 up (8 fingerprint)."""
+    """4 bytes a trained entry, and 64 bytes down (16 of them seed and fingerprint), 56 up (8 fingerprint)."""
     run = Run.of(policy, model=model)
     frozen = freezing.frozen_names(policy, run.task.parameters)
     n = sum(p.numel() for name, p in run.task.network.named_parameters() if name not in frozen)
     assert bool(frozen) == (policy != "none") and (n == TRAINED) == (policy == "emnist/dense1")
     reply = run.method.upload(run.begin(), run.task.held(0), Rng(0))
-    assert (len(run.message), len(reply)) == (4 * n + 56, 4 * n + 48)
+    assert (len(run.message), len(reply)) == (4 * n + 64, 4 * n + 56)
     assert run.method.sizes(reply).paper == 32 * n
 
 
@@ -148,9 +149,9 @@ def test_altered_truncated_and_wrong_messages(way: str) -> None:
     run = Run.of()
     update = run.upload(changes(run)[0], 7)
     read: Callable[[bytes], Any] = run.begin if way == "down" else run.read
-    good, other, samples, split = (run.message, update, 0, 52) if way == "down" else (update, run.message, 7, 44)
-    head, body = good[36:split], good[split:-4]
-    assert read(good) and good == run.packed(way, samples, head, body)
+    good, other, samples, split = (run.message, update, 0, 60) if way == "down" else (update, run.message, 7, 52)
+    head, body = good[44:split], good[split:-4]
+    assert read(good) and container.address(good, 0, 0) == run.packed(way, samples, head, body)
     nan = body[:-4] + struct.pack("<f", math.nan)
     wrong: list[list[bytes]] = [[head[:-1], body], [head + b"\0", body], [head, body[:-4]], [head, nan], [body]]
     bad = [other, good + b"\0", *(run.packed(way, samples, *parts) for parts in wrong)]
@@ -169,9 +170,9 @@ def test_another_frozen_part_is_named_on_both_sides(more: int, law: str) -> None
     _, theirs = dataclasses.replace(run.method, law=law).frozen_part(run.state.own.seed + more)
     words = f"frozen part {run.mark.hex()}, the other side's is {theirs.hex()}"
     with pytest.raises(PayloadError, match=words):
-        run.begin(run.packed("down", 0, run.message[36:44] + theirs, run.message[52:-4]))
+        run.begin(run.packed("down", 0, run.message[44:52] + theirs, run.message[60:-4]))
     good = run.upload(changes(run)[0])
-    _, uploads = run.serve(run.packed("up", 7, theirs, good[44:-4]), good)
+    _, uploads = run.serve(run.packed("up", 7, theirs, good[52:-4]), good)
     assert uploads.accepted == [1] and words in uploads.refused[0][1]
 
 
@@ -230,7 +231,7 @@ def test_07_policy_none_is_plain_fedopt_bit_for_bit(server: str, local: str) -> 
     for number in (1, 2, 3):
         run.state = run.one_round(run.state, number)
         total, weight = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}, 0
-        message = job.method.broadcast(ServerState(expected.model, None))
+        message = rounds.broadcast(job.method, ServerState(expected.model, None), number)
         for _, reply in ENGINE.train(job, message, number, rounds.draw_cohort(spec, job.task, number)):
             model, samples = FedAvg().bind(job.task).read(reply)  # type: ignore[arg-type]
             weight += samples

@@ -134,7 +134,7 @@ def test_no_message_holds_the_seed_of_the_noise() -> None:
     run = begin(NOISY)
     own = run.state.own
     other = dataclasses.replace(run.state, own=dataclasses.replace(own, noise=own.noise ^ 1))
-    assert pack_seed(own.noise) not in run.message and run.message == run.method.broadcast(other)
+    assert pack_seed(own.noise) not in run.message and run.message == rounds.broadcast(run.method, other, 1)
     moved = [point(run.method.aggregate(state, Uploads([]))) for state in (run.state, other)]
     assert not torch.equal(*moved)
 

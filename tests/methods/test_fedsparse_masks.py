@@ -117,7 +117,7 @@ def test_networks_with_batchnorm_are_refused() -> None:
 
 def test_05_sampled_masks_have_the_means_theta() -> None:
     theta, draws = torch.tensor([0.0, 1e-3, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0]), 100_000
-    found = flat(8 * draws).draw_mask(theta.repeat(draws), torch.Generator().manual_seed(0)).view(draws, 8)
+    found = flat(8 * draws).draw_mask(theta.repeat(draws), Rng(0).stream()).view(draws, 8)
     assert set(found.flatten().tolist()) == {0.0, 1.0}
     error = (found.double().mean(0) - theta).abs()
     assert bool((error <= 5 * (theta * (1 - theta) / draws).sqrt() + 1e-7).all())
@@ -131,7 +131,7 @@ def test_05_uploaded_and_trained_masks_have_the_means_theta() -> None:
     sent, trained = torch.zeros(5), torch.zeros(5)
     for number in range(5):
         sent += mask_in(method, send(method, scores, Rng(number))).view(-1, 5).sum(0)
-        drawn = method.draw(0.5, torch.Generator().manual_seed(number))
+        drawn = method.draw(0.5, Rng(number).stream())
         trained += method.mask(torch.sigmoid(scores), drawn).view(-1, 5).sum(0)
     for found in (sent, trained):
         assert bool(((found / 1e5 - theta).abs() <= 5 * (theta * (1 - theta) / 1e5).sqrt()).all())

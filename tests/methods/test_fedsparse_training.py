@@ -146,12 +146,12 @@ def plain_round(method: FedPM, local: Local, shard: Samples, place: Rng) -> tupl
     The steps are those of `fedlib.core.optimizers`, which agrees with torch's within rounding only.
     """
     plan, s, w = small_task().plan, local.trainable["s"].detach().clone().requires_grad_(), local.frozen["w"]
-    order, draws = place.child("order").torch(), place.child("draws").torch()
+    order, draws = place.child("order").stream(), place.child("draws").stream()
     moments = optimizers.moments(plan, {"s": s})
     for _ in range(plan.epochs):
-        for batch in torch.randperm(len(shard[0]), generator=order).split(plan.batch):
+        for batch in order.permutation(len(shard[0])).split(plan.batch):
             theta = torch.sigmoid(s)
-            mask = (torch.rand(len(w), generator=draws) < theta).float()
+            mask = (draws.uniform(len(w)) < theta).float()
             through: Any = Through.apply(theta, mask, method.ste == "prob")
             effective = w * through
             kernel, bias = effective[SMALL["0.weight"]].view(4, 2, 3, 3), effective[SMALL["0.bias"]]
@@ -161,7 +161,7 @@ def plain_round(method: FedPM, local: Local, shard: Samples, place: Rng) -> tupl
             if method.lam:
                 loss = loss + method.lam * theta.mean()
             optimizers.step(plan, {"s": s}, [*torch.autograd.grad(loss, s)], moments)
-    fresh = torch.rand(len(w), generator=place.child("upload").torch())
+    fresh = place.child("upload").stream().uniform(len(w))
     return s.detach(), fresh < torch.sigmoid(s.detach())
 
 

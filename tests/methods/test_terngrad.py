@@ -47,7 +47,7 @@ def test_mean_and_variance() -> None:
 
 def test_draws_the_named_stream() -> None:
     method, u = of((100, 10)), torch.linspace(-1, 1, 1000)
-    chance = torch.rand(1000, generator=Rng(3).child("upload").torch())
+    chance = Rng(3).child("upload").stream().uniform(1000)
     expected = [math.copysign(1, v) if c < abs(v) else 0 for c, v in zip(chance.tolist(), u.tolist(), strict=True)]
     assert received(method, u, Rng(3)).tolist() == expected
     assert received(method, u, Rng(4)).tolist() != expected

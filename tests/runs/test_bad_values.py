@@ -60,6 +60,10 @@ GRID: list[tuple[str, tuple[Any, ...], str]] = [  # fields that the file leaves 
     ("validation", (-0.1, 1, math.nan, "x"), "number 0 0.9"),
     ("most_change", (-1, 2e12, math.nan, "x"), "number from 0 to 1e+12"),
     ("robust", ("mean", 1, None), "allowed: clipped, median, none, trimmed"),
+    ("attackers", (-1, 1.5, "x"), "integer 0"),
+    ("attackers", (1,), "attack give both"),
+    ("attack", (-2e6, math.nan, "x"), "number -1e+06"),
+    ("attack", (-10,), "attackers give both"),
     ("momentum", (-0.1, 1, math.nan, "x", None), "number 0"),
 ]
 PRIVATE = {"weighting": "clients", "mechanism": "dp_fedavg", "clip_norm": 0.1, "noise_multiplier": 1.0, "delta": 1e-3}

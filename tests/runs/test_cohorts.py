@@ -14,7 +14,7 @@ from fedlib.core.task import cross_entropy
 from fedlib.data import partition, sets, sources
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import SpecError
-from fedlib.rng import Rng, permutation
+from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 
 
@@ -59,7 +59,7 @@ def test_spaced_cohorts_take_turns(tiny: MakeSpec) -> None:
     assert cohorts[:10] == cohorts[10:20] and rounds.draw_cohort(spec, task, 2, attempt=1) == cohorts[1]
     other = tiny(clients=10, cohort=3, sampling="spaced", seed=spec.seed + 1)
     assert [rounds.draw_cohort(other, task, number) for number in range(1, 11)] != cohorts[:10]
-    first = [permutation(Rng(seed), 4)[0] for seed in range(400)]
+    first = [int(Rng(seed).stream().permutation(4)[0]) for seed in range(400)]
     assert min(np.bincount(first, minlength=4)) > 65, "each client may be the first; 100 on average, deviation 8.7"
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 from jobs import CPU, MakeSpec, job_of
 from projects import HERE, RUN, edit, put
 from typing_extensions import override
@@ -55,7 +55,8 @@ def repacked(upload: bytes, change: Callable[[list[bytearray]], object], kind: s
         start -= size
     change(sections)
     samples = int.from_bytes(upload[13 + length : 17 + length], "little")
-    return container.pack(kind or name, fingerprint, samples, sections)
+    address = (int.from_bytes(upload[at : at + 4], "little") for at in (17 + length, 21 + length))
+    return container.address(container.pack(kind or name, fingerprint, samples, sections), *address)
 
 
 def last_value(value: float) -> Callable[[list[bytearray]], object]:
@@ -66,7 +67,7 @@ def restated(upload: bytes, samples: int) -> bytes:
     """The same upload, of so many samples."""
     at = 13 + upload[4]
     head = upload[:at] + samples.to_bytes(4, "little") + upload[at + 4 : -4]
-    return head + zlib.crc32(head).to_bytes(4, "little")
+    return head + (xxhash.xxh3_64_intdigest(head) % 2**32).to_bytes(4, "little")
 
 
 def flipped(upload: bytes, at: int) -> bytes:
@@ -80,7 +81,7 @@ BAD: dict[str, tuple[Callable[[bytes], Any], str]] = {
     "too long": (lambda u: repacked(u, lambda sections: sections[-1].extend(bytes(4))), "at most"),
     "a section more": (lambda u: repacked(u, lambda sections: sections.append(bytearray(4))), "sections"),
     "another kind": (lambda u: repacked(u, lambda sections: None, "other.up"), "'other.up'"),
-    "another method": (lambda u: container.pack("else.up", bytes(8), 1, [b"1234", b"5678"]), "else.up"),
+    "another method": (lambda u: container.pack("else.up", bytes(8), 1, [b"1234", b"5678"]), "of round 0 and client 0"),
     "altered in the middle": (lambda u: flipped(u, len(u) // 2), "altered"),
     "altered at the end": (lambda u: flipped(u, len(u) - 1), "altered"),
     "altered at the start": (lambda u: flipped(u, 0), "not a fedlib message"),

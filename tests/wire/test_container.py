@@ -1,10 +1,10 @@
 """The container: bytes worked by hand, round trips, and every defect refused by PayloadError alone."""
 
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from common import peak_bytes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,23 +14,16 @@ from fedlib.wire import container
 
 FINGERPRINT = bytes.fromhex("0102030405060708")
 LIMITS = (4, 0)
-# "FLW", version 1, kind of 6 bytes "t.u" + 3 zeros; fingerprint; 258 samples; 2 sections of 3 and 0 bytes; "abc"; CRC.
-KNOWN = bytes.fromhex("464c57 01 06 742e75000000 0102030405060708 02010000 02 03000000 00000000 616263 a1073c24")
-
-
-def crc32_by_bits(data: bytes) -> int:
-    """CRC-32 of ISO 3309, straight from its polynomial."""
-    remainder = 0xFFFFFFFF
-    for byte in data:
-        remainder ^= byte
-        for _ in range(8):
-            remainder = remainder >> 1 ^ (0xEDB88320 if remainder & 1 else 0)
-    return remainder ^ 0xFFFFFFFF
+# "FLW", version 2, kind of 6 bytes "t.u" + 3 zeros; fingerprint; 258 samples, round and client 0; 2 sections of 3 and 0
+# bytes; "abc"; checksum.
+HEAD = "464c57 02 06 742e75000000 0102030405060708 02010000 "
+KNOWN = bytes.fromhex(HEAD + "00000000 00000000 02 03000000 00000000 616263 815267d5")
+ADDRESSED = bytes.fromhex(HEAD + "03000000 05000000 02 03000000 00000000 616263 b9723a78")  # round 3, client 5
 
 
 def sealed(body: bytes) -> bytes:
     """A message whose checksum is right, whatever its body says: what an adversary can write."""
-    return body + zlib.crc32(body).to_bytes(4, "little")
+    return body + (xxhash.xxh3_64_intdigest(body) % 2**32).to_bytes(4, "little")
 
 
 def unpack(data: Any) -> container.Message:
@@ -39,7 +32,9 @@ def unpack(data: Any) -> container.Message:
 
 def test_container_known_bytes() -> None:
     assert container.pack("t.u", FINGERPRINT, 258, [b"abc", b""]) == KNOWN
-    assert crc32_by_bits(KNOWN[:-4]) == int.from_bytes(KNOWN[-4:], "little")
+    assert container.address(KNOWN, 3, 5) == ADDRESSED and container.address(ADDRESSED, 0, 0) == KNOWN
+    assert xxhash.xxh3_64_hexdigest(b"") == "2d06800538d394c2"  # as published with XXH3
+    assert sealed(KNOWN[:-4]) == KNOWN
     message = unpack(KNOWN)
     assert message.samples == 258
     assert [bytes(section) for section in message.sections] == [b"abc", b""]
@@ -47,7 +42,7 @@ def test_container_known_bytes() -> None:
 
 
 @given(
-    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=18),
     st.binary(min_size=8, max_size=8),
     st.integers(0, 2**32 - 1),
     st.lists(st.binary(max_size=50), min_size=1, max_size=4),
@@ -60,6 +55,7 @@ def test_container_round_trip(kind: str, fingerprint: bytes, samples: int, secti
         assert message.samples == samples
         assert [bytes(section) for section in message.sections] == sections
         assert all(section.readonly for section in message.sections)
+    container.check_address(data, 0, 0)
     assert container.section_sizes(data) == sizes
     overhead = len(data) - sum(sizes)
     assert overhead <= container.OVERHEAD_LIMIT
@@ -77,12 +73,24 @@ def test_container_takes_every_buffer_without_copying_it_twice() -> None:
     assert bytes(message.sections[1]) == big.tobytes()
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_a_message_of_another_round_or_client_is_refused(round: int, client: int, other: int, another: int) -> None:
+    data = container.address(KNOWN, round, client)
+    container.check_address(data, round, client)
+    assert [bytes(section) for section in unpack(data).sections] == [b"abc", b""]
+    if (other, another) != (round, client):
+        with pytest.raises(PayloadError, match=f"of round {round} and client {client}, expected round {other} and"):
+            container.check_address(data, other, another)
+
+
 @pytest.mark.parametrize("size", range(len(KNOWN)))
 def test_container_truncated(size: int) -> None:
     with pytest.raises(PayloadError):
         unpack(KNOWN[:size])
     with pytest.raises(PayloadError):
         container.section_sizes(KNOWN[:size])
+    with pytest.raises(PayloadError):
+        container.check_address(KNOWN[:size], 0, 0)
 
 
 def test_container_any_flipped_bit() -> None:
@@ -97,10 +105,10 @@ def test_container_any_flipped_bit() -> None:
     ("data", "complaint"),
     [
         (b"PK" + KNOWN, "not a fedlib message: starts with b'PKF', expected b'FLW'"),
-        (sealed(KNOWN[:3] + b"\2" + KNOWN[4:-4]), "format version 2, this program reads version 1"),
-        (KNOWN[:-1], "truncated: 38 bytes, at least 39 expected"),
+        (sealed(KNOWN[:3] + b"\1" + KNOWN[4:-4]), "format version 1, this program reads version 2"),
+        (KNOWN[:-1], "truncated: 46 bytes, at least 47 expected"),
         (KNOWN[:10], "truncated"),
-        (KNOWN + b"\0", "message of 40 bytes, its header states 39: trailing bytes"),
+        (KNOWN + b"\0", "message of 48 bytes, its header states 47: trailing bytes"),
         (KNOWN[:-5] + b"d" + KNOWN[-4:], "altered: checksum"),
         (container.pack("t.v", FINGERPRINT, 0, [b"", b""]), "kind 't.v', expected 't.u'"),
         (sealed(KNOWN[:5] + b"\xff" + KNOWN[6:-4]), r"kind '\\\\xff\.u', expected 't.u'"),
@@ -123,13 +131,13 @@ def test_container_defects_are_named(data: Any, complaint: str) -> None:
 
 @given(st.binary(max_size=80), st.integers(0, 255))
 def test_container_random_bytes(tail: bytes, kind_length: int) -> None:
-    for data in (tail, KNOWN[:3] + tail, sealed(KNOWN[:4] + bytes([kind_length]) + tail), sealed(KNOWN[:23] + tail)):
+    for data in (tail, KNOWN[:3] + tail, sealed(KNOWN[:4] + bytes([kind_length]) + tail), sealed(KNOWN[:31] + tail)):
         with pytest.raises(PayloadError):
             unpack(data)
 
 
 def test_container_claims_cost_nothing() -> None:
-    claims = sealed(KNOWN[:23] + b"\xff" + b"\xff" * 4 * 255)
+    claims = sealed(KNOWN[:31] + b"\xff" + b"\xff" * 4 * 255)
 
     def refused() -> None:
         with pytest.raises(PayloadError, match="truncated"):
@@ -141,7 +149,7 @@ def test_container_claims_cost_nothing() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        ("k" * 21, FINGERPRINT, 0, [b""]),
+        ("k" * 19, FINGERPRINT, 0, [b""]),
         ("", FINGERPRINT, 0, [b""]),
         ("ü", FINGERPRINT, 0, [b""]),
         ("t.u\0", FINGERPRINT, 0, [b""]),

@@ -28,7 +28,7 @@ from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.methods.fedcompress import augmentation, clustering, messages
 from fedlib.methods.fedcompress.messages import Form, Metered
 from fedlib.methods.messages import largest
-from fedlib.rng import Rng
+from fedlib.rng import Rng, Stream
 from fedlib.wire import codebook
 
 
@@ -73,8 +73,8 @@ class FedZip(Method[Metered]):
         return local
 
     @override
-    def draw(self, progress: float, generator: torch.Generator) -> Tensor | None:
-        return augmentation.draws(self.augment, self.task, generator)
+    def draw(self, progress: float, stream: Stream) -> Tensor | None:
+        return augmentation.draws(self.augment, self.task, stream)
 
     @override
     def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Tensor | None) -> Tensor:

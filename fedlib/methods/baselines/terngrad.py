@@ -38,7 +38,7 @@ class TernGrad(UpdateCodec[None]):
     def encode(self, u: Tensor, local: Local, rng: Rng) -> list[Section]:
         task = self.task
         scales = torch.stack([layer.abs().max() for layer in layers(u, task.weights).values()])
-        chance = torch.rand(len(u), generator=rng.child("upload").torch(task.device), device=task.device)
+        chance = rng.child("upload").stream(task.device).uniform(len(u))
         for layer, scale in zip(layers(chance, task.weights).values(), scales, strict=True):
             layer.mul_(scale)  # compared with |u| rather than with |u| / s, which a layer of zeros does not have
         symbols = u.sign().mul_(chance < u.abs()).add_(1).to(torch.uint8)  # 0 for -s, 1 for 0, 2 for +s

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from fedlib.core.task import Task
+from fedlib.rng import Stream
 
 KINDS = ("none", "corner", "random")  # where cutout cuts, of those that are not none
 
 
-def draws(kind: str, task: Task, generator: torch.Generator) -> Tensor | None:
+def draws(kind: str, task: Task, stream: Stream) -> Tensor | None:
     """Uniform on [0, 1) [batch, 5], on the task's device: what `augmented` needs for a batch, or a smaller one."""
-    return None if kind == "none" else torch.rand(task.plan.batch, 5, generator=generator, device=task.device)
+    return None if kind == "none" else stream.uniform(task.plan.batch, 5)
 
 
 def augmented(batch: tuple[Tensor, Tensor], u: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:

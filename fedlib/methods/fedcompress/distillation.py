@@ -59,11 +59,11 @@ def distil(
     trainable |= clustering.first_centroids(trainable, names, number, rng)
     plan = Plan(settings.distil_epochs, settings.distil_batch, settings.distil_lr, "adam")
     moments, losses = optimizers.moments(plan, trainable), []
-    order = rng.child("order", turn).torch()
+    order = rng.child("order", turn).stream()
     task.network.train(settings.norms == "train")
     for _ in range(plan.epochs):
         total = torch.zeros((), device=task.device)
-        places = full_batches(torch.randperm(len(images), generator=order).to(task.device), plan.batch)
+        places = full_batches(order.permutation(len(images)).to(task.device), plan.batch)
         for index in places:
             whole = student | {
                 name: clustering.straight_through(student[name], mu)

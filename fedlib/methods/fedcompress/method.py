@@ -34,7 +34,7 @@ from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import SpecError
 from fedlib.methods.fedcompress import adaptive_clusters, augmentation, clustering, distillation, messages
 from fedlib.methods.fedcompress.messages import Form, Metered
-from fedlib.rng import Rng
+from fedlib.rng import Rng, Stream
 
 SEEDS = Rng(9)  # of centroids, the same for all clients and rounds as in the code; of foreign images and their order
 
@@ -136,8 +136,8 @@ class FedCompress(adaptive_clusters.Rule, distillation.Settings, ModelWriter[His
         local.trainable |= clustering.first_centroids(local.trainable, self.kernels, number, SEEDS)
 
     @override
-    def draw(self, progress: float, generator: torch.Generator) -> Tensor | None:
-        return augmentation.draws(self.augment, self.task, generator)
+    def draw(self, progress: float, stream: Stream) -> Tensor | None:
+        return augmentation.draws(self.augment, self.task, stream)
 
     @override
     def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Tensor | None) -> Tensor:

@@ -82,8 +82,7 @@ def norm(x: Tensor, intervals: int, rng: Rng, bucket: int) -> tuple[Levels, np.n
     if not bool(torch.isfinite(scales).all()):
         raise PayloadError(DIVERGED)
     share = rows.abs().div_(scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).mul_(intervals).flatten()
-    draws = rng.torch(x.device)
-    magnitudes = share.add_(torch.rand(share.shape, generator=draws, device=x.device)).floor_().clamp_(max=intervals)
+    magnitudes = share.add_(rng.stream(x.device).uniform(*share.shape)).floor_().clamp_(max=intervals)
     signed = magnitudes.mul_(2).add_(rows.flatten() < 0)[: x.numel()]
     width = intervals.bit_length() + 1
     return Levels(width, float(intervals), 0.0, _integers(signed, width)), scales.cpu().numpy()
@@ -120,7 +119,7 @@ def _rows(x: Tensor, bucket: int) -> Tensor:
 
 def _round(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int) -> np.ndarray:
     """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded."""
-    flat, draws = x.detach().flatten(), rng.torch(x.device) if rng else None
+    flat, draws = x.detach().flatten(), rng.stream(x.device) if rng else None
     levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)
     for start in range(0, flat.numel(), _BLOCK):
         block = flat[start : start + _BLOCK]
@@ -128,7 +127,7 @@ def _round(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng |
         if draws is None:
             y.round_().add_(centre)
         else:  # the integer below y + a number from [0, 1) is y in the mean
-            y.add_(torch.rand(y.shape, generator=draws, device=y.device)).floor_()
+            y.add_(draws.uniform(*y.shape)).floor_()
         levels[start : start + _BLOCK] = _integers(y.clamp_(0, most), width)
     return levels
 

@@ -32,7 +32,7 @@ from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods.fedsparse import masks
 from fedlib.methods.messages import pack_seed, positive, unpack_seed
-from fedlib.rng import Rng, normal
+from fedlib.rng import Rng, Stream, normal
 from fedlib.wire import container
 from fedlib.wire.contexts import BUCKETS, buckets
 
@@ -108,9 +108,9 @@ class FedPM(Method[Own]):
         sizes = [shape.numel() for shape in self.shapes.values()]
         return torch.cat([masks.largest(part, self.keep) for part in theta.split(sizes)])
 
-    def draw_mask(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_mask(self, theta: Tensor, stream: Stream) -> Tensor:
         """A mask [n], ones and zeros; m ~ Bern(theta) unless `masking` has its own rule."""
-        return self.mask(theta, torch.rand(theta.shape, generator=generator, device=theta.device))
+        return self.mask(theta, stream.uniform(*theta.shape))
 
     def regularizer(self, theta: Tensor) -> Tensor:
         """What lam weighs, between 0 and 1: a stand-in for the bits a parameter of the mask."""
@@ -145,9 +145,8 @@ class FedPM(Method[Own]):
         return Local({"s": s}, {"w": self.weights(seed).to(self.task.device), "theta": theta}, len(shard[1]), seed)
 
     @override
-    def draw(self, progress: float, generator: torch.Generator) -> Tensor:
-        size = self.n if self.masking == "bernoulli" else 1
-        return torch.rand(size, generator=generator, device=self.task.device)
+    def draw(self, progress: float, stream: Stream) -> Tensor:
+        return stream.uniform(self.n if self.masking == "bernoulli" else 1)
 
     @override
     def loss(self, trainable: Tensors, frozen: Tensors, batch: Samples, drawn: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ class FedPM(Method[Own]):
         s = local.trainable["s"].detach()
         if not bool(torch.isfinite(s).all()):
             raise PayloadError("scores are not finite: local training diverged; lower the learning rate")
-        mask = self.draw_mask(torch.sigmoid(s), rng.child("upload").torch(self.task.device)).bool().cpu().numpy()
+        mask = self.draw_mask(torch.sigmoid(s), rng.child("upload").stream(self.task.device)).bool().cpu().numpy()
         sections = masks.pack_mask(mask, self.contexts(local.frozen["theta"].cpu()))
         # A mask means nothing over the weights of another seed.
         return container.pack("fedpm.up", self.fingerprint(f"fedpm {local.seed}"), local.samples, sections)
@@ -213,12 +212,12 @@ class FedPM(Method[Own]):
             kept = [positive(theta - 0.5)]
         else:
             draws = MASKS if self.masking == "bernoulli" else 1
-            kept = [self.draw_mask(theta, rng.child(i).torch()) for i in range(draws)]
+            kept = [self.draw_mask(theta, rng.child(i).stream()) for i in range(draws)]
         return [masks.layers(w * mask, self.shapes) for mask in kept]
 
     def save_model(self, state: ServerState[Own], rng: Rng) -> bytes:
         """The final model as a file: the seed of its weights, and one mask drawn from theta, coded."""
-        mask = self.draw_mask(state.model["theta"], rng.torch()).bool().numpy()
+        mask = self.draw_mask(state.model["theta"], rng.stream()).bool().numpy()
         sections = [pack_seed(state.own.seed), *masks.pack_mask(mask, None)]
         return container.pack("fedpm.model", self.fingerprint(), 0, sections)
 
