@@ -13,10 +13,7 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +31,7 @@ from tqdm import tqdm
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 import malformed  # noqa: E402
+from kills import attack_by_kills  # noqa: E402
 from known_answers import CASES, TINY  # noqa: E402
 from malformed import CHANNELS, Channel  # noqa: E402
 
@@ -190,54 +188,6 @@ def attack_records() -> dict[str, int]:
         changed = json.loads(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :], strict=False)
         unnoticed += changed != kept and not integrity.fault(changed)
     return {"tried": len(places), "unnoticed": unnoticed}
-
-
-# Kills
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from fedlib.engines.select import open_engine
-from fedlib.runs import rounds
-from fedlib.runs.spec import Spec
-with open_engine(sys.argv[3], "cpu", 2) as engine:
-    spec = Spec.from_dict(json.loads(sys.argv[1]))
-    rounds.run.__kwdefaults__["save_every"] = 0.0
-    rounds.load_or_run(spec, engine, root=Path(sys.argv[2]))
-"""
-STATEFUL = ("fedavg adam, kept", "eden fed back", "fedpt in private", "fedsparsify", "fedmrn")
-
-
-def attack_by_kills(count: int) -> dict[str, int]:
-    """SIGKILL at a random moment, again and again until the run is done: its record must be the one of a quiet run."""
-    cases = [name for name in STATEFUL if name in CASES] or ["fedavg"]
-    draw, kills, same, runs = random.Random(0), 0, 0, 0
-    with tqdm(total=count, unit="kill", disable=None) as bar:
-        while kills < count:
-            spec = Spec.from_dict(TINY | CASES[cases[runs % len(cases)]] | {"rounds": 6})
-            engine = ("process", "pool")[runs % 2]
-            with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as quiet:
-                expected = rounds.load_or_run(spec, InProcess(torch.device("cpu")), root=Path(quiet))
-                wait = 0.5
-                while not record.path(spec, Path(folder)).exists():
-                    process = begun(spec, folder, engine)
-                    try:
-                        process.wait(draw.uniform(0.2, wait))
-                    except subprocess.TimeoutExpired:
-                        os.killpg(process.pid, signal.SIGKILL)
-                        process.wait()
-                        kills, wait = kills + 1, wait + 0.3
-                        bar.update()
-                found = record.load(spec, Path(folder))
-                same += bool(found) and json.dumps(record.stable(found or {})) == json.dumps(record.stable(expected))
-                runs += 1
-    return {"kills": kills, "runs": runs, "same records": same}
-
-
-def begun(spec: Spec, folder: str, engine: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", SCRIPT, json.dumps(spec.as_dict()), folder, engine]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    return subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
 # Time to refuse

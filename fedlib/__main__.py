@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +21,14 @@ from fedlib.engines.select import open_engine
 from fedlib.errors import FedlibError, RunError, SpecError
 from fedlib.runs import fitting, grid, record, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
-from fedlib.runs.progress import expect
+from fedlib.runs.progress import expect, steady
 from fedlib.runs.spec import PROFILES
+
+# Folders below the project's root in which a write that was killed may have left something.
+WRITTEN = (
+    *("records", "scores", "book/papers", "book/compare", "experiments", "published", "bench/results"),
+    *(".cache/checkpoints", ".cache/proofs"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise SpecError(
                 f"{sources.home()}: no project, it has no experiments; go to a checkout, or set FEDLIB_HOME"
             )
-        for folder in ("records", "scores", "book/papers", "book/compare", ".cache/checkpoints"):
-            record.sweep(sources.home() / folder)
+        _sweep()
         options.call(options)
+        sys.stdout.flush()  # now, while a full disk can still be told
     except FedlibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,8 +49,36 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; what was recorded is kept, and an unfinished run goes on from its checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
+    except OSError as error:
+        if error.filename is None:
+            _forget_output()
+        what, why = error.filename or "a file, or the output", error.strerror or error
+        print(f"error: {what}: cannot be read or written ({why}); free the disk, or the folder", file=sys.stderr)
+        return 2
     return 0
+
+
+def _sweep() -> None:
+    """Remove what killed commands left. A fetch that lives changes a file within minutes, or gives its server up."""
+    root = sources.home()
+    for folder in WRITTEN:
+        record.sweep(root / folder)
+    if not papers():  # whose .cache this is, nobody knows
+        return
+    files = (root / entry.folder / path for entry in sets.ENTRIES.values() for path, _ in entry.files)
+    parts = (file.with_name(f".{file.name}.part") for file in files)
+    for left in (*(root / ".cache").glob("fetch-????????"), *parts):
+        with contextlib.suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+            if abs(time.time() - newest) > 3600:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _forget_output() -> None:
+    """What could not be printed is not tried again at the end."""
+    with contextlib.suppress(OSError):  # no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,7 +153,8 @@ def run(options: argparse.Namespace) -> None:
         else:
             done = (grid.attempt(spec, engine, again=options.again) for spec in runs)
         failed = []
-        for spec, result in zip(runs, tqdm(done, total=len(runs), unit="run", disable=None), strict=True):
+        shown = steady(tqdm(done, total=len(runs), unit="run", disable=None))
+        for spec, result in zip(runs, shown, strict=True):
             if isinstance(result, RunError):  # in a search for settings that is a finding
                 failed += [] if spec.tuning else [result]
                 tqdm.write(f"{'diverged' if spec.tuning else 'failed'}: {result}")
@@ -171,7 +209,7 @@ def status(options: argparse.Namespace) -> None:
         for profile in [p for p in profiles(paper) if options.profile in (None, p)]:
             for spec, found, reason in record.fresh(specs(paper, profile)):
                 state = "fresh" if not reason else "STALE" if found else "-"
-                made = found.get("made") if found else None
+                made = found["made"] if found and "fault" not in found else None
                 when = f"{made['time'][:10]} {made['seconds']:8.1f} s  {made['device']}" if made else ""
                 print(f"{state:5}  {paper}/{profile}/{spec.name:45} {when}  {reason}".rstrip())
 

@@ -34,6 +34,34 @@ def copy_to(root: Path) -> None:
     shutil.copy(ROOT / "params.yaml", root)
 
 
+def small(root: Path, **pages: str) -> None:
+    """The same with FedMRN alone, two runs of two rounds on digits, and with these pages."""
+    copy_to(root)
+    for file in (*root.glob("experiments/*.yaml"), *root.glob("published/*.yaml")):
+        if file.stem != "fedmrn":
+            file.unlink()
+    edit(root, put("profiles/smoke", {"main": group()}))
+    for name, cell in pages.items():
+        (root / "notebooks" / f"{name}.md").write_text(PAGE.format(cell))
+
+
+# A page with a single cell
+PAGE = """---
+kernelspec: {{display_name: Python 3, language: python, name: python3}}
+---
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+
+profile = "lab"
+```
+
+```{{code-cell}} ipython3
+{}
+```
+"""
+
+
 def group(**settings: Any) -> dict[str, Any]:
     """Two runs of two rounds on digits."""
     labels = ["fedavg", "fedmrn-binary"]

@@ -174,5 +174,5 @@ def write(judged: list[Score], root: Path | None = None) -> Path:
         record.write(folder / name, (json.dumps(row) + "\n").encode())
     for path in folder.glob("*/*.json"):
         if str(path.relative_to(folder)) not in rows:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have done so
     return folder

@@ -14,6 +14,7 @@ import nbformat
 from fedlib.data.sources import home
 from fedlib.errors import FedlibError
 from fedlib.pages.execute import normalise
+from fedlib.runs.record import sweep
 from fedlib.runs.record import write as write_file
 
 Notebook = Any  # nbformat is untyped
@@ -135,6 +136,8 @@ def write(folder: Path, *, replace: bool = False) -> list[Path]:
     `replace`. FedlibError also where the folder cannot be read or written.
     """
     files = {folder / kind / f"{page.stem}.ipynb": data for page in sources() for kind, data in made(page).items()}
+    for kind in ("student", "teacher"):
+        sweep(folder / kind)
     try:
         changed = {path: data for path, data in files.items() if not path.exists() or path.read_bytes() != data}
         there = [str(path) for path in changed if path.exists()]

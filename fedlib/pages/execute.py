@@ -44,6 +44,11 @@ def make(paper: str, profile: str, parameters: dict[str, Any] | None = None, roo
         if error.ename in {kind.__name__ for kind in FedlibError.__subclasses__()}:
             raise FedlibError(f"notebooks/{paper}.md: {error.evalue}") from error
         raise FedlibError(f"notebooks/{paper}.md failed in a cell; the old page was kept.\n{error}") from error
+    except (RuntimeError, TimeoutError) as error:  # of a kernel that died, never began, or was too slow
+        what = str(error).strip() or type(error).__name__
+        raise FedlibError(
+            f"notebooks/{paper}.md: {what}; the old page was kept; make it again, on a machine with more memory or time"
+        ) from error
     record.write(target, nbformat.writes(normalise(executed)).encode())
     return target
 

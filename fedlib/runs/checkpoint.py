@@ -75,7 +75,13 @@ class Checkpoint:
         write(self.file, content + hashlib.sha256(content).digest())
 
     def remove(self) -> None:
-        self.file.unlink(missing_ok=True)
+        """Of a run whose record is saved: a file that stays is in nobody's way."""
+        try:
+            self.file.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            log.warning("%s cannot be removed (%s); nothing needs it any more", self.file, error.strerror)
 
 
 def take(tensors: Tensors, prefix: str) -> Tensors:

@@ -20,6 +20,7 @@ from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
 
 EVERY = 60.0  # seconds between two lines
+LONGEST = 1e8  # seconds that a record may say its run took: three years
 
 
 def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], processes: int) -> str:
@@ -27,7 +28,7 @@ def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], 
     known: dict[tuple[str, ...], list[float]] = {}
     for spec, found in planned:
         seconds = ((found or {}).get("made") or {}).get("seconds")
-        if isinstance(seconds, int | float):
+        if isinstance(seconds, int | float) and 0 <= seconds < LONGEST:  # an edited record may say anything
             for key in _keys(spec):
                 known.setdefault(key, []).append(seconds)
     total, unknown = 0.0, 0
@@ -52,14 +53,21 @@ def tell(seconds: float) -> str:
     return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
+def steady(bar: tqdm[Any]) -> tqdm[Any]:
+    """A bar by a clock that nobody sets: when the machine's own jumps back, tqdm tells times below zero."""
+    bar._time = time.monotonic  # type: ignore[attr-defined]
+    bar.start_t = bar.last_print_t = time.monotonic()
+    return bar
+
+
 class Bar:
     def __init__(self, spec: Spec, done: list[dict[str, Any]]) -> None:
         self.name, self.rounds, self.first = spec.name, spec.rounds, len(done)
         self.begin = self.said = time.monotonic()
         self.line: tqdm[Any] | None = None
         if multiprocessing.parent_process() is None:
-            self.line = tqdm(
-                total=spec.rounds, initial=len(done), desc=spec.name, unit="round", disable=None, leave=False
+            self.line = steady(
+                tqdm(total=spec.rounds, initial=len(done), desc=spec.name, unit="round", disable=None, leave=False)
             )
         self.bytes = sum(entry["uplink_bytes"] for entry in done)
 

@@ -32,6 +32,7 @@ from fedlib.engines.in_process import InProcess
 from fedlib.errors import RunError, SpecError
 from fedlib.runs import machine, record, rounds
 from fedlib.runs.digest import PACKAGE, code_of
+from fedlib.runs.progress import steady
 from fedlib.runs.spec import Spec
 
 CHEAP = 4.0  # seconds up to which all rounds are run
@@ -139,9 +140,6 @@ def _proved(old: str, before: Replay, now: Replay) -> Path | None:
     seconds = sum(trial.seconds for trial in todo)
     print(f"{len(todo)} kinds of run to compare, in about {seconds / 60:.0f} minutes on two quiet cores", flush=True)
     ran = _compared(todo, old, before, now)
-    for file, entry in zip(stamped, loaded, strict=True):
-        entry["code"] = code_of(Spec.from_dict(entry["spec"]))
-        record.write(file, record.text(entry).encode())
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     log = {
         "old": old,
@@ -155,28 +153,29 @@ def _proved(old: str, before: Replay, now: Replay) -> Path | None:
     tried = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     names = (folder / f"{when[:10]}-{old[:12]}{more}.json" for more in tried)
     target = next(name for name in names if not name.exists())  # no proof takes the place of another
-    record.write(target, (json.dumps(log, indent=1) + "\n").encode())
+    record.write(target, (json.dumps(log, indent=1) + "\n").encode())  # first: no stamp without its proof
+    for file, entry in zip(stamped, loaded, strict=True):
+        entry["code"] = code_of(Spec.from_dict(entry["spec"]))
+        record.write(file, record.text(entry).encode())
     return target
 
 
 def _compared(todo: Sequence[Trial], old: str, before: Replay, now: Replay) -> list[dict[str, Any]]:
     """What was run; RunError at the first difference. A file under .cache remembers what was equal."""
     cache = home() / ".cache" / "proofs" / f"{old}.jsonl"
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    known = set(cache.read_text(encoding="utf-8").splitlines()) if cache.exists() else set()
+    known = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
     ran = []
-    with cache.open("a", encoding="utf-8") as file:
-        for trial in tqdm(todo, unit="run", disable=None):
-            key = json.dumps([trial.shortened, code_of(trial.spec)], sort_keys=True)
-            if key not in known:
-                _ask(before, trial.shortened)
-                _ask(now, trial.shortened)
-                first, second = map(_with_defaults, (_told(before), _told(now)))
-                if first != second:
-                    raise RunError(f"{trial.spec.name} differs in {_difference(first, second)}; no record was stamped")
-                file.write(key + "\n")
-                file.flush()
-            ran.append({"run": f"{trial.spec.paper}/{trial.spec.profile}/{trial.spec.name}", "rounds": trial.rounds})
+    for trial in steady(tqdm(todo, unit="run", disable=None)):
+        key = json.dumps([trial.shortened, code_of(trial.spec)], sort_keys=True)
+        if key not in known:
+            _ask(before, trial.shortened)
+            _ask(now, trial.shortened)
+            first, second = map(_with_defaults, (_told(before), _told(now)))
+            if first != second:
+                raise RunError(f"{trial.spec.name} differs in {_difference(first, second)}; no record was stamped")
+            known.append(key)
+            record.write(cache, "".join(f"{line}\n" for line in known).encode())
+        ran.append({"run": f"{trial.spec.paper}/{trial.spec.profile}/{trial.spec.name}", "rounds": trial.rounds})
     return ran
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import tempfile
@@ -39,11 +40,13 @@ def write(target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
+            with contextlib.suppress(OSError):  # on a disk without locks nothing is swept either
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+            os.chmod(name, 0o644)
+            os.replace(name, target)
     except BaseException as error:
         if name:
             with contextlib.suppress(OSError):
@@ -57,10 +60,15 @@ def write(target: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove below a folder what writes left behind that were killed: no write takes a minute."""
+    """Remove below a folder what writes left behind that were killed.
+
+    One that lives holds a lock, so that neither a slow disk nor a clock that jumps makes its file look left behind; but
+    for its first moment, which the minute is for.
+    """
     for left in folder.rglob(f".*{UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 60:
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if abs(time.time() - left.stat().st_mtime) > 60:
                 left.unlink()
 
 
@@ -99,7 +107,7 @@ def read(file: Path) -> Record:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("spec"), dict):
             raise ValueError("it is no mapping with a spec")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"record {file} cannot be read ({error}); restore it from Git, or remove it") from error
     if fault := integrity.fault(found):
         found["fault"] = fault

@@ -1,13 +1,10 @@
 """Checkpoints: a run goes on from its own and from no other's; a write is whole or not at all."""
 
-import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import disk_full_after
 from jobs import CPU, MakeSpec, Stopping, ran
 from known_answers import CASES, TINY
 from projects import files
@@ -135,17 +133,6 @@ def test_what_killed_writes_left_is_swept_and_what_is_being_written_is_not(tmp_p
 
 
 # Disk full
-
-
-@contextlib.contextmanager
-def disk_full_after(size: int) -> Iterator[None]:
-    """No file grows past `size` bytes: writing more fails like on a full disk (Python ignores SIGXFSZ)."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096])

@@ -1,6 +1,7 @@
 """The command line: what is wrong is named with what is allowed, the status is 2, and nothing is written."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,17 @@ def test_a_stale_record_shows_in_status_and_on_the_page(digits: Path, capsys: py
     said = capsys.readouterr().out
     assert "2 runs, 1 to train" in said and "(trained: spec differs in lr)" in said
     assert [line.split()[0] for line in status(capsys)] == ["fresh", "fresh"]
+
+
+def test_an_edited_record_and_a_folder_in_its_place_are_named(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(list(RUN)) == 0
+    first, second = (record.path(spec) for spec in experiments.specs("fedmrn", "smoke"))
+    first.write_text(re.sub('"seconds": [0-9.]+', '"seconds": "long"', first.read_text()))
+    assert [line.split()[0] for line in status(capsys)] == ["STALE", "fresh"]
+    second.unlink()
+    second.mkdir()
+    assert main(["status", "--profile", "smoke"]) == 2
+    assert f"record {second} cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("digits")

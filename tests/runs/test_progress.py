@@ -1,11 +1,16 @@
 """How long runs are expected to take, and what a run says where nobody watches a bar."""
 
 import io
+import itertools
+import math
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tqdm.std
 from jobs import CPU, MakeSpec
 
 from fedlib.engines.in_process import InProcess
@@ -25,7 +30,8 @@ def test_the_nearest_records_tell_how_long_it_takes(tiny: MakeSpec) -> None:
     assert expect([far, own], known, 2) == "about 12 minutes by the records' own times", "900 and 600 s on two"
     other = tiny(name="e", group="other")
     assert expect([own, other], known, 4) == "about 5 minutes by the records' own times; of 1 more no record says"
-    records: list[dict[str, Any] | None] = [None, {}, {"made": None}, timed("long")]
+    edited = [timed(seconds) for seconds in ("long", -5, -math.inf, math.inf, math.nan, 10**400)]
+    records: list[dict[str, Any] | None] = [None, {}, {"made": None}, *edited]
     for nothing in records:
         assert expect([own], [(own, nothing)], 2) == "no record says how long that takes"
 
@@ -50,3 +56,28 @@ def test_a_line_now_and_then_without_a_terminal(
     lines = [line for line in said.getvalue().splitlines() if ": round " in line]
     assert [line.split(",")[0].split(": ")[1] for line in lines] == [f"round {n} of 3" for n in (1, 2, 3)]
     assert lines[-1].endswith("left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("jumps", [(-1e6, 0.0), (1e6, 0.0), (0.0, -1e6, 1e6, 0.0, -1e9)], ids=["back", "ahead", "both"])
+def test_a_clock_that_jumps_moves_no_time(
+    tiny: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jumps: tuple[float, ...]
+) -> None:
+    """In a record, on the bar of a terminal, in the lines of a log."""
+    wall, jump = time.time, itertools.cycle(jumps)
+    for owner in (time, tqdm.std):  # which holds the function itself
+        monkeypatch.setattr(owner, "time", lambda: wall() + next(jump))
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        found = rounds.run(tiny(rounds=12, evaluate_every=1), InProcess(CPU), root=tmp_path)
+        seconds = [found["made"]["seconds"], *(entry["seconds"] for entry in found["rounds"])]
+        assert all(0 <= each < 3600 for each in seconds)
+        said = stream.getvalue()
+        assert said.count("round 12 of 12, a second left") == (not stream.isatty())
+        assert not stream.isatty() or "/12 [00:0" in said
+        assert re.findall(r"-\d.*|\d{3}:\d\d", said) == [], "below zero, or days"

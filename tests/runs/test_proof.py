@@ -9,11 +9,12 @@ from typing import Any
 
 import projects
 import pytest
+from commands import disk_full_after
 from jobs import CPU, MakeSpec
 
 from fedlib import __main__
 from fedlib.engines.in_process import InProcess
-from fedlib.errors import RunError
+from fedlib.errors import DataError, RunError
 from fedlib.runs import digest, proof, record, rounds
 from fedlib.runs.spec import Spec
 
@@ -110,8 +111,37 @@ def test_a_changed_formula_is_refused(project: Project, capsys: pytest.CaptureFi
     error = capsys.readouterr().err
     assert f"{spec.name} differs in round 2: accuracy 0." in error and "no record was stamped" in error
     assert kept(root, spec) == before and not logs(root)
-    assert (root / ".cache" / "proofs" / f"{commit}.jsonl").read_text() == ""
+    assert not (root / ".cache" / "proofs").exists()
     assert len(git(root, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("capsys")  # the output is kept in memory, where no disk is full
+def test_a_full_disk_leaves_no_stamp_without_its_proof(project: Project) -> None:
+    """Three files are written: what was equal so far, the proof, and, longer than both, the stamped record."""
+    root, spec, commit = project
+    edit(root, *EQUAL)
+    before = projects.files(root)
+    with proof._replaying(digest.PACKAGE.parent) as old, proof._replaying(root) as new:
+        with disk_full_after(100), pytest.raises(DataError, match=r"\.jsonl: cannot be written \(File too large\)"):
+            proof._proved(commit, old, new)
+        assert projects.files(root) == before
+
+        made = proof._proved(commit, old, new)
+        assert made and record.stale(kept(root, spec), spec) == ""
+        length = made.stat().st_size
+        made.unlink()  # as if it had been stopped before it was written
+        stamped, file = kept(root, spec), record.path(spec, root)
+        file.write_bytes(before[str(file.relative_to(root))])
+        with disk_full_after(100), pytest.raises(DataError, match=r"proofs/.*\.json: cannot be written"):
+            proof._proved(commit, old, new)
+        assert not made.exists() and record.stale(kept(root, spec), spec) == proof.CODE
+
+        assert length + 100 < len(file.read_bytes())
+        with disk_full_after(length + 100), pytest.raises(DataError, match=f"{file.name}: cannot be written"):
+            proof._proved(commit, old, new)
+        assert len(logs(root)) == 1 and record.stale(kept(root, spec), spec) == proof.CODE
+        assert proof._proved(commit, old, new) and kept(root, spec) == stamped
 
 
 def test_a_commit_whose_code_does_not_answer(project: Project) -> None:
