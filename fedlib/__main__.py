@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.engines.select import open_engine
-from fedlib.errors import FedlibError, RunError, SpecError
+from fedlib.errors import Diverged, FedlibError, RunError, SpecError
 from fedlib.runs import fitting, grid, record, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.progress import expect, steady
@@ -155,9 +155,10 @@ def run(options: argparse.Namespace) -> None:
         failed = []
         shown = steady(tqdm(done, total=len(runs), unit="run", disable=None))
         for spec, result in zip(runs, shown, strict=True):
-            if isinstance(result, RunError):  # in a search for settings that is a finding
-                failed += [] if spec.tuning else [result]
-                tqdm.write(f"{'diverged' if spec.tuning else 'failed'}: {result}")
+            if isinstance(result, RunError):
+                finding = spec.tuning and isinstance(result, Diverged)
+                failed += [] if finding else [result]
+                tqdm.write(f"{'diverged' if finding else 'failed'}: {result}")
                 continue
             name, final = result["spec"]["name"], result["final"]
             line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"

@@ -20,7 +20,11 @@ class PayloadError(FedlibError, ValueError):
 
 
 class RunError(FedlibError, RuntimeError):
-    """A run cannot go on: no usable update, a worker died, no such device."""
+    """A run cannot go on: it diverged, a worker died, no such device."""
+
+
+class Diverged(RunError):
+    """A run has no usable update any more. In a search for settings that is a finding."""
 
 
 def require_number(field: str, value: object, low: float, high: float, *, integer: bool = False) -> None:

@@ -1,13 +1,12 @@
-"""The page of one client that lies: what it does to each method, and what the rules in the mean's place do against it."""
+"""The page of one client that lies: what it does to each method, and what rules in the mean's place do against it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from fedlib.claims.results import each, where
+from fedlib.claims.results import where
 from fedlib.claims.verdicts import mean_interval
 from fedlib.pages import scorecard
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture
@@ -15,8 +14,10 @@ from fedlib.pages.page import NOT_RUN, means, tell
 from fedlib.pages.tables import Cells, average, deviate, summarize
 
 RULES = {"none": "mean", "clipped": "clipped", "median": "median", "trimmed": "trimmed"}  # by the spec's field `robust`
+METHODS = ("fedavg", "fedpm", "feddq", "fedpt", "fedcompress", "fedmrn", "eden")
 SIDES = {0: "all honest", 1: "one of ten lies"}  # by the number of attackers
 LATE = "late_accuracy"
+NUMBERS = ["label", "robust", "attackers", "seed", LATE]
 
 
 def lie_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
@@ -50,7 +51,7 @@ def lie_table(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
 
     cells: Cells = {"bytes an upload": average("upload_bytes"), "all honest": lambda own: _told(_honest(own))}
     cells |= {f"a liar, {told}": under(rule) for rule, told in RULES.items()}
-    return summarize(runs, {"label": "method"}, cells, caption, name, runs[["label", "robust", "attackers", "seed", LATE]])
+    return summarize(runs, {"label": "method"}, cells, caption, name, runs[NUMBERS])
 
 
 def price_table(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
@@ -61,21 +62,21 @@ def price_table(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
 
     cells: Cells = {told: over(rule) for rule, told in RULES.items() if rule != "none"}
     guarded = where(runs, label=list(where(runs, robust="median")["label"].unique()))
-    return summarize(guarded, {"label": "method"}, cells, caption, name, runs[["label", "robust", "attackers", "seed", LATE]])
+    return summarize(guarded, {"label": "method"}, cells, caption, name, runs[NUMBERS])
 
 
 def quote_lies(runs: pd.DataFrame) -> dict[str, Any]:
-    """By method and rule: accuracy with the liar (`eden-median`) and honest (`eden-honest`), and the fall (`eden-fall`)."""
-    numbers: dict[str, Any] = {}
-    for label, own in each(runs, "label"):
-        numbers |= means(_honest(own), [label], "{}-honest", LATE)
+    """By method: accuracy where all are honest (`eden-honest`), with the liar by rule (`eden-median`); its cost."""
+    numbers: dict[str, Any] = means(_honest(runs), METHODS, "{}-honest", LATE)
+    for label in METHODS:
+        own = where(runs, label=label)
         for rule, told in RULES.items():
             numbers[f"{label}-{told}"] = tell(where(own, robust=rule, attackers=1)[LATE].mean())
         numbers[f"{label}-fall"] = tell(_fall(runs, label, "none"), ".0f")
     return numbers | _worst(runs)
 
 
-def _worst(runs: pd.DataFrame) -> Mapping[str, Any]:
+def _worst(runs: pd.DataFrame) -> dict[str, Any]:
     """Which methods lose less than five points to a liar under the plain mean, and the rule that keeps most."""
     falls = {str(label): _fall(runs, str(label), "none") for label in runs["label"].unique()}
     kept = [label for label, fall in falls.items() if fall < 5]

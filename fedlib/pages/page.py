@@ -18,7 +18,7 @@ from fedlib.claims.conditions import count_local_steps
 from fedlib.claims.scorecard import list_profiles
 from fedlib.data import sources
 from fedlib.engines import select
-from fedlib.errors import DataError
+from fedlib.errors import DataError, Diverged
 from fedlib.pages.exhibit import Exhibit
 from fedlib.runs import grid
 from fedlib.runs.experiments import read_experiments, specs
@@ -144,7 +144,7 @@ def _train(paper: str, profile: str, missing: pd.DataFrame) -> None:
     with select.open_engine("auto") as engine:
         for spec in specs(paper, profile):
             made = grid.attempt(spec, engine) if spec.name in names else None
-            if isinstance(made, Exception) and not spec.tuning:
+            if isinstance(made, Exception) and not (spec.tuning and isinstance(made, Diverged)):
                 raise made
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedlib.engines.in_process import Engine, InProcess
 from fedlib.engines.pool import Pool
-from fedlib.errors import DataError, RunError
+from fedlib.errors import DataError, Diverged, RunError
 from fedlib.runs import rounds
 from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
@@ -33,7 +33,11 @@ def run_all(
         return
     with Pool(min(processes, len(specs))) as pool:
         for found in pool.call(_run, [(spec.as_dict(), root, again) for spec in specs]):
-            yield RunError(found) if isinstance(found, str) else found
+            if isinstance(found, tuple):  # an exception would be raised on its way here
+                diverged, why = found
+                yield Diverged(why) if diverged else RunError(why)
+            else:
+                yield found
 
 
 def attempt(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record | RunError:
@@ -50,6 +54,6 @@ def attempt(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool
         return RunError(f"{spec.name}: {type(error).__name__}: {error}"[:500])
 
 
-def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | str:
+def _run(engine: InProcess, values: dict[str, Any], root: Path | None, again: bool) -> Record | tuple[bool, str]:
     found = attempt(Spec.from_dict(values), engine, root=root, again=again)
-    return str(found) if isinstance(found, RunError) else found
+    return (isinstance(found, Diverged), str(found)) if isinstance(found, RunError) else found

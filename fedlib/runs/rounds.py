@@ -22,7 +22,7 @@ from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, NoUpdate, Uploads
 from fedlib.data import sets
 from fedlib.engines.in_process import Engine
-from fedlib.errors import PayloadError, RunError
+from fedlib.errors import Diverged, PayloadError
 from fedlib.rng import Rng, binomial, sample
 from fedlib.runs import build, machine, record
 from fedlib.runs.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
     """Run a spec from its last checkpoint, or from the start, to its end.
 
     save_every: seconds between checkpoints (0: after every round); it never changes a number.
-    Raises RunError when a round yields no usable update in three attempts.
+    Raises Diverged when a round yields no usable update in three attempts.
     """
     job, checkpoint = build.job(spec, engine.device), Checkpoint(spec, root)
     empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
@@ -121,7 +121,7 @@ def one_round(
             if uploads.wasted:
                 parts["refused"] = parts.get("refused", 0) + uploads.wasted
     else:
-        raise RunError(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
+        raise Diverged(f"{spec.name}: round {number} got no usable update in {ATTEMPTS} attempts; last: {refused[-1:]}")
     fault = unusable(new, state, spec.most_change)
     if fault:
         log.warning("%s: round %d keeps the old model: %s (clients %s)", spec.name, number, fault, uploads.accepted)

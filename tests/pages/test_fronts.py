@@ -156,4 +156,8 @@ def test_combinations_run_at_the_settings_of_their_parts() -> None:
 def test_pages_of_no_paper_have_a_folder_of_their_own() -> None:
     root = ROOT
     papers = {path.stem for path in (root / "published").glob("*.yaml")}
-    assert {path.stem for path in (root / "notebooks").glob("*.md")} - papers == {"compare", "combine", "one-client-lies"}
+    assert {path.stem for path in (root / "notebooks").glob("*.md")} - papers == {
+        "compare",
+        "combine",
+        "one-client-lies",
+    }

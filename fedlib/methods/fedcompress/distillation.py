@@ -18,7 +18,7 @@ from fedlib.core.plan import Plan, Tensors
 from fedlib.core.settings import choice, integer, number
 from fedlib.core.task import Task
 from fedlib.data import synthetic
-from fedlib.errors import PayloadError, RunError, SpecError
+from fedlib.errors import Diverged, PayloadError, SpecError
 from fedlib.methods.fedcompress import clustering
 from fedlib.rng import Rng
 
@@ -45,7 +45,7 @@ def distil(
 ) -> tuple[Tensors, list[float]]:
     """The model with `number` clusters in each of the named tensors, on the CPU, and the mean loss of each epoch.
 
-    rng: of the centroids' beginning, the images and, with the turn, their order. RunError where it diverges;
+    rng: of the centroids' beginning, the images and, with the turn, their order. Diverged where it does;
     PayloadError: a model that is not finite; SpecError: fewer images than a batch.
     """
     images, temperature = foreign_images(task, settings, rng), settings.temperature
@@ -77,7 +77,7 @@ def distil(
     try:
         found |= {name: clustering.clustered(found[name], mu) for name, mu in clustering.centroids(trainable).items()}
     except PayloadError as error:
-        raise RunError("self-compression diverged: lower hyper.distil_lr") from error
+        raise Diverged("self-compression diverged: lower hyper.distil_lr") from error
     if settings.norms == "recalibrate":
         recalibrate(found, images, settings.distil_batch, task)
     return {name: tensor.cpu() for name, tensor in found.items()}, losses
