@@ -21,6 +21,7 @@ from fedlib.errors import SpecError
 from fedlib.methods.registry import METHODS
 from fedlib.runs.spec import TUNING
 
+LATE = "late_accuracy"  # over the last quarter of the rounds, by which claims are judged too
 SEARCHED = ("accuracy", "bits")
 # What a search may vary beside a method's own settings.
 SWEPT = ("lr", "epochs", "batch", "optimizer", "momentum", "persistent", "frozen")
@@ -41,14 +42,12 @@ def name_axes(own: pd.DataFrame) -> list[str]:
 def weigh(runs: pd.DataFrame, group: str, rounds: pd.DataFrame | None = None) -> pd.DataFrame:
     """The runs that search for a group and did not diverge, with what they are judged by, larger is better.
 
-    Columns `reaches`, `saves` and `accuracy` (over the last quarter of the rounds, by which claims are judged too), of
-    which the first that differ decide. Without rounds the first two are 0: accuracy decides. With them a run `reaches`
-    the target, `SHARE` of the best validation accuracy that FedAvg has in the search with that seed, and `saves` the
-    less the more bits it uploads until then. FedAvg, which sets the target, is judged by its accuracy, and so is a run
-    that misses it.
+    Columns `reaches`, `saves` and `late_accuracy`, of which the first that differ decide. Without rounds the first two
+    are 0: accuracy decides. With them a run `reaches` the target, `SHARE` of the best validation accuracy that FedAvg
+    has in the search with that seed, and `saves` the less the more bits it uploads until then. FedAvg, which sets the
+    target, is judged by its accuracy, and so is a run that misses it.
     """
-    found = searched(runs, group).dropna(subset="accuracy").assign(reaches=0.0, saves=0.0)
-    found["accuracy"] = found["late_accuracy"]
+    found = searched(runs, group).dropna(subset=LATE).assign(reaches=0.0, saves=0.0)
     if rounds is None or found.empty:
         return found
     dense = found["label"] == DENSE
@@ -70,8 +69,8 @@ def take_winners(runs: pd.DataFrame, group: str, rounds: pd.DataFrame | None = N
     for label, own in each(searched(runs, group), "label"):
         axes, means = name_axes(own), {}
         for place, point in each(own, *axes) if axes else ():
-            if point["accuracy"].notna().all():
-                means[place] = tuple(weights.loc[point.index, ["reaches", "saves", "accuracy"]].mean())
+            if point[LATE].notna().all():
+                means[place] = tuple(weights.loc[point.index, ["reaches", "saves", LATE]].mean())
         if not means:
             continue
         best = max(means, key=lambda place: means[place])

@@ -1,12 +1,13 @@
-"""Gzip'd tar archives: their files one after another, and a hash of these that packing anew does not change."""
+"""Gzip'd files and tar archives: what is in them, one after another and no more than it may be; a hash of the latter
+that packing anew does not change."""
 
 import gzip
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 # What a file that is no such archive, or a damaged one, can raise.
 BROKEN = (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error)
@@ -35,3 +36,22 @@ def contents(path: Path, suffix: str) -> str:
         if name.endswith(suffix)
     )
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found).encode()).hexdigest()
+
+
+def copy(source: IO[bytes], target: Any, most: int, name: str) -> None:
+    """All bytes; OSError as soon as there are more than `most`, which a few packed ones can be many times."""
+    left = most
+    while block := source.read(1 << 20):
+        if (left := left - len(block)) < 0:
+            raise OSError(f"{name}: more than the {most:,} bytes that it may have; stopped")
+        target.write(block)
+
+
+def unpacked(item: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and unpacked bytes of each wanted file in `item`: the file itself, a tar archive or a gzip'd file."""
+    name = item.name if item.name in wanted else item.name.removesuffix(".gz")
+    if name in wanted:
+        opener: Callable[..., Any] = Path.open if name == item.name else gzip.open
+        yield name, opener(item, "rb")
+    elif item.name.endswith(".tar.gz"):
+        yield from ((name, source) for name, source in members(item) if name in wanted)

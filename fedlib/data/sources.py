@@ -4,7 +4,7 @@ A file is unpacked under a temporary name and moved into place only when its has
 leaves either the right file or none.
 """
 
-import gzip
+import errno
 import hashlib
 import http.client
 import os
@@ -13,9 +13,8 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from fedlib.errors import DataError
 
 TIMEOUT = 15  # seconds without an answer
 # What a source that is absent, broken or lying can raise; anything else is a mistake of ours.
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)  # no source can help
 NO_ANSWER = (OSError, *archive.BROKEN, http.client.HTTPException, subprocess.SubprocessError)
 
 
@@ -74,6 +74,11 @@ def get(name: str | sets.Entry, root: Path | None = None, mirror: Path | None = 
                 for item in items:
                     reasons += _install(item, entry, missing, root, stage)
             except NO_ANSWER as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise DataError(
+                        f"{entry.name}: its files cannot be written below {root} ({error.strerror}); free the disk, or "
+                        f"name another folder by FEDLIB_HOME, and say again: python -m fedlib data get {entry.name}"
+                    ) from error
                 reasons.append(_reason(error))
             if missing:
                 refused[label] = reasons or ["has not all of the files"]
@@ -157,7 +162,7 @@ def _download(addresses: Sequence[str], missing: set[str], stage: Path, most: in
             size = reply.length  # None when the server does not say
             # disable=None: no progress where nobody watches
             with tqdm.wrapattr(file, "write", total=size, desc=name, leave=False, disable=None) as watched:
-                _copy(reply, watched, most, name)
+                archive.copy(reply, watched, most, name)
             if size is not None and file.tell() != size:
                 raise EOFError(f"{name}: {file.tell()} bytes of {size}, then the connection ended")
         yield stage / name
@@ -195,10 +200,10 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
     reasons = []
     paths = {PurePosixPath(path).name: path for path in missing}
     try:
-        for name, source in _unpacked(item, set(paths)):
+        for name, source in archive.unpacked(item, set(paths)):
             staged, path = stage / f"{name}.part", paths[name]
             with source, staged.open("wb") as file:
-                _copy(source, file, entry.most, name)
+                archive.copy(source, file, entry.most, name)
             expected = dict(entry.files)[path]
             if (actual := _hash(staged, expected)) == expected:
                 _place(staged, root / entry.folder / path)
@@ -206,34 +211,19 @@ def _install(item: Path, entry: sets.Entry, missing: set[str], root: Path, stage
             else:
                 reasons.append(f"{item.name}: expected {expected}, found {actual}")
     except NO_ANSWER as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         reasons.append(f"{item.name}: {_reason(error)}")
     return reasons
 
 
-def _copy(source: IO[bytes], target: Any, most: int, name: str) -> None:
-    """All bytes; OSError as soon as there are more than `most`, which a few packed ones can be many times."""
-    left = most
-    while block := source.read(1 << 20):
-        if (left := left - len(block)) < 0:
-            raise OSError(f"{name}: more than the {most:,} bytes that it may have; stopped")
-        target.write(block)
-
-
-def _unpacked(item: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and unpacked bytes of each wanted file in `item`: the file itself, a tar archive or a gzip'd file."""
-    name = item.name if item.name in wanted else item.name.removesuffix(".gz")
-    if name in wanted:
-        opener: Callable[..., Any] = Path.open if name == item.name else gzip.open
-        yield name, opener(item, "rb")
-    elif item.name.endswith(".tar.gz"):
-        yield from ((name, source) for name, source in archive.members(item) if name in wanted)
-
-
 def _place(staged: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.part")
-    shutil.move(staged, beside)  # copies where the data folder is on another disk: only a rename there is atomic
-    beside.replace(target)
+    # Copied where the data folder is on another disk: only a rename there is atomic. Another process may do the same.
+    handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    shutil.move(staged, beside)
+    Path(beside).replace(target)
 
 
 def _reason(error: Exception) -> str:

@@ -12,14 +12,16 @@ GRID = [0.01, 0.1, 1.0]
 
 def runs(reported: float = 0.1, **accuracies: list[float | None]) -> pd.DataFrame:
     """A search over learning rates for each label (accuracy by rate), and the reported run of each."""
+    search, report = (
+        {"group": "tune-main", "seed": 100, "validation": 0.1},
+        {"group": "main", "seed": 0, "validation": 0.0},
+    )
     rows: list[dict[str, Any]] = []
     for label, found in accuracies.items():
-        for lr, accuracy in zip(GRID, found, strict=False):
-            rows.append(
-                {"group": "tune-main", "label": label, "lr": lr, "seed": 100, "accuracy": accuracy, "validation": 0.1}
-            )
-        rows.append({"group": "main", "label": label, "lr": reported, "seed": 0, "accuracy": 50.0, "validation": 0.0})
-    return pd.DataFrame(rows).astype({"accuracy": float})
+        own = {"label": label}
+        rows += [own | search | {"lr": lr, "late_accuracy": at} for lr, at in zip(GRID, found, strict=False)]
+        rows.append(own | report | {"lr": reported, "late_accuracy": 50.0})
+    return pd.DataFrame(rows).astype({"late_accuracy": float})
 
 
 def test_the_best_mean_wins_and_a_run_that_diverged_never_does() -> None:
@@ -33,11 +35,11 @@ def test_the_best_mean_wins_and_a_run_that_diverged_never_does() -> None:
 def test_a_search_of_two_settings_with_two_seeds() -> None:
     points = [(0.01, 1, [60, 60]), (0.1, 1, [80, 50]), (0.1, 2, [66, 66]), (1.0, 3, [10, 10])]
     rows = [
-        {"group": "tune-main-a", "label": "a", "lr": lr, "hyper.x": x, "seed": 100 + i, "accuracy": float(value)}
+        {"group": "tune-main-a", "label": "a", "lr": lr, "hyper.x": x, "seed": 100 + i, "late_accuracy": float(value)}
         for lr, x, values in points
         for i, value in enumerate(values)
     ]
-    rows.append({"group": "main", "label": "a", "lr": 0.1, "hyper.x": 2, "seed": 0, "accuracy": 1.0})
+    rows.append({"group": "main", "label": "a", "lr": 0.1, "hyper.x": 2, "seed": 0, "late_accuracy": 1.0})
     found = tuning.take_winners(pd.DataFrame(rows), "main")
     assert found[["axis", "value", "edge", "runs"]].to_numpy().tolist() == [
         ["lr", 0.1, False, 8],
@@ -66,9 +68,9 @@ def saving(target_met_by: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows += [{"label": "a", "lr": 0.1, "hyper.x": x, "run": f"a {x}"} for x in (1, 2, 4)]
     ends = {"fedavg 0.01": 70.0, "fedavg 0.1": 80.0, "fedavg 1.0": 75.0}
     found = pd.DataFrame(rows).assign(group="tune-main", split="iid", seed=100, validation=0.1)
-    found["accuracy"] = [ends.get(run, 79.5 if run in target_met_by else 79.0) for run in found["run"]]
+    found["late_accuracy"] = [ends.get(run, 79.5 if run in target_met_by else 79.0) for run in found["run"]]
     courses = [
-        {"run": row["run"], "round": n, "accuracy": row["accuracy"] - (n == 1), "spent_bits": n * row["hyper.x"]}
+        {"run": row["run"], "round": n, "accuracy": row["late_accuracy"] - (n == 1), "spent_bits": n * row["hyper.x"]}
         for row in found.to_dict("records")
         for n in (1, 2)
     ]
@@ -86,7 +88,7 @@ def test_a_search_for_bits_takes_the_cheapest_that_reaches_the_target(meeting: l
 
 def test_the_least_that_a_setting_may_be_is_no_edge() -> None:
     points = [(1, 70.0), (2, 60.0), (4, 50.0)]
-    rows = [{"hyper.first": x, "hyper.resolution": float(x), "accuracy": accuracy} for x, accuracy in points]
+    rows = [{"hyper.first": x, "hyper.resolution": float(x), "late_accuracy": accuracy} for x, accuracy in points]
     found = pd.DataFrame(rows).assign(group="tune-main", label="a", method="feddq", seed=100)
     edges = tuning.take_winners(found.astype({"hyper.first": object}), "main").set_index("axis")["edge"]
     assert edges.to_dict() == {"hyper.resolution": True, "hyper.first": False}

@@ -103,7 +103,7 @@ def test_what_tuning_takes() -> None:
     ]
     assert len(shown.frame) == 7
     assert tuning.list_edges(planned, "main") == ["own (lr 0.1)", "own (size 1)"]
-    diverged = planned.assign(accuracy=planned["accuracy"].where(planned["accuracy"] != 70))
+    diverged = planned.assign(late_accuracy=planned["late_accuracy"].where(planned["late_accuracy"] != 70))
     assert "0.1: –, 0.3: 60.0*" in tuning.tuning_table(diverged, "main", "tuning").body
 
 

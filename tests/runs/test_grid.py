@@ -17,7 +17,7 @@ from projects import put, write
 
 from fedlib.__main__ import main
 from fedlib.engines.in_process import InProcess
-from fedlib.errors import RunError
+from fedlib.errors import Diverged, RunError
 from fedlib.runs import grid, record, rounds
 from fedlib.runs.checkpoint import Checkpoint
 from fedlib.runs.record import Record
@@ -48,7 +48,7 @@ def test_the_records_are_those_of_one_run_after_the_other(tiny: MakeSpec, tmp_pa
     hopeless = tiny(name="hopeless", lr=1e12, batch=8)
     expected = [rounds.run(spec, InProcess(CPU), root=tmp_path / "reference") for spec in three]
     first, failed, *rest = grid.run_all([three[0], hopeless, *three[1:]], 2, root=tmp_path)
-    assert isinstance(failed, RunError) and "hopeless: round 1 got no usable update" in str(failed)
+    assert isinstance(failed, Diverged) and "hopeless: round 1 got no usable update" in str(failed)
     assert not record.load(hopeless, tmp_path)
     found = every([first, *rest])
     assert [text(r) for r in found] == [text(r) for r in expected]
