@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
         shown = steady(tqdm(done, total=len(runs), unit="run", disable=None))
         for spec, result in zip(runs, shown, strict=True):
             if isinstance(result, RunError):
-                finding = spec.tuning and isinstance(result, Diverged)
+                finding = spec.may_diverge and isinstance(result, Diverged)
                 failed += [] if finding else [result]
                 tqdm.write(f"{'diverged' if finding else 'failed'}: {result}")
                 continue

@@ -6,18 +6,26 @@ from typing import Any
 
 import pandas as pd
 
-from fedlib.claims.results import where
+from fedlib.claims.results import FRESH, NOT_RUN, where
 from fedlib.claims.verdicts import mean_interval
 from fedlib.pages import scorecard
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture
-from fedlib.pages.page import NOT_RUN, means, tell
+from fedlib.pages.page import means, tell
 from fedlib.pages.tables import Cells, average, deviate, summarize
 
 RULES = {"none": "mean", "clipped": "clipped", "median": "median", "trimmed": "trimmed"}  # by the spec's field `robust`
 METHODS = ("fedavg", "fedpm", "feddq", "fedpt", "fedcompress", "fedmrn", "eden")
 SIDES = {0: "all honest", 1: "one of ten lies"}  # by the number of attackers
 LATE = "late_accuracy"
+CHANCE = 10.0  # %, of ten classes
 NUMBERS = ["label", "robust", "attackers", "seed", LATE]
+
+
+def take_groups(planned: pd.DataFrame) -> pd.DataFrame:
+    """The fresh runs of these groups; one with a liar that has no record diverged, and counts as chance."""
+    own = planned[planned["group"].str.startswith(("honest", "liar"))]
+    fresh, missing = where(own, state=FRESH), where(own, state=NOT_RUN, attackers=1)
+    return pd.concat([fresh, missing.assign(**{LATE: CHANCE})]) if len(fresh) else fresh
 
 
 def lie_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
@@ -39,8 +47,8 @@ def lie_figure(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
     frame = runs[["label", "robust", "attackers", "seed", LATE, "uplink_bytes"]].rename(columns={"label": "method"})
     drops = ", ".join(f"{m} {tell(_fall(runs, m, 'none'), '.0f')}" for m in methods)
     alt = f"Two panels of test accuracy by method and rule. Under the plain mean one liar costs, in points: {drops}."
-    how = "Mean over seeds; bars: minimum to maximum."
-    return picture(figure, alt, f"{caption} {how}", frame, name, runs)
+    how = "Mean over seeds; bars: minimum to maximum. A run that diverged counts as chance, 10 %."
+    return picture(figure, alt, f"{caption} {how}", frame, name, where(runs, state=FRESH))
 
 
 def lie_table(runs: pd.DataFrame, caption: str, name: str) -> Exhibit:
@@ -82,7 +90,7 @@ def _worst(runs: pd.DataFrame) -> dict[str, Any]:
     kept = [label for label, fall in falls.items() if fall < 5]
     lying = where(runs, attackers=1)
     by_rule = lying[lying["robust"] != "none"].groupby("robust")[LATE].mean()
-    best = RULES[str(by_rule.idxmax())] if len(by_rule) else NOT_RUN
+    best = RULES[str(by_rule.idxmax())] if len(by_rule) else "none"
     return {"unharmed": ", ".join(kept) or "none", "best": best}
 
 
@@ -91,7 +99,10 @@ def _honest(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _told(own: pd.DataFrame) -> str:
-    return deviate(LATE)(own) if len(own) else "–"
+    if own.empty:
+        return "–"
+    lost = int((own["state"] == NOT_RUN).sum())
+    return deviate(LATE)(own) + (f" ({lost} of {len(own)} diverged)" if lost else "")
 
 
 def _fall(runs: pd.DataFrame, label: str, rule: str) -> float:

@@ -144,7 +144,7 @@ def _train(paper: str, profile: str, missing: pd.DataFrame) -> None:
     with select.open_engine("auto") as engine:
         for spec in specs(paper, profile):
             made = grid.attempt(spec, engine) if spec.name in names else None
-            if isinstance(made, Exception) and not (spec.tuning and isinstance(made, Diverged)):
+            if isinstance(made, Exception) and not (spec.may_diverge and isinstance(made, Diverged)):
                 raise made
 
 

@@ -101,8 +101,13 @@ class Spec(Derived):
 
     @property
     def tuning(self) -> bool:
-        """Whether the run is one of a search for settings, among which may be some with which it diverges."""
+        """Whether the run is one of a search for settings."""
         return self.group.startswith(TUNING)
+
+    @property
+    def may_diverge(self) -> bool:
+        """Whether it is a finding where it does: in a search, or where clients lie."""
+        return self.tuning or self.attackers > 0
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
