@@ -74,7 +74,7 @@ def _complete(caption: str, runs: pd.DataFrame | None) -> str:
 def provenance(runs: pd.DataFrame) -> str:
     """The line that a caption ends with: scale, data set, seeds, device."""
     profiles, data, clients, cohorts, devices = (
-        ", ".join(map(str, runs[name].unique())) for name in ("profile", "data", "clients", "cohort", "device")
+        ", ".join(map(str, runs[name].dropna().unique())) for name in ("profile", "data", "clients", "cohort", "device")
     )
     seeds = sorted(runs["seed"].unique())
     note = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"a single seed ({seeds[0]})"
