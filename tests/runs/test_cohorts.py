@@ -10,7 +10,7 @@ from common import present
 from jobs import CPU, MakeSpec
 from projects import HERE, objection, put
 
-from fedlib.core.task import cross_entropy
+from fedlib.data.objective import cross_entropy
 from fedlib.data import partition, sets, sources
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import SpecError
