@@ -27,7 +27,7 @@ class Given:
     network: Network
     code: str
 
-    def __call__(self, channels: int, side: int, classes: int, root: Rng) -> nn.Module:
+    def __call__(self, channels: int, side: int, classes: int, root: Rng) -> Any:
         """What a function makes has initial values by the run's seed; a module keeps those that it has."""
         if isinstance(self.network, nn.Module):
             return copy.deepcopy(self.network)

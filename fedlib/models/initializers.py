@@ -32,7 +32,7 @@ from fedlib.rng import MASK64, Rng, normal, uniform
 CUT = 0.87962566103423978
 
 Network = TypeVar("Network", bound=nn.Module)
-Builder = Callable[[int, int, int, Rng], nn.Module]
+Builder = Callable[[int, int, int, Rng], nn.Sequential]
 """From channels, side, classes and the root of the random draws to a network, initial weights included."""
 Values = Callable[[int, Sequence[int]], np.ndarray]  # from the tensor's own seed and its shape, float32 [entries]
 

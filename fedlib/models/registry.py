@@ -42,7 +42,7 @@ MODELS: dict[str, Builder] = {  # beside each: its parameters, for the data of i
 }
 
 
-def build(name: str, channels: int, side: int, classes: int, root: Rng) -> nn.Module:
+def build(name: str, channels: int, side: int, classes: int, root: Rng) -> nn.Sequential:
     """Network `name` for images [n, channels, side, side]. SpecError: unknown name, or images too small for it."""
     require_name("model", name, MODELS)
     with torch.random.fork_rng(devices=[]):  # torch draws weights of its own first; leave its global state alone

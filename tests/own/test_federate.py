@@ -201,7 +201,10 @@ def test_a_data_set_of_torch() -> None:
 
 
 def test_methods_side_by_side() -> None:
-    methods = {"FedAvg": {"method": "fedavg"}, "FedMRN": {"method": "fedmrn", "settings": {"magnitude": 0.1}}}
+    methods: dict[str, dict[str, Any]] = {
+        "FedAvg": {"method": "fedavg"},
+        "FedMRN": {"method": "fedmrn", "settings": {"magnitude": 0.1}},
+    }
     found = fedlib.compare(small, TRAIN, TEST, methods=methods, seeds=(0, 1), **QUICK)
     assert list(found.table.index) == ["FedAvg", "FedMRN"] and found.table["times less up"].iloc[1] > 5
     ends = [run.accuracy for run in found.runs["FedMRN"]]
