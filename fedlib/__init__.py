@@ -8,16 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedlib.codec import Codec
-    from fedlib.data.partition_file import deal, read_partition, write_partition
-    from fedlib.own import Comparison, Run, compare, federate
+    from fedlib.own.codec import Codec
+    from fedlib.own.federate import compare, federate
+    from fedlib.own.partitions import deal, read_partition, write_partition
+    from fedlib.own.results import Comparison, Run
 
 __all__ = ["Codec", "Comparison", "Run", "compare", "deal", "federate", "read_partition", "write_partition"]
-HOMES = {"Codec": "codec"} | dict.fromkeys(("deal", "read_partition", "write_partition"), "data.partition_file")
+HOMES = {
+    "codec": ("Codec",),
+    "federate": ("compare", "federate"),
+    "partitions": ("deal", "read_partition", "write_partition"),
+    "results": ("Comparison", "Run"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when asked for: they bring torch and pandas."""
-    if name not in __all__:
-        raise AttributeError(f"module 'fedlib' has no attribute {name!r}")
-    return getattr(import_module(f"fedlib.{HOMES.get(name, 'own')}"), name)
+    for home, names in HOMES.items():
+        if name in names:
+            return vars(import_module(f"fedlib.own.{home}"))[name]
+    raise AttributeError(f"module 'fedlib' has no attribute {name!r}")

@@ -92,6 +92,10 @@ class Task:
         """Places of a client's training samples in `train`, int64."""
         return self._split(client)[0]
 
+    def count_samples(self, client: int) -> int:
+        """Of a client's training; the most that its upload may stand for."""
+        return len(self._split(client)[0])
+
     def _split(self, client: int) -> tuple[np.ndarray, np.ndarray]:
         indices = self.partition.indices(client)
         if not self.held_out:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import tempfile
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable
 
-import cloudpickle
 import numpy as np
 import torch
 
@@ -18,11 +15,10 @@ from fedlib.core.task import Task
 from fedlib.data import partition, sets, sources
 from fedlib.models import registry as models
 from fedlib.models.freezing import frozen_names
-from fedlib.models.given import Given
-from fedlib.models.initializers import Builder
-from fedlib.models.registry import MODELS
 from fedlib.rng import Rng
 from fedlib.runs.spec import Spec
+
+CARRIED: dict[tuple[str, str], Callable[[str, torch.device], Job]] = {}  # what stands for `job_of`, by data and network
 
 
 def job(spec: Spec, device: torch.device) -> Job:
@@ -36,50 +32,6 @@ def job(spec: Spec, device: torch.device) -> Job:
 def job_of(key: str, device: torch.device) -> Job:
     """The same from the text of a spec, in another process."""
     return job(Spec.from_dict(json.loads(key)), device)
-
-
-class Carried:
-    """Data and network of a caller's own, in the tables while it is open; pickled, it is a file that workers read."""
-
-    def __init__(self, entry: sets.Entry, model: str, network: Builder) -> None:
-        self.entry, self.model, self.network = entry, model, network
-        self.folder = tempfile.TemporaryDirectory(prefix="fedlib-")
-
-    def __enter__(self) -> Self:
-        self.register()
-        return self
-
-    def register(self) -> None:
-        sets.ENTRIES[self.entry.name], MODELS[self.model] = self.entry, self.network
-        CARRIED[self.entry.name, self.model] = self
-
-    def __exit__(self, *_: object) -> None:
-        if self.entry.held:
-            sets.ENTRIES.pop(self.entry.name, None)
-        if isinstance(self.network, Given):
-            MODELS.pop(self.model, None)
-        CARRIED.pop((self.entry.name, self.model), None)
-        _load.cache_clear()
-        self.folder.cleanup()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        file = Path(self.folder.name) / "own"
-        if not file.exists():
-            file.write_bytes(cloudpickle.dumps((self.entry, self.model, self.network)))
-        return _unpickled, (str(file),)
-
-    def __call__(self, key: str, device: torch.device) -> Job:
-        """As `job_of`."""
-        self.register()
-        return job_of(key, device)
-
-
-CARRIED: dict[tuple[str, str], Carried] = {}  # by the names of data and network
-
-
-@functools.lru_cache(maxsize=1)
-def _unpickled(file: str) -> Carried:
-    return Carried(*cloudpickle.loads(Path(file).read_bytes()))
 
 
 def task(spec: Spec, device: torch.device) -> Task:
@@ -135,3 +87,8 @@ def _load(name: str, device: torch.device) -> sets.Dataset:
         test_x=d.test_x.to(device, memory_format=layout),
         test_y=d.test_y.to(device),
     )
+
+
+def forget() -> None:
+    """Let go of the data set that was loaded last."""
+    _load.cache_clear()

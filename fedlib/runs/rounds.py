@@ -5,7 +5,6 @@ message -> clients -> uploads -> server -> new state -> (evaluate) -> one line o
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
@@ -115,8 +114,7 @@ def one_round(
         message = broadcast(method, state, number)
         downlink += len(message) * len(cohort)
         replies = engine.train(job, message, number, cohort, memories if spec.feedback or spec.persistent else None)
-        most = functools.partial(count_samples, job.task)
-        uploads = Uploads(remembered(replies, memories), measure, most, spec.robust, number)
+        uploads = Uploads(remembered(replies, memories), measure, job.task.count_samples, spec.robust, number)
         try:
             new = method.aggregate(state, uploads)
             break
@@ -188,11 +186,6 @@ def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> 
         name: sum(column) / len(found)
         for name, column in zip(job.task.objective.names, zip(*found, strict=True), strict=True)
     }
-
-
-def count_samples(task: Task, client: int) -> int:
-    """Training samples of a client, by the partition: the most that its upload may stand for."""
-    return len(task.indices(client))
 
 
 def remembered(

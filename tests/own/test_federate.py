@@ -17,12 +17,12 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 
 import fedlib
-from fedlib import own
 from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.errors import SpecError
 from fedlib.methods.registry import METHODS
 from fedlib.models import registry
+from fedlib.own import federate
 from fedlib.rng import Rng
 from fedlib.runs import build, record, rounds
 from fedlib.runs.spec import Spec
@@ -58,7 +58,7 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
-def stable(run: own.Run) -> Any:
+def stable(run: fedlib.Run) -> Any:
     return json.loads(json.dumps(record.stable(run.record)))
 
 
@@ -270,5 +270,5 @@ def test_the_tables_are_left_as_they_were() -> None:
 
 
 def test_the_example_of_the_docstring() -> None:
-    found = doctest.testmod(own, extraglobs={"torch": torch})
+    found = doctest.testmod(federate, extraglobs={"torch": torch})
     assert found.attempted > 4 and not found.failed

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -30,111 +27,22 @@ from fedlib.data import sets
 from fedlib.data.objective import Measure, Objective
 from fedlib.data.partition import KINDS
 from fedlib.engines import select
-from fedlib.errors import DataError, SpecError, require_name
+from fedlib.engines.in_process import Engine
+from fedlib.errors import SpecError, require_name
 from fedlib.models import given as given_network
 from fedlib.models.registry import MODELS
+from fedlib.own.results import Comparison, Run
+from fedlib.own.trial import draws
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
-from fedlib.runs.record import Record
+from fedlib.runs.carried import Carried
 from fedlib.runs.spec import Spec
 
-log = logging.getLogger("fedlib")
 # What a call may set beside its named arguments: fields of Spec under their own names.
 MORE = (
     *("persistent", "feedback", "frozen", "robust", "most_change", "downlink"),
     *("held_out", "validation", "sampling", "attackers", "attack"),
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came of a run. record: as the book's records, field by field. model: the trained network."""
-
-    record: Record
-    model: nn.Module
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the test samples after the last round; nan where the targets are no labels."""
-        return _number(self.record["final"]["accuracy"])
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of the test samples after the last round."""
-        return _number(self.record["final"]["loss"])
-
-    @property
-    def uplink_bytes(self) -> int:
-        """Of all uploads of the run, as they were sent."""
-        return int(self.record["final"]["uplink_bytes"])
-
-    @property
-    def downlink_bytes(self) -> int:
-        """Of all broadcasts of the run, counted once for each client of a round."""
-        return int(self.record["final"]["downlink_bytes"])
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row a round: accuracy, loss and metrics; bytes of the round, up and down; megabytes so far, both ways."""
-        rows = []
-        for entry in self.record["rounds"]:
-            row = {name: entry[name] for name in ("round", "accuracy", "loss")} | entry.get("metrics", {})
-            rows.append(row | {name: entry[name] for name in ("uplink_bytes", "downlink_bytes")})
-        frame = pd.DataFrame(rows)
-        frame["loss"] = frame["loss"].astype(float)
-        frame["megabytes"] = (frame["uplink_bytes"] + frame["downlink_bytes"]).cumsum() / 1e6
-        return frame if frame["accuracy"].notna().any() else frame.drop(columns="accuracy")
-
-    def plot(self, ax: Any = None) -> Any:
-        """Accuracy (or the first metric, or the loss) against megabytes sent, both ways; gives matplotlib's axes."""
-        return Comparison({str(self.record["spec"]["label"]): [self]}).plot(ax)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs side by side: by label, one a seed."""
-
-    runs: Mapping[str, Sequence[Run]]
-
-    @property
-    def measure(self) -> str:
-        """What is compared: accuracy; else the first metric; else the loss."""
-        names = [str(name) for name in next(iter(self.runs.values()))[0].table if name not in COLUMNS]
-        return "accuracy" if "accuracy" in names else next((name for name in names if name != "loss"), "loss")
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row a method: what is compared after the last round, mean and sample deviation over seeds; megabytes of the
-        run each way; how many times less than the first method it uploads."""
-        rows, first = [], None
-        for label, own in self.runs.items():
-            ends = [float(run.table[self.measure].dropna().iloc[-1]) for run in own]
-            up, down = (
-                float(np.mean([getattr(run, f"{way}_bytes") for run in own])) / 1e6 for way in ("uplink", "downlink")
-            )
-            first = first or up
-            row = {"method": label, self.measure: np.mean(ends)}
-            row |= {"deviation": np.std(ends, ddof=1)} if len(ends) > 1 else {}
-            rows.append(row | {"MB up": up, "MB down": down, "times less up": first / up})
-        return pd.DataFrame(rows).set_index("method")
-
-    def plot(self, ax: Any = None) -> Any:
-        """What is compared against megabytes sent, both ways, a line a method (mean over seeds); matplotlib's axes."""
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise DataError("plot: matplotlib is not installed; pip install matplotlib, or use the table") from error
-        ax = ax or pyplot.figure(figsize=(5.5, 3.6), layout="constrained").subplots()
-        for label, own in self.runs.items():
-            frames = [run.table[["megabytes", self.measure]].dropna() for run in own]
-            line = np.mean([frame.to_numpy() for frame in frames], axis=0)
-            ax.plot(line[:, 0], line[:, 1], marker=".", label=label)
-        ax.set(xlabel="megabytes sent, both ways (logarithmic)", ylabel=f"test {self.measure}", xscale="log")
-        ax.legend()
-        return ax
-
-
-COLUMNS = ("round", "uplink_bytes", "downlink_bytes", "megabytes")
 
 
 def federate(
@@ -206,9 +114,9 @@ def federate(
         )  # fmt: skip
         root = Path(folder) if folder else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlib-")))
         on = select.device(device)
-        draws = _tried(spec, on)
-        opened = "process" if draws and (engine == "auto" and on.type == "cuda") else engine
-        if draws and opened in ("stacked", "graphed"):
+        drawing = draws(spec)
+        opened = "process" if drawing and (engine == "auto" and on.type == "cuda") else engine
+        if drawing and opened in ("stacked", "graphed"):
             raise SpecError(f"engine: {engine} cannot repeat what this network draws by itself; use process or pool")
         with select.open_engine(opened, device) as opened_engine:
             return _run(spec, opened_engine, root)
@@ -267,7 +175,7 @@ def _registered(
         builder = given_network.given(network, *filter(None, (objective.loss, *objective.metrics.values())))
         name = f"own-{builder.code}".rstrip(given_network.UNKNOWN)
     if not isinstance(train, str) or not isinstance(network, str):
-        stack.enter_context(build.Carried(entry, name, builder))
+        stack.enter_context(Carried(entry, name, builder))
     return entry.name, name, kind, count
 
 
@@ -288,7 +196,7 @@ def _labels(train: Any) -> bool:
     return not kind.is_floating_point if isinstance(kind, torch.dtype) else kind.kind in "iu"
 
 
-def _run(spec: Spec, engine: Any, root: Path) -> Run:
+def _run(spec: Spec, engine: Engine, root: Path) -> Run:
     kept = root / "models" / f"{spec.name}.pt"
     found: dict[str, Tensor] = {}
 
@@ -305,57 +213,3 @@ def _run(spec: Spec, engine: Any, root: Path) -> Run:
         for name, tensor in torch.load(kept, weights_only=True).items():
             own[name].copy_(tensor)
     return Run(made, network.eval())
-
-
-def _tried(spec: Spec, device: torch.device) -> bool:
-    """Whether the network draws by itself, as dropout does. SpecError: what a step of training on two samples shows."""
-    task = build.task(spec, torch.device("cpu"))
-    x, y = (part[:2] for part in task.train)
-    model = task.initial()
-    before = {name: buffer.clone() for name, buffer in task.network.named_buffers()}
-    task.network.train()
-    outputs = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            try:
-                outputs.append(task.logits({name: tensor.clone() for name, tensor in model.items()}, x))
-            except Exception as error:  # whatever a network raises
-                said = str(error).splitlines()[:1] or [type(error).__name__]
-                hint = "; x is integer: make it float for all but embeddings" if not x.is_floating_point() else ""
-                raise SpecError(
-                    f"network: it cannot take samples of shape {list(x.shape[1:])} ({said[0]}){hint}"
-                ) from error
-        output = outputs[0]
-        if not isinstance(output, Tensor):
-            raise SpecError(f"network: gives {type(output).__name__}; expected one tensor, [n, ...]: return it alone")
-        _check_output(task.objective, output, y, torch.cat([task.train[1].flatten(), task.test[1].flatten()]))
-    for name, buffer in task.network.named_buffers():
-        if name not in task.statistics and not torch.equal(buffer, before[name]):
-            raise SpecError(f"network: buffer {name} changes in training; only BatchNorm's statistics are sent")
-    return not torch.equal(outputs[0], outputs[1])
-
-
-def _check_output(objective: Objective, output: Tensor, y: Tensor, labels: Tensor) -> None:
-    if objective.loss is None or objective.classes:
-        most = int(labels.max())
-        if output.ndim < 2 or output.shape[-1] <= most:
-            wide = output.shape[-1] if output.ndim > 1 else 1
-            raise SpecError(
-                f"labels: {most} occurs, but the network has {wide} outputs, for labels 0 to {wide - 1}; "
-                "count labels from 0, or give the network more outputs"
-            )
-    for name, measure in {"loss": objective.train, **objective.metrics}.items():
-        try:
-            found: Any = measure(output, y)
-        except Exception as error:
-            raise SpecError(
-                f"{name}: raises {type(error).__name__} on an output of shape {list(output.shape)}: {error}"
-            ) from error
-        if not isinstance(found, Tensor | float | int) or (isinstance(found, Tensor) and found.numel() != 1):
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise SpecError(f"{name}: gives {shape}; expected one number, the mean over a batch")
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
