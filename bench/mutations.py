@@ -20,21 +20,27 @@ REAL = {"fedcompress": "resnet20", "feddq": "vanilla", "fedpm": "conv4", "fedpt"
 LARGE = {"data": "fashion-mnist", "clients": 90, "cohort": 2, "lr": 0.01}
 REPEATS = 3  # times that something is timed; the median counts
 
-# Bytes that often mean something: ends of ranges, numbers that are not finite, lengths
-WORDS = (b"\0", b"\x80", b"\xff", b"\x7f", b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff" * 4, b"\x80" * 5 + b"\1")
+# Bytes that often mean something: ends of ranges, numbers that are not finite or enormous, lengths
+BYTES = (b"\0", b"\x80", b"\xff", b"\x7f")
+WORDS = (*BYTES, b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\x7f" * 4, b"\x7f" * 3 + b"\xff", b"\xff" * 4, b"\x80" * 5 + b"\1")
 
 # Mutators
+
+
+def place(size: int, draw: random.Random) -> int:
+    """Anywhere; every third time where numbers begin that say much: at the start, after a byte, at the end."""
+    return draw.randrange(size) if draw.randrange(3) else draw.choice((0, 1, 5, size - 8, size - 4)) % size
 
 
 def flip(part: bytes, draw: random.Random) -> bytes:
     changed = bytearray(part)
     for _ in range(draw.choice((1, 1, 2, 16))):
-        changed[draw.randrange(len(part))] ^= 1 << draw.randrange(8)
+        changed[place(len(part), draw)] ^= 1 << draw.randrange(8)
     return bytes(changed)
 
 
 def put(part: bytes, draw: random.Random) -> bytes:
-    word, at = draw.choice(WORDS), draw.randrange(len(part))
+    word, at = draw.choice(WORDS), place(len(part), draw)
     return part[:at] + word + part[at + len(word) :]
 
 
