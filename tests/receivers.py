@@ -194,7 +194,14 @@ def of_tensors() -> Receiver:
 def of_codebooks() -> Receiver:
     tensors = [np.arange(n, dtype=np.float32) % 4 for n in SIZES if n]
     sizes = [len(tensor) for tensor in tensors]
-    return decoder(codebook.encode(tensors), lambda books, indexes: codebook.decode(books, indexes, sizes), sizes)
+
+    def decode(books: memoryview, indexes: memoryview) -> list[np.ndarray]:
+        found = codebook.decode(books, indexes, sizes)
+        for book in codebook.read_books(books, len(sizes)):  # also of values that nothing points to
+            assert np.isfinite(book).all() and (np.diff(book) > 0).all()
+        return found
+
+    return decoder(codebook.encode(tensors), decode, sizes)
 
 
 def of_rotation() -> Receiver:
