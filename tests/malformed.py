@@ -147,9 +147,12 @@ def sent(job: Job, message: bytes, number: int, memory: bytes | None) -> tuple[b
 
 
 @functools.cache
-def channels(name: str) -> dict[str, Channel]:
-    """The messages of a run's second round, by direction: then pruning, levels and the like have begun."""
-    spec = Spec.from_dict(TINY | EVERY[name])
+def channels(name: str, **changes: Any) -> dict[str, Channel]:
+    """The messages of a run's second round, by direction: then pruning, levels and the like have begun.
+
+    changes: of the run's description, such as another model.
+    """
+    spec = Spec.from_dict(TINY | EVERY[name] | changes)
     job = build.job(spec, ENGINE.device)
     method, task = job.method, job.task
     first = rounds.initial(job)

@@ -18,7 +18,7 @@ FLOORS = (
     {"core"},
     {"methods", "engines"},
     {"runs"},
-    {"claims", "theory"},
+    {"claims", "theory", "own"},
     {"pages"},
     {"labs"},
     {"__main__"},
@@ -72,7 +72,9 @@ def test_no_imports_run_in_a_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
 
 
-@pytest.mark.parametrize("module", [name for name, file in MODULES.items() if file.name == "__init__.py"])
+@pytest.mark.parametrize(
+    "module", [name for name, file in MODULES.items() if file.name == "__init__.py" and name != "fedlib"]
+)
 def test_a_room_s_door_holds_one_sentence(module: str) -> None:
     (sentence,) = ast.parse(MODULES[module].read_text(encoding="utf-8")).body
     assert isinstance(sentence, ast.Expr) and isinstance(sentence.value, ast.Constant)

@@ -25,20 +25,20 @@ ROOT = Path(__file__).parents[1]
 WITHIN = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")  # lines of a function that is entered itself
 # Lines that one round may enter, by short run. Whoever needs more looks for the simpler design first.
 BUDGET = {
-    "fedavg": 550,
-    "drive": 650,
-    "eden fed back": 650,
-    "fedcompress": 1020,  # two phases, distillation at the server, and a score: the longest way of all
-    "feddq": 800,
-    "fedmrn": 650,
-    "fedpm": 800,
+    "fedavg": 580,
+    "drive": 700,
+    "eden fed back": 700,
+    "fedcompress": 1080,  # two phases, distillation at the server, and a score: the longest way of all
+    "feddq": 820,
+    "fedmrn": 710,
+    "fedpm": 810,
     "fedpt": 600,
-    "fedsparsify": 700,
-    "fedzip": 850,
-    "signsgd": 600,
-    "signvote": 600,
-    "terngrad": 700,
-    "topk": 710,
+    "fedsparsify": 730,
+    "fedzip": 890,
+    "signsgd": 650,
+    "signvote": 630,
+    "terngrad": 770,
+    "topk": 770,
 }
 
 

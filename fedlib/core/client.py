@@ -15,9 +15,8 @@ import torch
 from fedlib.core import optimizers
 from fedlib.core.method import AnyMethod, Local, Phase
 from fedlib.core.plan import Samples, Tensors
-from fedlib.core.task import Task, cross_entropy
+from fedlib.core.task import Task
 from fedlib.core.uploads import shorten
-from fedlib.data.text import NO_LABEL
 from fedlib.errors import PayloadError
 from fedlib.rng import Rng
 from fedlib.wire import container
@@ -143,7 +142,8 @@ def enter(member: Member, number: int, phase: Phase) -> None:
 def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
     """The reference `fit`: S steps on the method's loss, one client after the other, in place.
 
-    `frozen` has no gradient; BatchNorm's statistics do change.
+    `frozen` has no gradient; BatchNorm's statistics do change. What the network draws by itself, as dropout does, comes
+    from torch's own generator, which is seeded here and given back as it was.
     """
     task, plan = method.task, phase.plan
     task.network.train()
@@ -152,13 +152,15 @@ def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
         parameters = list(trainable.values())
         order, draws = member.draws.child("order").stream(), member.draws.child("draws").stream(task.device)
         step, steps = 0, plan.steps(len(x))
-        for _ in range(plan.epochs):
-            for index in order.permutation(len(x)).to(task.device).split(plan.batch):
-                step += 1
-                drawn = method.draw(step / steps, draws)
-                loss = method.loss(trainable, member.local.frozen, (x[index], y[index]), drawn)
-                # The gradients get no name: they would live on while those of the next step are formed.
-                optimizers.step(plan, trainable, torch.autograd.grad(loss, parameters), member.moments)
+        with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
+            torch.manual_seed(member.draws.child("network").seed() >> 1)
+            for _ in range(plan.epochs):
+                for index in order.permutation(len(x)).to(task.device).split(plan.batch):
+                    step += 1
+                    drawn = method.draw(step / steps, draws)
+                    loss = method.loss(trainable, member.local.frozen, (x[index], y[index]), drawn)
+                    # The gradients get no name: they would live on while those of the next step are formed.
+                    optimizers.step(plan, trainable, torch.autograd.grad(loss, parameters), member.moments)
 
 
 def finish(method: AnyMethod, member: Member, round: int) -> bytes | Reply:
@@ -180,13 +182,11 @@ def finish(method: AnyMethod, member: Member, round: int) -> bytes | Reply:
 
 
 @torch.no_grad()
-def evaluate(task: Task, model: Tensors, chunk: int) -> tuple[int, float, int]:
-    """Correct answers, summed cross-entropy and labels of a chunk of the test set; BatchNorm in evaluation mode."""
+def evaluate(task: Task, model: Tensors, chunk: int) -> tuple[list[float], int]:
+    """What the objective judges of a chunk of the test set, summed, and over how many; BatchNorm in evaluation mode."""
     task.network.eval()
     x, y = (part[chunk * CHUNK : (chunk + 1) * CHUNK] for part in task.test)
-    logits = task.logits({name: tensor.to(task.device) for name, tensor in model.items()}, x)
-    correct = int((logits.argmax(-1) == y).sum())
-    return correct, float(cross_entropy(logits, y, "sum")), int((y != NO_LABEL).sum())
+    return task.objective.judge(task.logits({name: t.to(task.device) for name, t in model.items()}, x), y)
 
 
 def chunks(task: Task) -> range:

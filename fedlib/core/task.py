@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from fedlib.core.plan import Plan, Samples, Tensors
 from fedlib.data import partition
-from fedlib.data.text import NO_LABEL
+from fedlib.data.objective import CLASSIFICATION, Objective
 from fedlib.rng import Rng
 
 
@@ -32,19 +32,20 @@ class Task:
     vectors: dict[str, torch.Size]
     statistics: dict[str, torch.Size]
     plan: Plan
-    train: Samples  # x float32 [n, channels, side, side], y int64 [n]
+    train: Samples  # x float32 [n, channels, side, side], y int64 [n]; own data may have other shapes and types
     test: Samples
     partition: partition.Partition
     device: torch.device
     held_out: float = 0.0
     cohort: int = 1  # clients that a round asks for, or expects
     frozen: dict[str, torch.Size] = dataclasses.field(default_factory=dict)
+    objective: Objective = CLASSIFICATION
 
     @classmethod
     def of(cls, network: nn.Module, frozen: Collection[str] = (), **agreed: Any) -> Task:
         """The task of a network, some of whose parameters are frozen; `agreed`: the fields that are not its shapes."""
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.num_batches_tracked = None  # a counter that nothing here reads
         parameters = {name: p.shape for name, p in network.named_parameters()}
         for name in frozen:
@@ -54,8 +55,8 @@ class Task:
             network=network,
             frozen={name: shape for name, shape in parameters.items() if name in frozen},
             weights={name: shape for name, shape in trained.items() if len(shape) > 1},
-            vectors={name: shape for name, shape in trained.items() if len(shape) == 1},
-            statistics={name: b.shape for name, b in network.named_buffers()},
+            vectors={name: shape for name, shape in trained.items() if len(shape) < 2},
+            statistics=_statistics(network),
             **agreed,
         )
 
@@ -91,6 +92,10 @@ class Task:
         """Places of a client's training samples in `train`, int64."""
         return self._split(client)[0]
 
+    def count_samples(self, client: int) -> int:
+        """Of a client's training; the most that its upload may stand for."""
+        return len(self._split(client)[0])
+
     def _split(self, client: int) -> tuple[np.ndarray, np.ndarray]:
         indices = self.partition.indices(client)
         if not self.held_out:
@@ -106,12 +111,12 @@ class Task:
         return self.train[0][index], self.train[1][index]
 
     def logits(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The network's output [n, classes] with the given tensors in place of its own; frozen ones are its own."""
+        """The network's output, mostly [n, classes], by the given tensors; frozen ones are its own."""
         return functional_call(self.network, dict(tensors), (x,))
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Samples) -> Tensor:
-        """Mean cross-entropy of a batch in training mode; BatchNorm updates the given statistics in place."""
-        return cross_entropy(self.logits(tensors, batch[0]), batch[1], "mean")
+        """Of a batch in training mode; BatchNorm updates the given statistics in place."""
+        return self.objective.train(self.logits(tensors, batch[0]), batch[1])
 
     def fingerprint(self, method: str, settings: dict[str, Any]) -> bytes:
         """8 bytes that differ whenever a message could not be read right: other model, frozen values, method or
@@ -129,9 +134,12 @@ class Task:
         return digest.hexdigest()
 
 
-def cross_entropy(logits: Tensor, y: Tensor, reduction: str) -> Tensor:
-    """Of logits [n, classes] with labels [n]; of sequences [n, length, classes] with [n, length], where NO_LABEL does
-    not count."""
-    if logits.ndim == 2:
-        return nn.functional.cross_entropy(logits, y, reduction=reduction)
-    return nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction=reduction, ignore_index=NO_LABEL)
+def _statistics(network: nn.Module) -> dict[str, torch.Size]:
+    """Running means and variances, in the network's order; its other buffers are constants of it."""
+    own = {
+        f"{place}.{name}" if place else name: buffer.shape
+        for place, module in network.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+    }
+    return {name: own[name] for name, _ in network.named_buffers() if name in own}

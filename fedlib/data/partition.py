@@ -7,7 +7,7 @@ The first three follow the official code of FedMRN (`Leopold1423/fedmrn-mm24`, f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +142,7 @@ KINDS: dict[str, Callable[..., list[np.ndarray]]] = {
 PARAMETERS: dict[str, dict[str, tuple[type, float, float]]] = {
     "iid": {},
     "natural": {},
+    "given": {},
     "dirichlet": {"beta": (float, 1e-3, 1e6)},
     "quota": {"beta": (float, 1e-3, 1e6)},
     "labels": {"count": (int, 1, 10**6)},
@@ -160,9 +161,16 @@ def require_samples(kind: str, clients: int, data: str, samples: int) -> None:
 
 
 def make(
-    labels: np.ndarray, clients: int, kind: str, seed: int, owners: np.ndarray | None = None, **parameters: float
+    labels: np.ndarray,
+    clients: int,
+    kind: str,
+    seed: int,
+    owners: np.ndarray | None = None,
+    shards: Sequence[np.ndarray] | None = None,
+    **parameters: float,
 ) -> Partition:
-    """Partition of the samples with these `labels` [n] by kind and its own parameters; `natural` takes the owners [n].
+    """Partition of the samples with these `labels` [n] by kind and its own parameters; `natural` takes the owners [n],
+    `given` the shards as they are.
 
     `resampled` (parameter `size`) is for benchmarks with more clients than samples: each client draws `size` samples by
     itself when it is asked for, so memory does not grow with the clients. It is not a partition in the strict sense.
@@ -175,6 +183,12 @@ def make(
         return Partition(clients, lambda k: _resampled(root.child(k), len(labels), size), name)
     if kind == "natural":
         return Partition.of(natural(owners, clients))
+    if kind == "given":
+        if shards is None or len(shards) != clients:
+            raise SpecError(f"partition.kind: 'given' needs data with {clients} shards; take iid, dirichlet or labels")
+        return Partition.of(list(shards))
+    if kind != "iid" and labels.ndim == 1 and labels.dtype.kind == "f":
+        raise SpecError(f"partition.kind: {kind!r} needs labels, these are numbers; take iid, owners or index lists")
     if labels.ndim > 1 and kind != "iid":
         raise SpecError(f"partition.kind: {kind!r} needs one label a sample, these have {labels.shape[1]}; take iid")
     shards = KINDS[kind](labels, clients, seed, **parameters)

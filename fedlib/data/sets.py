@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fedlib.data import images, sound, text
+from fedlib.data.objective import CLASSIFICATION, Objective
 from fedlib.errors import SpecError
 
 
@@ -21,7 +22,8 @@ from fedlib.errors import SpecError
 class Dataset:
     """A data set in memory, normalised, on the CPU; c channels, h by w pixels.
 
-    A text's characters lie along h; of a recording time does, and w are bands of frequencies.
+    A text's characters lie along h; of a recording time does, and w are bands of frequencies. Data of one's own may
+    have any shape, and numbers in place of labels.
     """
 
     train_x: torch.Tensor  # float32 [n,c,h,w]
@@ -30,6 +32,8 @@ class Dataset:
     test_y: torch.Tensor
     classes: tuple[str, ...]  # name of label 0, 1, ...
     owners: np.ndarray | None = None  # whose each training sample is, int64 [n], where the data says so
+    shards: tuple[np.ndarray, ...] | None = None  # places of each client's samples, where they are given
+    objective: Objective = CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Entry:
     mirrors: Sequence[Sequence[str]] = ()  # per mirror: all its addresses; "a/b#c" if our name is c, not b
     package: str = ""  # Debian's package with the same files
     samples: int = 0  # training samples, which a run's clients are held against; 0: not known beforehand
+    held: Dataset | None = None  # itself, where it has no files; its name then tells what is in it
 
 
 # Hash of each file as of `sources._hash`; an MD5 is torchvision's, where no SHA-256 is published.

@@ -237,4 +237,4 @@ def load(name: str | sets.Entry, root: Path | None = None) -> sets.Dataset:
     other, DataError when a file is missing, altered or unreadable.
     """
     entry = sets.find(name)
-    return sets.read(entry, verify(entry, root))
+    return entry.held or sets.read(entry, verify(entry, root))

@@ -46,7 +46,7 @@ class Auto(Engine):
             self.pool = Pool(self.count)
 
     @override
-    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, ...]:
         return (self.pool or self.local).evaluate(job, model)
 
     @override
@@ -107,7 +107,7 @@ class Fastest(Engine):
         yield from self.train(job, message, round, cohort, memories)
 
     @override
-    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, ...]:
         return self.rivals[0].evaluate(job, model)
 
     @override

@@ -33,8 +33,8 @@ class Engine(abc.ABC):
         """Uploads of the cohort, in its order; each with the client's new memory where `memories` are given."""
 
     @abc.abstractmethod
-    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
-        """Accuracy (share of the test set) and mean cross-entropy."""
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, ...]:
+        """What the objective names, in its order: accuracy (share of the test set) and mean cross-entropy."""
 
     def close(self) -> None:  # noqa: B027 (most engines hold nothing)
         """Give back what it holds."""
@@ -72,7 +72,7 @@ class InProcess(Engine):
         return upload
 
     @override
-    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, ...]:
         return mean(client.evaluate(job.task, model, index) for index in client.chunks(job.task))
 
 
@@ -80,6 +80,7 @@ def memory_of(memories: Memories, client: int) -> bytes | None:
     return None if memories is None else memories.get(client, b"")
 
 
-def mean(parts: Iterable[tuple[int, float, int]]) -> tuple[float, float]:
-    correct, loss, count = (sum(column) for column in zip(*parts, strict=True))
-    return correct / count, loss / count
+def mean(parts: Iterable[tuple[list[float], int]]) -> tuple[float, ...]:
+    """Of the sums of some parts, over all that they count."""
+    sums, counts = zip(*parts, strict=True)
+    return tuple(sum(column) / sum(counts) for column in zip(*sums, strict=True))

@@ -55,7 +55,7 @@ class Pool(Engine):
         return zip(cohort, self._map((job.rebuild, job.key, message), jobs, ahead), strict=True)
 
     @override
-    def evaluate(self, job: Job, model: Tensors) -> tuple[float, float]:
+    def evaluate(self, job: Job, model: Tensors) -> tuple[float, ...]:
         jobs = [("chunk", index) for index in client.chunks(job.task)]
         arrays = {name: tensor.numpy() for name, tensor in model.items()}
         return mean(self._map((job.rebuild, job.key, arrays), jobs, AHEAD))

@@ -29,6 +29,7 @@ from fedlib.core.method import Local, ServerState, Sizes
 from fedlib.core.plan import Samples, Shapes, Tensors, count, layer_of_each_entry
 from fedlib.core.settings import choice, number
 from fedlib.core.uploads import Buffer, Uploads
+from fedlib.errors import PayloadError
 from fedlib.methods.messages import pack_broadcast, pack_seed, positive, unpack_broadcast, unpack_seed
 from fedlib.methods.update_codec import Section, UpdateCodec, loss_at, start
 from fedlib.rng import Rng, Stream, normal, signs, uniform
@@ -106,6 +107,8 @@ class FedMRN(UpdateCodec[float]):
     @override
     def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
         local = start(self.task, unpack_broadcast(self, message, self.scale), len(shard[1]), self.scale)
+        if self.scale and not 0 < self.own_of(local) <= float(np.float32(self.magnitude)):  # it only shrinks
+            raise PayloadError(f"magnitude: {self.own_of(local):g}, expected above 0, at most {self.magnitude:g}")
         n = self.drawn_noise(rng.child("noise").seed(), self.own_of(local), self.task.weights)
         local.frozen["n"] = n.to(self.task.device)
         return local

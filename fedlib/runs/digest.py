@@ -14,6 +14,7 @@ from typing import Any
 
 from fedlib.data import sets
 from fedlib.methods import registry
+from fedlib.models.given import UNKNOWN, Given
 from fedlib.models.registry import MODELS
 from fedlib.runs.spec import Spec
 from fedlib.runs.statements import Place, Statement, found, resolved
@@ -47,7 +48,10 @@ ROOTS = (
 
 
 def code_of(spec: Spec) -> str:
-    return _digest_here(spec.method, spec.model, spec.data, (spec.downlink or {}).get("method", ""))
+    """As of `code_digest`; with a question mark where a caller's own code has parts whose source is not there."""
+    found = _digest_here(spec.method, spec.model, spec.data, (spec.downlink or {}).get("method", ""))
+    network = MODELS[spec.model]
+    return found + UNKNOWN if isinstance(network, Given) and network.code.endswith(UNKNOWN) else found
 
 
 def code_digest(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> str:
@@ -94,9 +98,12 @@ def _chosen(method: str, model: str, data: str, downlink: str) -> list[Any]:
 
 
 def _place(chosen: Any) -> Place:
+    chosen = type(chosen) if isinstance(chosen, Given) else chosen
     return Place(chosen.__module__, chosen.__qualname__.partition(".")[0])
 
 
 def _enclosed(chosen: Any) -> dict[str, Any]:
-    """What a function made by another one holds of it, such as a layer's width."""
+    """What a function made by another one holds of it, such as a layer's width; of a caller's own, its digest."""
+    if isinstance(chosen, Given):
+        return {"code": chosen.code}
     return dict(inspect.getclosurevars(chosen).nonlocals) if inspect.isfunction(chosen) else {}

@@ -41,7 +41,8 @@ def _faults(record: dict[str, Any]) -> Iterator[str]:
     for entry in rounds:
         number, clients = entry["round"], [*entry["clients"], *(client for client, _ in entry["refused"])]
         due = number % spec["evaluate_every"] == 0 or number == spec["rounds"]
-        if due != (entry["accuracy"] is not None) or not 0 <= (entry["accuracy"] or 0) <= 1:
+        judged = entry["loss"] if "metrics" in entry else entry["accuracy"]
+        if due != (judged is not None) or not 0 <= (entry["accuracy"] or 0) <= 1:
             yield f"round {number}: accuracy {entry['accuracy']}"
         if len(set(entry["clients"])) < len(entry["clients"]) or not all(0 <= k < spec["clients"] for k in clients):
             yield f"round {number}: clients {clients}"

@@ -20,6 +20,7 @@ from typing import Any
 from fedlib.data import sets
 from fedlib.data.sources import home
 from fedlib.errors import DataError
+from fedlib.models.given import UNKNOWN
 from fedlib.runs import integrity
 from fedlib.runs.digest import code_of
 from fedlib.runs.spec import Spec
@@ -134,8 +135,11 @@ def stale(record: Record, spec: Spec) -> str:
         reasons.append(f"spec differs in {', '.join(changed) or 'fields since removed'}")
     if record.get("data") != sets.digest(spec.data):
         reasons.append("data set differs")
-    if record.get("code") != code_of(spec):
+    code = code_of(spec)
+    if record.get("code") != code:
         reasons.append("code has changed")
+    elif code.endswith(UNKNOWN):
+        reasons.append("whether code has changed cannot be known: the source of a part of it is not there")
     return "; ".join(reasons)
 
 

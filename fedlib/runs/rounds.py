@@ -5,11 +5,10 @@ message -> clients -> uploads -> server -> new state -> (evaluate) -> one line o
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,17 @@ from fedlib.runs.spec import Spec
 from fedlib.wire import container
 
 log = logging.getLogger("fedlib")
+Done = Callable[[Job, ServerState[Any]], None]
 ATTEMPTS = 3  # a round without a single usable update is repeated with another cohort so many times
 
 
-def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: float = 5.0) -> Record:
+def run(
+    spec: Spec, engine: Engine, *, root: Path | None = None, save_every: float = 5.0, done: Done | None = None
+) -> Record:
     """Run a spec from its last checkpoint, or from the start, to its end.
 
-    save_every: seconds between checkpoints (0: after every round); it never changes a number.
+    save_every: seconds between checkpoints (0: after every round); it never changes a number. done: is given the last
+    state.
     Raises Diverged when a round yields no usable update in three attempts.
     """
     job, checkpoint = build.job(spec, engine.device), Checkpoint(spec, root)
@@ -62,6 +65,8 @@ def run(spec: Spec, engine: Engine, *, root: Path | None = None, save_every: flo
                 progress.show(entry)
     finally:
         torch.set_num_threads(threads)
+    if done:
+        done(job, state)
     return finished(spec, job, engine, log)
 
 
@@ -109,8 +114,7 @@ def one_round(
         message = broadcast(method, state, number)
         downlink += len(message) * len(cohort)
         replies = engine.train(job, message, number, cohort, memories if spec.feedback or spec.persistent else None)
-        most = functools.partial(count_samples, job.task)
-        uploads = Uploads(remembered(replies, memories), measure, most, spec.robust, number)
+        uploads = Uploads(remembered(replies, memories), measure, job.task.count_samples, spec.robust, number)
         try:
             new = method.aggregate(state, uploads)
             break
@@ -128,7 +132,8 @@ def one_round(
     else:
         state = new
     due = number % spec.evaluate_every == 0 or number == spec.rounds
-    accuracy, loss = evaluate(job, engine, state, number) if due else (None, None)
+    judged: dict[str, float | None] = {**evaluate(job, engine, state, number)} if due else {}
+    accuracy, loss = judged.pop("accuracy", None), judged.pop("loss", None)
     notes = method.notes(state)
     return state, {
         "round": number,
@@ -140,6 +145,7 @@ def one_round(
         "clients": uploads.accepted,
         "refused": refused,
         **({"kept": fault} if fault else {}),
+        **({"metrics": judged} if judged else {}),
         **({"other_bits": other_bits} if other_bits else {}),
         **({"notes": notes} if notes else {}),
     }
@@ -165,8 +171,9 @@ def unusable(new: ServerState[Any], old: ServerState[Any], most: float) -> str:
     return ""
 
 
-def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> tuple[float, float]:
-    """Accuracy and loss on the test set, in the mean over the models that a state stands for (mostly its own alone).
+def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> dict[str, float]:
+    """Accuracy, loss and what else the objective names on the test set, in the mean over the models that a state
+    stands for (mostly its own alone).
 
     Where another method writes the broadcast, what clients would read is evaluated: nobody but the server has more.
     """
@@ -175,13 +182,10 @@ def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> 
     if method.writer:
         models = [method.writer.received(model) for model in models]
     found = [engine.evaluate(job, model) for model in models]
-    accuracies, losses = zip(*found, strict=True)
-    return sum(accuracies) / len(found), sum(losses) / len(found)
-
-
-def count_samples(task: Task, client: int) -> int:
-    """Training samples of a client, by the partition: the most that its upload may stand for."""
-    return len(task.indices(client))
+    return {
+        name: sum(column) / len(found)
+        for name, column in zip(job.task.objective.names, zip(*found, strict=True), strict=True)
+    }
 
 
 def remembered(
@@ -236,12 +240,14 @@ def finished(spec: Spec, job: Job, engine: Engine, log: dict[str, Any]) -> Recor
     }
 
 
-def load_or_run(spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False) -> Record:
+def load_or_run(
+    spec: Spec, engine: Engine, *, root: Path | None = None, again: bool = False, done: Done | None = None
+) -> Record:
     """The record of a spec if it is fresh (and not asked for again); otherwise train, and save the new record."""
     found = record.load(spec, root)
     if found and not again and not record.stale(found, spec):
         return found
-    result = run(spec, engine, root=root)
+    result = run(spec, engine, root=root, done=done)
     record.save(result, root)
     Checkpoint(spec, root).remove()
     return result

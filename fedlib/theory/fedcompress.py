@@ -216,7 +216,7 @@ def digits(epochs: int, seed: int) -> tuple[Task, Tensors]:
 
 def accuracy(task: Task, state: Tensors) -> float:
     """Share of the test images, BatchNorm with the state's statistics."""
-    return client.evaluate(task, state, 0)[0] / len(task.test[1])
+    return client.evaluate(task, state, 0)[0][0] / len(task.test[1])
 
 
 def restated(task: Task, state: Tensors, images: Tensor, batch: int = 128) -> Tensors:

@@ -187,6 +187,9 @@ def _range_symbols(message: bytes, n: int, alphabet: int, contexts: np.ndarray |
         raise PayloadError("symbols: coded by the range coder; install the package constriction to read them")
     if alphabet > _MAX_RANGE_ALPHABET:
         raise PayloadError(f"symbols: range coder for an alphabet of {alphabet}, at most {_MAX_RANGE_ALPHABET}")
+    longest = 64 + (n * _width(alphabet) + 7) // 8  # an encoder takes codec 0 where this one is no shorter
+    if len(message) > longest:
+        raise PayloadError(f"symbols: {len(message)} bytes of range coder, expected at most {longest}")
     order, sizes = _grouping(message[0], n, contexts)
     counts, start = _read_counts(message, sizes, alphabet)
     if (len(message) - start) % 4:

@@ -144,7 +144,7 @@ def test_evaluation_uses_the_running_statistics() -> None:
     x, y = images(40, seed=1)
     task = dataclasses.replace(method.task, test=(x, y))
     assert client.chunks(task) == range(1)
-    correct, loss, count = client.evaluate(task, model, 0)
+    (correct, loss), count = client.evaluate(task, model, 0)
     assert count == 40
     plain = convolutional().eval()
     plain.load_state_dict(model)

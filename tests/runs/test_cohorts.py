@@ -10,8 +10,8 @@ from common import present
 from jobs import CPU, MakeSpec
 from projects import HERE, objection, put
 
-from fedlib.core.task import cross_entropy
 from fedlib.data import partition, sets, sources
+from fedlib.data.objective import cross_entropy
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import SpecError
 from fedlib.rng import Rng

@@ -189,8 +189,9 @@ def test_what_is_evaluated_is_what_clients_would_read(tiny: MakeSpec, tmp_path: 
     new, entry = rounds.one_round(spec, job, engine, state, 1, {})
     plain = dataclasses.replace(job, method=job.method.bind(job.task))
     seen, unwritten = (rounds.evaluate(each, engine, new, 1) for each in (job, plain))
-    assert seen == (entry["accuracy"], entry["loss"]) == engine.evaluate(job, read(job, new.model))
-    assert seen[1] != unwritten[1] and unwritten == engine.evaluate(job, new.model)
+    assert seen == {"accuracy": entry["accuracy"], "loss": entry["loss"]}
+    assert tuple(seen.values()) == engine.evaluate(job, read(job, new.model))
+    assert seen["loss"] != unwritten["loss"] and tuple(unwritten.values()) == engine.evaluate(job, new.model)
 
 
 # All together

@@ -26,7 +26,6 @@ from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Draws, Local, ModelWriter, ServerState, Sizes, train_model
 from fedlib.core.plan import Samples, Shapes, Tensors, count
 from fedlib.core.settings import choice, number, switch
-from fedlib.core.task import cross_entropy
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, require_name, require_number
 from fedlib.methods.feddq.schedules import Rule
@@ -168,7 +167,7 @@ class FedDQ(Rule, ModelWriter[Course]):
         """Mean loss of the received model on a client's samples."""
         self.task.network.eval()
         batches = zip(*(part.split(500) for part in shard), strict=True)
-        losses = [cross_entropy(self.task.logits(model, x), y, "sum") for x, y in batches]
+        losses = [self.task.objective.total(self.task.logits(model, x), y) for x, y in batches]
         return torch.stack(losses).sum() / len(shard[1])
 
     @override

@@ -1,0 +1,107 @@
+"""What comes of a run, and of several side by side: numbers, a table, a figure, the trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from fedlib.errors import DataError
+from fedlib.runs.record import Record
+
+COLUMNS = ("round", "uplink_bytes", "downlink_bytes", "megabytes")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run. record: as the book's records, field by field. model: the trained network."""
+
+    record: Record
+    model: nn.Module
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the test samples after the last round; nan where the targets are no labels."""
+        return _number(self.record["final"]["accuracy"])
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the test samples after the last round."""
+        return _number(self.record["final"]["loss"])
+
+    @property
+    def uplink_bytes(self) -> int:
+        """Of all uploads of the run, as they were sent."""
+        return int(self.record["final"]["uplink_bytes"])
+
+    @property
+    def downlink_bytes(self) -> int:
+        """Of all broadcasts of the run, counted once for each client of a round."""
+        return int(self.record["final"]["downlink_bytes"])
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a round: accuracy, loss and metrics; bytes of the round, up and down; megabytes so far, both ways."""
+        rows = []
+        for entry in self.record["rounds"]:
+            row = {name: entry[name] for name in ("round", "accuracy", "loss")} | entry.get("metrics", {})
+            rows.append(row | {name: entry[name] for name in ("uplink_bytes", "downlink_bytes")})
+        frame = pd.DataFrame(rows)
+        frame["loss"] = frame["loss"].astype(float)
+        frame["megabytes"] = (frame["uplink_bytes"] + frame["downlink_bytes"]).cumsum() / 1e6
+        return frame if frame["accuracy"].notna().any() else frame.drop(columns="accuracy")
+
+    def plot(self, ax: Any = None) -> Any:
+        """Accuracy (or the first metric, or the loss) against megabytes sent, both ways; gives matplotlib's axes."""
+        return Comparison({str(self.record["spec"]["label"]): [self]}).plot(ax)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side: by label, one a seed."""
+
+    runs: Mapping[str, Sequence[Run]]
+
+    @property
+    def measure(self) -> str:
+        """What is compared: accuracy; else the first metric; else the loss."""
+        names = [str(name) for name in next(iter(self.runs.values()))[0].table if name not in COLUMNS]
+        return "accuracy" if "accuracy" in names else next((name for name in names if name != "loss"), "loss")
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a method: what is compared after the last round, mean and sample deviation over seeds; megabytes of the
+        run each way; how many times less than the first method it uploads."""
+        rows, first = [], None
+        for label, own in self.runs.items():
+            ends = [float(run.table[self.measure].dropna().iloc[-1]) for run in own]
+            up = float(np.mean([run.uplink_bytes for run in own])) / 1e6
+            down = float(np.mean([run.downlink_bytes for run in own])) / 1e6
+            first = first or up
+            row = {"method": label, self.measure: np.mean(ends)}
+            row |= {"deviation": np.std(ends, ddof=1)} if len(ends) > 1 else {}
+            rows.append(row | {"MB up": up, "MB down": down, "times less up": first / up})
+        return pd.DataFrame(rows).set_index("method")
+
+    def plot(self, ax: Any = None) -> Any:
+        """What is compared against megabytes sent, both ways, a line a method (mean over seeds); matplotlib's axes."""
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise DataError("plot: matplotlib is not installed; pip install matplotlib, or use the table") from error
+        ax = ax or pyplot.figure(figsize=(5.5, 3.6), layout="constrained").subplots()
+        for label, own in self.runs.items():
+            frames = [run.table[["megabytes", self.measure]].dropna() for run in own]
+            line = np.mean([frame.to_numpy() for frame in frames], axis=0)
+            ax.plot(line[:, 0], line[:, 1], marker=".", label=label)
+        ax.set(xlabel="megabytes sent, both ways (logarithmic)", ylabel=f"test {self.measure}", xscale="log")
+        ax.legend()
+        return ax
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
