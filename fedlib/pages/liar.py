@@ -81,17 +81,7 @@ def quote_lies(runs: pd.DataFrame) -> dict[str, Any]:
         for rule, told in RULES.items():
             numbers[f"{label}-{told}"] = tell(where(own, robust=rule, attackers=1)[LATE].mean())
         numbers[f"{label}-fall"] = tell(_fall(runs, label, "none"), ".0f")
-    return numbers | _worst(runs)
-
-
-def _worst(runs: pd.DataFrame) -> dict[str, Any]:
-    """Which methods lose less than five points to a liar under the plain mean, and the rule that keeps most."""
-    falls = {str(label): _fall(runs, str(label), "none") for label in runs["label"].unique()}
-    kept = [label for label, fall in falls.items() if fall < 5]
-    lying = where(runs, attackers=1)
-    by_rule = lying[lying["robust"] != "none"].groupby("robust")[LATE].mean()
-    best = RULES[str(by_rule.idxmax())] if len(by_rule) else "none"
-    return {"unharmed": ", ".join(kept) or "none", "best": best}
+    return numbers
 
 
 def _honest(own: pd.DataFrame) -> pd.DataFrame:
