@@ -67,7 +67,7 @@ def _sweep() -> None:
     if not papers():  # whose .cache this is, nobody knows
         return
     files = (root / entry.folder / path for entry in sets.ENTRIES.values() for path, _ in entry.files)
-    parts = (file.with_name(f".{file.name}.part") for file in files)
+    parts = (left for file in files for left in file.parent.glob(f".{file.name}.*.part"))
     for left in (*(root / ".cache").glob("fetch-????????"), *parts):
         with contextlib.suppress(OSError):
             newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))

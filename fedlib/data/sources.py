@@ -222,8 +222,12 @@ def _place(staged: Path, target: Path) -> None:
     # Copied where the data folder is on another disk: only a rename there is atomic. Another process may do the same.
     handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
-    shutil.move(staged, beside)
-    Path(beside).replace(target)
+    try:
+        shutil.move(staged, beside)
+        Path(beside).replace(target)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
 
 
 def _reason(error: Exception) -> str:

@@ -142,7 +142,7 @@ def test_bad_parameters_are_named(tiny: Callable[..., Spec], parameters: Any, me
 
 
 def test_the_kinds_that_a_spec_may_name_are_those_that_can_be_dealt() -> None:
-    assert set(partition.PARAMETERS) == {*partition.KINDS, "natural", "resampled"}
+    assert set(partition.PARAMETERS) == {*partition.KINDS, "given", "natural", "resampled"}
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_what_one_method_does_is_no_other_s_affair() -> None:
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("return correct / count, loss / count", "return correct / count + 0.01, loss / count"),
+        ("sum(column) / sum(counts) for", "sum(column) / sum(counts) + 0.01 for"),
         ('Rng(job.seed).child("server")', 'Rng(job.seed).child("other")'),
         ("is None else deviation", "is None else 2 * deviation"),
         ('Rng(job.seed).child("client", round, client)', 'Rng(job.seed).child("client", client)'),
