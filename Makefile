@@ -60,6 +60,7 @@ labs: env ## write the lab notebooks, without solutions and with them, into labs
 bench: env ## measure speed and size
 	python bench/entropy.py
 	python bench/payload.py
+	python bench/primitives.py
 	python bench/rotation.py
 	python bench/quantize.py
 	python bench/clustering.py

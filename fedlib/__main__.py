@@ -7,9 +7,7 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +17,10 @@ from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
-from fedlib.runs import fitting, grid, record, validation
+from fedlib.runs import fitting, grid, leftovers, record, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.progress import expect, steady
 from fedlib.runs.spec import PROFILES
-
-# Folders below the project's root in which a write that was killed may have left something.
-WRITTEN = (
-    *("records", "scores", "book/papers", "book/compare", "experiments", "published", "bench/results"),
-    *(".cache/checkpoints", ".cache/proofs"),
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise SpecError(
                 f"{sources.home()}: no project, it has no experiments; go to a checkout, or set FEDLIB_HOME"
             )
-        _sweep()
+        leftovers.sweep(sources.home())
         options.call(options)
         sys.stdout.flush()  # now, while a full disk can still be told
     except FedlibError as error:
@@ -57,22 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {what}: cannot be read or written ({why}); free the disk, or the folder", file=sys.stderr)
         return 2
     return 0
-
-
-def _sweep() -> None:
-    """Remove what killed commands left. A fetch that lives changes a file within minutes, or gives its server up."""
-    root = sources.home()
-    for folder in WRITTEN:
-        record.sweep(root / folder)
-    if not papers():  # whose .cache this is, nobody knows
-        return
-    files = (root / entry.folder / path for entry in sets.ENTRIES.values() for path, _ in entry.files)
-    parts = (left for file in files for left in file.parent.glob(f".{file.name}.*.part"))
-    for left in (*(root / ".cache").glob("fetch-????????"), *parts):
-        with contextlib.suppress(OSError):
-            newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-            if abs(time.time() - newest) > 3600:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _forget_output() -> None:

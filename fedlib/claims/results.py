@@ -38,6 +38,7 @@ from fedlib.runs import record
 from fedlib.runs.experiments import specs
 from fedlib.runs.record import Record
 
+LATE = "late_accuracy"  # the column by which claims and searches judge
 FRESH, NOT_RUN, DEFAULT = "fresh", "not run", "default"
 MEGABYTE = 1e6
 AS_GIVEN = ("hyper.", "privacy.")  # columns whose values keep the type that they have in the record

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedlib.claims.results import each, where
+from fedlib.claims.results import LATE, each, where
 from fedlib.claims.targets import DENSE, SHARE, reach
 from fedlib.errors import SpecError
 from fedlib.methods.registry import METHODS
 from fedlib.runs.spec import TUNING
 
-LATE = "late_accuracy"  # over the last quarter of the rounds, by which claims are judged too
 SEARCHED = ("accuracy", "bits")
 # What a search may vary beside a method's own settings.
 SWEPT = ("lr", "epochs", "batch", "optimizer", "momentum", "persistent", "frozen")

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedlib.data.objective import Objective
+from fedlib.data.objective import Measure, Objective
 from fedlib.data.sets import Dataset, Entry
 from fedlib.data.text import NO_LABEL
 from fedlib.errors import DataError
+
+NO_METRICS: Mapping[str, Measure] = {}
 
 
 def dataset(
     train: Any,
     test: Any,
-    objective: Objective,
+    loss: Measure | None = None,
+    metrics: Mapping[str, Measure] = NO_METRICS,
     owners: Any = None,
     shards: Sequence[Any] | None = None,
 ) -> Dataset:
     """A data set from pairs (x, y), or from data sets of torch that give such pairs one by one.
 
     x: float or integer [n, ...]; floats become float32, integers int64. y: integer labels from 0, [n] or, of sequences,
-    [n, length] with NO_LABEL where there is padding; or any numbers where the objective has no classes. owners: whose
-    each training sample is, integers [n]. shards: places in `train` of each client's samples.
+    [n, length] with NO_LABEL where there is padding; or, beside a loss, floats, which are no labels. owners: whose
+    each training sample is [n]. shards: places in `train` of each client's samples.
     DataError names array, index and value.
     """
     (train_x, train_y), (test_x, test_y) = (
-        _pair(given, name, objective.classes) for given, name in ((train, "train"), (test, "test"))
+        _pair(given, name, labels=loss is None) for given, name in ((train, "train"), (test, "test"))
     )
+    objective = Objective(loss, metrics, classes=not train_y.is_floating_point())
     for what, one, other in (("x", train_x, test_x), ("y", train_y, test_y)):
         if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
             raise DataError(
@@ -52,22 +56,22 @@ def dataset(
     )
 
 
-def entry(held: Dataset) -> Entry:
-    """What stands in the table of data sets: the name is a digest of what is in it."""
-    digest = hashlib.sha256()
+def entry(held: Dataset, code: str) -> Entry:
+    """What stands in the table of data sets: the name is a digest of what is in it, and of its objective's code."""
+    digest = hashlib.sha256(code.encode())
     for tensor in (held.train_x, held.train_y, held.test_x, held.test_y):
         digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode() + tensor.numpy().tobytes())
     for places in (held.owners, *(held.shards or ())):
         digest.update(b"" if places is None else np.int64(len(places)).tobytes() + places.astype("<i8").tobytes())
     name = f"own-{digest.hexdigest()[:16]}"
-    return Entry(name, _unread, held.classes, samples=len(held.train_y), held=held)
+    return Entry(name, _unread, held.classes, samples=len(held.train_y), held=held, code=code)
 
 
 def _unread(folder: Any) -> Any:
     raise DataError("data of one's own has no files")
 
 
-def _pair(given: Any, name: str, classes: bool) -> tuple[Tensor, Tensor]:
+def _pair(given: Any, name: str, labels: bool) -> tuple[Tensor, Tensor]:
     if isinstance(given, torch.utils.data.Dataset):
         given = _stacked(given, name)
     if not isinstance(given, tuple | list) or len(given) != 2:
@@ -79,7 +83,7 @@ def _pair(given: Any, name: str, classes: bool) -> tuple[Tensor, Tensor]:
         raise DataError(f"{name}: {len(x)} samples in x and {len(y)} in y; give as many of both")
     if not len(x):
         raise DataError(f"{name}: no sample; at least one is needed")
-    return x, _labels(y, x, f"{name} y") if classes else y.float()
+    return x, _labels(y, x, f"{name} y") if labels or not y.is_floating_point() else y
 
 
 def _stacked(given: Any, name: str) -> tuple[Any, Any]:

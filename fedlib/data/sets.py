@@ -56,6 +56,7 @@ class Entry:
     package: str = ""  # Debian's package with the same files
     samples: int = 0  # training samples, which a run's clients are held against; 0: not known beforehand
     held: Dataset | None = None  # itself, where it has no files; its name then tells what is in it
+    code: str = ""  # digest of a caller's own loss and metrics
 
 
 # Hash of each file as of `sources._hash`; an MD5 is torchvision's, where no SHA-256 is published.

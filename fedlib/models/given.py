@@ -6,7 +6,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,28 +36,29 @@ class Given:
             return self.network()
 
 
-def given(network: Any, *functions: Any) -> Given:
-    """A builder of the network. functions: others whose source is part of a run, such as a loss.
-
-    SpecError: what cannot be federated, with the reason.
-    """
+def given(network: Any) -> Given:
+    """A builder of the network. SpecError: what cannot be federated, with the reason."""
     if not isinstance(network, nn.Module) and not callable(network):
         raise SpecError(f"network: {network!r:.60} is no torch.nn.Module, and no function that makes one")
     made = Given(network, "")(0, 0, 0, Rng(0))
-    require(made)
+    _require(made)
     parts = [network] if not isinstance(network, nn.Module) else []
     kinds = {type(module) for module in made.modules() if not type(module).__module__.startswith("torch.")}
-    texts = [_source(part) for part in (*parts, *sorted(kinds, key=repr), *functions)]
-    whole = hashlib.sha256(repr(made).encode())
-    for text in texts:
-        whole.update((text or "").encode())
+    content = hashlib.sha256(repr(made).encode())
     if isinstance(network, nn.Module):
         for name, tensor in network.state_dict().items():
-            whole.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return Given(network, whole.hexdigest()[:16] + (UNKNOWN if None in texts else ""))
+            content.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return Given(network, code_of([*parts, *sorted(kinds, key=repr)], content.digest()))
 
 
-def require(network: Any) -> None:
+def code_of(parts: Sequence[Any], more: bytes = b"") -> str:
+    """Sixteen hex digits of the source of functions and classes, and UNKNOWN where one has none; of nothing none."""
+    texts = [_source(part) for part in parts]
+    digest = hashlib.sha256(more + "\n".join(text or "" for text in texts).encode()).hexdigest()[:16]
+    return digest + (UNKNOWN if None in texts else "") if parts or more else ""
+
+
+def _require(network: Any) -> None:
     """SpecError: a network that cannot be federated, with the reason."""
     if not isinstance(network, nn.Module):
         raise SpecError(f"network: the function gives {type(network).__name__}; expected a torch.nn.Module")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from fedlib.core.client import Job
 from fedlib.core.method import ServerState
 from fedlib.data import given as given_data
 from fedlib.data import sets
-from fedlib.data.objective import Measure, Objective
+from fedlib.data.objective import Measure
 from fedlib.data.partition import KINDS
 from fedlib.engines import select
 from fedlib.engines.in_process import Engine
@@ -36,6 +37,7 @@ from fedlib.own.trial import draws
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 from fedlib.runs.carried import Carried
+from fedlib.runs.record import write
 from fedlib.runs.spec import Spec
 
 # What a call may set beside its named arguments: fields of Spec under their own names.
@@ -99,15 +101,14 @@ def federate(
         if name not in MORE:
             known = [*inspect.signature(federate).parameters][:-1]
             raise SpecError(f"{name}: unknown argument; allowed: {', '.join((*known, *MORE))}")
-    objective = Objective(loss, metrics or {}, classes=loss is None or _labels(train))
     with contextlib.ExitStack() as stack:
-        data, model, kind, count = _registered(stack, network, train, test, objective, partition, owners)
+        data, model, kind, count = _registered(stack, network, train, test, loss, metrics or {}, partition, owners)
         if clients is not None and count is not None and clients != count:
             raise SpecError(f"clients: {clients}, but partition or owners name {count}; leave clients out")
         clients = count or clients or 10
         spec = Spec(
             paper="own", profile="lab", group="own", split=kind["kind"], label=label or method,
-            name="-".join(part for part in (label or method, kind["kind"], f"seed{seed}")),
+            name=f"{label or method}-{kind['kind']}-seed{seed}",
             method=method, hyper=dict(settings or {}), data=data, model=model, partition=kind, clients=clients,
             cohort=clients if cohort is None else cohort, rounds=rounds, epochs=epochs, batch=batch_size, lr=lr,
             optimizer=optimizer, momentum=momentum, evaluate_every=evaluate_every, seed=seed, **more,
@@ -151,7 +152,8 @@ def _registered(
     network: Any,
     train: Any,
     test: Any,
-    objective: Objective,
+    loss: Measure | None,
+    metrics: Mapping[str, Measure],
     partition: Any,
     owners: Any,
 ) -> tuple[str, str, dict[str, Any], int | None]:
@@ -160,19 +162,22 @@ def _registered(
     if owners is not None and (shards is not None or kind["kind"] != "iid"):
         raise SpecError("owners: given with a partition; give one of them")
     if isinstance(train, str):
-        if test is not None:
-            raise SpecError(f"test: given beside the data set {train!r}, which has its own; leave it out")
+        for what, given in (("test", test), ("loss", loss), ("metrics", metrics or None)):
+            if given is not None:
+                raise SpecError(
+                    f"{what}: given beside the data set {train!r}, which has its own; give arrays, or leave it"
+                )
         entry = sets.find(train)
     else:
-        held = given_data.dataset(train, test, objective, owners, shards)
-        entry = given_data.entry(held)
+        held = given_data.dataset(train, test, loss, metrics, owners, shards)
+        entry = given_data.entry(held, given_network.code_of([*filter(None, [loss]), *metrics.values()]))
         if held.owners is not None:
             kind, count = {"kind": "natural", "seed": 0}, len(np.unique(held.owners))
     if isinstance(network, str):
         require_name("network", network, MODELS)
         name, builder = network, MODELS[network]
     else:
-        builder = given_network.given(network, *filter(None, (objective.loss, *objective.metrics.values())))
+        builder = given_network.given(network)
         name = f"own-{builder.code}".rstrip(given_network.UNKNOWN)
     if not isinstance(train, str) or not isinstance(network, str):
         stack.enter_context(Carried(entry, name, builder))
@@ -188,16 +193,8 @@ def _kind(partition: Any) -> tuple[dict[str, Any], Sequence[Any] | None, int | N
     return {"kind": "given", "seed": 0}, partition, len(partition)
 
 
-def _labels(train: Any) -> bool:
-    """Whether the targets beside a loss of one's own are integers, so that there is an accuracy."""
-    if not isinstance(train, tuple | list) or len(train) != 2:
-        return False
-    kind = train[1].dtype if isinstance(train[1], Tensor) else np.asarray(train[1]).dtype
-    return not kind.is_floating_point if isinstance(kind, torch.dtype) else kind.kind in "iu"
-
-
 def _run(spec: Spec, engine: Engine, root: Path) -> Run:
-    kept = root / "models" / f"{spec.name}.pt"
+    kept = root / "models" / f"{spec.name}.safetensors"
     found: dict[str, Tensor] = {}
 
     def done(job: Job, state: ServerState[Any]) -> None:
@@ -205,11 +202,10 @@ def _run(spec: Spec, engine: Engine, root: Path) -> Run:
 
     made = rounds.load_or_run(spec, engine, root=root, again=not kept.exists(), done=done)
     if found:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(found, kept)
+        write(kept, safetensors.torch.save({name: tensor.contiguous() for name, tensor in found.items()}))
     network = build.task(spec, torch.device("cpu")).network
     own = network.state_dict(keep_vars=True)
     with torch.no_grad():
-        for name, tensor in torch.load(kept, weights_only=True).items():
+        for name, tensor in safetensors.torch.load(kept.read_bytes()).items():
             own[name].copy_(tensor)
     return Run(made, network.eval())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from fedlib.data import partition
 from fedlib.errors import DataError, SpecError, require_name
+from fedlib.runs.record import write
 
 
 def deal(labels: Any, clients: int, kind: str = "iid", seed: int = 0, **parameters: Any) -> list[np.ndarray]:
@@ -31,10 +33,12 @@ def write_partition(path: str | Path, shards: Sequence[Any]) -> None:
     """JSON: a list of lists, client by client; NPZ: an array a client, named by its number. By the file's ending."""
     file, lists = Path(path), [np.asarray(shard).astype(np.int64) for shard in shards]
     if _ending(file) == ".json":
-        file.write_text(json.dumps([shard.tolist() for shard in lists]) + "\n", encoding="utf-8")
+        content = (json.dumps([shard.tolist() for shard in lists]) + "\n").encode()
     else:
         named: dict[str, Any] = {str(client): shard for client, shard in enumerate(lists)}
-        np.savez_compressed(file, **named)
+        np.savez_compressed(packed := io.BytesIO(), **named)
+        content = packed.getvalue()
+    write(file, content)
 
 
 def read_partition(path: str | Path) -> list[np.ndarray]:

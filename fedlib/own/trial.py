@@ -43,13 +43,13 @@ def draws(spec: Spec) -> bool:
 
 
 def check_output(objective: Objective, output: Tensor, y: Tensor, labels: Tensor) -> None:
-    if objective.loss is None or objective.classes:
+    if objective.classes:
         most = int(labels.max())
         if output.ndim < 2 or output.shape[-1] <= most:
             wide = output.shape[-1] if output.ndim > 1 else 1
             raise SpecError(
                 f"labels: {most} occurs, but the network has {wide} outputs, for labels 0 to {wide - 1}; "
-                "count labels from 0, or give the network more outputs"
+                "count labels from 0, give the network more outputs, or floats where these are no labels"
             )
     for name, measure in {"loss": objective.train, **objective.metrics}.items():
         try:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from fedlib.claims.benchmarks import benchmark
 from fedlib.claims.conditions import late_gain
-from fedlib.claims.results import MEGABYTE, each, where
+from fedlib.claims.results import LATE, MEGABYTE, each, where
 from fedlib.claims.verdicts import Interval, mean_interval
 from fedlib.errors import SpecError
 from fedlib.pages import scorecard
@@ -25,7 +25,6 @@ from fedlib.runs.spec import Spec
 SKEWED, ALIKE = "dirichlet-0.3", "iid"
 UP, BOTH = "uploaded", "both ways"
 MEGABYTES = {UP: "uplink_megabytes", BOTH: "megabytes"}
-LATE = "late_accuracy"  # in the mean over the last quarter of the rounds
 COMBINED = (
     *("part-levels", "part-masks", "masks-levels-down", "masks-clusters-down", "part-masks-levels-down"),
     *("masks-feedback", "topk-feedback"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedlib.claims.results import FRESH, NOT_RUN, where
+from fedlib.claims.results import FRESH, LATE, NOT_RUN, where
 from fedlib.claims.verdicts import mean_interval
 from fedlib.pages import scorecard
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, draw_point, picture
@@ -16,7 +16,6 @@ from fedlib.pages.tables import Cells, average, deviate, summarize
 RULES = {"none": "mean", "clipped": "clipped", "median": "median", "trimmed": "trimmed"}  # by the spec's field `robust`
 METHODS = ("fedavg", "fedpm", "feddq", "fedpt", "fedcompress", "fedmrn", "eden")
 SIDES = {0: "all honest", 1: "one of ten lies"}  # by the number of attackers
-LATE = "late_accuracy"
 CHANCE = 10.0  # %, of ten classes
 NUMBERS = ["label", "robust", "attackers", "seed", LATE]
 

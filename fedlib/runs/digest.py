@@ -51,7 +51,8 @@ def code_of(spec: Spec) -> str:
     """As of `code_digest`; with a question mark where a caller's own code has parts whose source is not there."""
     found = _digest_here(spec.method, spec.model, spec.data, (spec.downlink or {}).get("method", ""))
     network = MODELS[spec.model]
-    return found + UNKNOWN if isinstance(network, Given) and network.code.endswith(UNKNOWN) else found
+    own = [sets.ENTRIES[spec.data].code, network.code if isinstance(network, Given) else ""]
+    return found + UNKNOWN if any(code.endswith(UNKNOWN) for code in own) else found
 
 
 def code_digest(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> str:

@@ -41,9 +41,8 @@ def run(
 ) -> Record:
     """Run a spec from its last checkpoint, or from the start, to its end.
 
-    save_every: seconds between checkpoints (0: after every round); it never changes a number. done: is given the last
-    state.
-    Raises Diverged when a round yields no usable update in three attempts.
+    save_every: seconds between checkpoints (0: after each round); it changes no number. done: is given the last state.
+    Diverged: a round without a usable update in three attempts.
     """
     job, checkpoint = build.job(spec, engine.device), Checkpoint(spec, root)
     empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
@@ -89,10 +88,8 @@ def one_round(
     parts: dict[str, int],
     memories: dict[int, bytes] | None = None,
 ) -> tuple[ServerState[Any], dict[str, Any]]:
-    """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record.
-
-    memories: what clients keep between their rounds, where the spec says that they do; changed in place.
-    """
+    """Broadcast, train, aggregate, evaluate: the new state and the round's line in the record. What clients keep from
+    round to round, where the spec says that they do, are the `memories`, changed in place."""
     method = job.method
     uplink, downlink, paper_bits = 0, 0, 0.0
     other_bits: dict[str, float] = {}
@@ -172,8 +169,7 @@ def unusable(new: ServerState[Any], old: ServerState[Any], most: float) -> str:
 
 
 def evaluate(job: Job, engine: Engine, state: ServerState[Any], number: int) -> dict[str, float]:
-    """Accuracy, loss and what else the objective names on the test set, in the mean over the models that a state
-    stands for (mostly its own alone).
+    """What the objective names, on the test set, in the mean over the models that a state stands for (mostly one).
 
     Where another method writes the broadcast, what clients would read is evaluated: nobody but the server has more.
     """

@@ -99,6 +99,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no such argument": ({"batch": 5}, "batch: unknown argument; allowed: network, train"),
     "no such data": ({"train": "mnist", "test": None}, "data: unknown data set 'mnist'"),
     "data with a test": ({"train": "digits"}, "test: given beside the data set 'digits'"),
+    "named data with a loss": (
+        {"train": "digits", "test": None, "loss": nn.functional.cross_entropy},
+        "loss: given beside",
+    ),
     "rate": ({"lr": 0}, "lr: 0 must be a number"),
     "engine": (
         {"network": lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout()), "engine": "stacked"},

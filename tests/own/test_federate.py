@@ -261,6 +261,19 @@ def test_code_of_one_s_own_is_part_of_the_digest(tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns > written, "whether it is fresh cannot be known"
 
 
+def smoothed(output: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, y, label_smoothing=0.1)
+
+
+def test_a_loss_of_one_s_own_is_part_of_the_digest_whichever_the_network_is() -> None:
+    """And beside integers there is an accuracy, also where a data set of torch gives them."""
+    plain = fedlib.federate("mlp256", IMAGES, TEST_IMAGES, **QUICK)
+    own = fedlib.federate("mlp256", IMAGES, TEST_IMAGES, loss=smoothed, **QUICK)
+    assert plain.record["data"] != own.record["data"] and plain.record["code"] == own.record["code"]
+    sets = [torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y)) for x, y in (TRAIN, TEST)]
+    assert 0 < fedlib.federate(small, *sets, loss=smoothed, **QUICK).accuracy < 1
+
+
 def test_the_tables_are_left_as_they_were() -> None:
     before = set(registry.MODELS), set(sets.ENTRIES)
     fedlib.federate("mlp256", (IMAGES[0], IMAGES[1]), TEST_IMAGES, **QUICK)
