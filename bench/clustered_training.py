@@ -71,7 +71,7 @@ def client(network: str, data: str, shape: tuple[int, ...], samples: int, batch:
     for variant, epochs in (("code", 1), ("none", 2)):
         run = spec(network, shape, samples, batch, variant, epochs)
         job = build.job(run, torch.device("cpu"))
-        message = job.method.broadcast(rounds.initial(job))
+        message = rounds.broadcast(job.method, rounds.initial(job), 1)
         calls[variant] = functools.partial(InProcess(torch.device("cpu")).client, job, message, 1, 0)
         if not isinstance(calls[variant](), bytes):
             raise SystemExit(f"{network}: {variant} sends nothing")

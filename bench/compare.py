@@ -33,7 +33,7 @@ def client(run: spec.Spec) -> tuple[Callable[[], Any], int]:
     """A client's round as a call, and its training samples."""
     engine = InProcess(torch.device("cpu"))
     job = build.job(run, engine.device)
-    message = job.method.broadcast(rounds.initial(job))
+    message = rounds.broadcast(job.method, rounds.initial(job), 1)
     call = functools.partial(engine.client, job, message, 1, CLIENT, b"" if run.feedback else None)
     if not isinstance(call(), bytes | Reply):
         raise SystemExit(f"{run.label}: sends nothing: {call()}")

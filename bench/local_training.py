@@ -53,7 +53,7 @@ def bare(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int, lr: flo
     """What anyone would write for one client; the batches that fedlib draws under the same name."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     model.train()
-    for index in torch.randperm(len(x), generator=Rng(0).child("order").torch()).split(batch):
+    for index in Rng(0).child("order").stream().permutation(len(x)).split(batch):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[index]), y[index]).backward()
         optimizer.step()
