@@ -60,8 +60,9 @@ def spec(model: str, shape: tuple[int, ...], samples: int, batch: int, variant: 
     labels = dict(paper="bench", profile="smoke", name="clustered", group="clustered", label=variant, split="iid")
     settings = dict(clients=1, cohort=1, rounds=1, evaluate_every=1, seed=0, held_out=0.1, optimizer="adam", lr=1e-3)
     hyper = {"variant": variant, "clustered_epochs": 1, "self_compression": False, "least": CLUSTERS, "augment": "none"}
+    fields: dict[str, Any] = labels | settings
     return Spec(
-        **labels, **settings, data=name, model=model, batch=batch, epochs=epochs, method="fedcompress", hyper=hyper,
+        **fields, data=name, model=model, batch=batch, epochs=epochs, method="fedcompress", hyper=hyper,
         partition={"kind": "iid", "seed": 0},
     )  # fmt: skip
 

@@ -21,8 +21,8 @@ import torch
 from peak_memory import Meter
 from report import save
 
-from fedlib.core.client import Reply
 from fedlib.engines.in_process import InProcess
+from fedlib.errors import PayloadError
 from fedlib.runs import build, experiments, rounds, spec
 
 TURNS = 9  # after one that does not count
@@ -35,8 +35,8 @@ def client(run: spec.Spec) -> tuple[Callable[[], Any], int]:
     job = build.job(run, engine.device)
     message = rounds.broadcast(job.method, rounds.initial(job), 1)
     call = functools.partial(engine.client, job, message, 1, CLIENT, b"" if run.feedback else None)
-    if not isinstance(call(), bytes | Reply):
-        raise SystemExit(f"{run.label}: sends nothing: {call()}")
+    if isinstance(refusal := call(), PayloadError):
+        raise SystemExit(f"{run.label}: sends nothing: {refusal}")
     return call, len(job.task.indices(CLIENT))
 
 
