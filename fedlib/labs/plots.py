@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import seaborn as sns
 
-from fedlib.labs.runs import Result
+from fedlib.own.results import Run
 from fedlib.pages.exhibit import Exhibit, add_legend, canvas, picture
 
 
-def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
+def pareto(results: Mapping[str, Run], front: Sequence[bool]) -> Exhibit:
     """A point a method, those of the Pareto front joined. front: of each method, whether it lies on it."""
     frame = pd.DataFrame(
         {
             "method": list(results),
-            "uplink (kB)": [result.uplink_bytes / 1000 for result in results.values()],
-            "accuracy (%)": [100 * result.accuracy for result in results.values()],
+            "uplink (kB)": [run.uplink_bytes / 1000 for run in results.values()],
+            "accuracy (%)": [100 * run.accuracy for run in results.values()],
             "on the front": list(front),
         }
     )
@@ -31,4 +31,4 @@ def pareto(results: Mapping[str, Result], front: Sequence[bool]) -> Exhibit:
     add_legend(figure, axes)
     said = (f"{r['method']} {r['uplink (kB)']:.0f} kB, {r['accuracy (%)']:.1f} %" for _, r in frame.iterrows())
     alt = f"Accuracy against uploaded bytes: {'; '.join(said)}. On the front: {', '.join(on['method'])}."
-    return picture(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")
+    return picture(figure, alt, "One seed, ten rounds on digits: a sketch, not a run.", frame, "pareto")

@@ -15,11 +15,12 @@ from typing_extensions import override
 from fedlib.core.method import Local, Sizes
 from fedlib.core.plan import count
 from fedlib.core.uploads import Buffer
-from fedlib.engines import select
 from fedlib.engines.in_process import InProcess
 from fedlib.errors import PayloadError, SpecError
 from fedlib.methods import registry
 from fedlib.methods.update_codec import Section, UpdateCodec
+from fedlib.own.federate import federate
+from fedlib.own.results import Run
 from fedlib.rng import Rng
 from fedlib.runs import build, rounds
 from fedlib.runs.spec import Spec
@@ -30,87 +31,38 @@ Decode = Callable[[bytes, int], np.ndarray]
 
 # The same network, clients, rounds and learning rate for every method, but where OWN says otherwise.
 COMMON: dict[str, Any] = dict(
-    paper="labs",
-    profile="smoke",
-    group="labs",
-    split="iid",
-    data="digits",
-    model="mlp",
-    partition={"kind": "iid", "seed": 0},
-    clients=10,
-    cohort=5,
-    rounds=10,
-    epochs=2,
-    batch=16,
-    lr=0.1,
-    evaluate_every=1,
-    seed=0,
-    hyper={},
+    network="mlp", train="digits", clients=10, cohort=5, rounds=10, epochs=2, batch_size=16, lr=0.1, seed=0
 )
 OWN: dict[str, dict[str, Any]] = {
     "fedcompress": dict(
-        hyper=dict(
+        settings=dict(
             layers="all", least=16, most=16, decay=0, augment="none", clustered_epochs=1, clustered_lr=0.0025,
             distil_epochs=2, distil_lr=0.001, distil_batch=100, images=300,
         )
     ),
-    "fedmrn": dict(hyper={"magnitude": 0.1}),
-    "fedpm": dict(optimizer="adam", hyper={"lam": 0.0, "weight_scale": "critical"}),
-    "fedpt": dict(lr=0.2, hyper={"policy": "random/0.2"}),
+    "fedmrn": dict(settings={"magnitude": 0.1}),
+    "fedpm": dict(optimizer="adam", settings={"lam": 0.0, "weight_scale": "critical"}),
+    "fedpt": dict(lr=0.2, settings={"policy": "random/0.2"}),
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run. accuracy: share of the test images after the last round; bytes: of all rounds; rounds: as in a record."""
+def train(method: str, **changes: Any) -> Run:
+    """The labs' run of a method: `fedlib.federate` with these arguments changed; `settings` adds to the method's own.
 
-    accuracy: float
-    uplink_bytes: int
-    downlink_bytes: int
-    uploads: int
-    rounds: list[dict[str, Any]]
-
-
-def spec(method: str, **changes: Any) -> Spec:
-    """The labs' run of a method, with the given fields of Spec changed; `hyper` adds to the method's own.
-
-    SpecError: an unknown method or field, or a value out of range.
+    SpecError: an unknown method or argument, or a value out of range. RunError: a round in which no upload can be used;
+    its message has the last reason.
     """
     own = OWN.get(method, {})
-    hyper = own.get("hyper", {}) | changes.pop("hyper", {})
-    fields = COMMON | {"method": method, "name": method, "label": method} | own | changes | {"hyper": hyper}
-    return Spec.from_dict(fields)
+    settings = own.get("settings", {}) | changes.pop("settings", {})
+    arguments = {**COMMON, "method": method, **own, **changes, "settings": settings}
+    return federate(**arguments, engine="process", device="cpu")
 
 
-def train(run: Spec) -> Result:
-    """The federated loop from its first round to its last, in this process, with one thread.
-
-    RunError: a round in which no upload can be used; its message has the last reason.
-    """
-    threads, log = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    try:
-        with select.open_engine("process", "cpu") as engine:
-            job, memories = build.job(run, engine.device), dict[int, bytes]()
-            state = rounds.initial(job)
-            for number in range(1, run.rounds + 1):
-                state, entry = rounds.one_round(run, job, engine, state, number, {}, memories)
-                log.append(entry)
-    finally:
-        torch.set_num_threads(threads)
-    return Result(
-        accuracy=log[-1]["accuracy"],
-        uplink_bytes=sum(entry["uplink_bytes"] for entry in log),
-        downlink_bytes=sum(entry["downlink_bytes"] for entry in log),
-        uploads=sum(len(entry["clients"]) for entry in log),
-        rounds=log,
-    )
-
-
-def exchange(run: Spec, client: int = 0) -> tuple[bytes, bytes]:
+def exchange(method: str, client: int = 0, **changes: Any) -> tuple[bytes, bytes]:
     """The broadcast of a run's first round, and what this client answers. PayloadError: it has nothing to send."""
+    run = train(method, **changes | {"rounds": 1})
     engine = InProcess(torch.device("cpu"))
-    job = build.job(run, engine.device)
+    job = build.job(Spec.from_dict(run.record["spec"]), engine.device)
     broadcast = rounds.broadcast(job.method, rounds.initial(job), 1)
     upload = engine.client(job, broadcast, 1, client)
     if not isinstance(upload, bytes):
@@ -127,8 +79,8 @@ def update(client: int = 0) -> np.ndarray:
         return b""
 
     with trying(encode, lambda data, d: np.zeros(d)) as name:
-        exchange(spec(name), client)
-    return seen[0]
+        exchange(name, client)
+    return seen[-1]
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ What runs is the loop of the book (`fedlib.runs.rounds`), and what comes back is
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -106,9 +108,10 @@ def federate(
         if clients is not None and count is not None and clients != count:
             raise SpecError(f"clients: {clients}, but partition or owners name {count}; leave clients out")
         clients = count or clients or 10
+        called = _file_name(label or method)
         spec = Spec(
-            paper="own", profile="lab", group="own", split=kind["kind"], label=label or method,
-            name=f"{label or method}-{kind['kind']}-seed{seed}",
+            paper="own", profile="lab", group="own", split=kind["kind"], label=called,
+            name=f"{called}-{kind['kind']}-seed{seed}",
             method=method, hyper=dict(settings or {}), data=data, model=model, partition=kind, clients=clients,
             cohort=clients if cohort is None else cohort, rounds=rounds, epochs=epochs, batch=batch_size, lr=lr,
             optimizer=optimizer, momentum=momentum, evaluate_every=evaluate_every, seed=seed, **more,
@@ -182,6 +185,12 @@ def _registered(
     if not isinstance(train, str) or not isinstance(network, str):
         stack.enter_context(Carried(entry, name, builder))
     return entry.name, name, kind, count
+
+
+def _file_name(label: str) -> str:
+    """The label with a dash for what no file name should hold, and then a digest, so that two labels stay two."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")
+    return plain if plain == label else f"{plain or 'run'}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
 def _kind(partition: Any) -> tuple[dict[str, Any], Sequence[Any] | None, int | None]:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from fedlib.errors import DataError
+from fedlib.errors import DataError, require_name
 from fedlib.runs.record import Record
 
 COLUMNS = ("round", "uplink_bytes", "downlink_bytes", "megabytes")
+AGAINST = {"both": ["uplink_bytes", "downlink_bytes"], "up": ["uplink_bytes"], "down": ["downlink_bytes"]}
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,20 @@ class Run:
         return int(self.record["final"]["downlink_bytes"])
 
     @property
+    def uploads(self) -> int:
+        """How many there were."""
+        return sum(len(entry["clients"]) for entry in self.rounds)
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """Those of the record: what the book knows of each."""
+        return list(self.record["rounds"])
+
+    @property
     def table(self) -> pd.DataFrame:
         """A row a round: accuracy, loss and metrics; bytes of the round, up and down; megabytes so far, both ways."""
         rows = []
-        for entry in self.record["rounds"]:
+        for entry in self.rounds:
             row = {name: entry[name] for name in ("round", "accuracy", "loss")} | entry.get("metrics", {})
             rows.append(row | {name: entry[name] for name in ("uplink_bytes", "downlink_bytes")})
         frame = pd.DataFrame(rows)
@@ -55,9 +66,10 @@ class Run:
         frame["megabytes"] = (frame["uplink_bytes"] + frame["downlink_bytes"]).cumsum() / 1e6
         return frame if frame["accuracy"].notna().any() else frame.drop(columns="accuracy")
 
-    def plot(self, ax: Any = None) -> Any:
-        """Accuracy (or the first metric, or the loss) against megabytes sent, both ways; gives matplotlib's axes."""
-        return Comparison({str(self.record["spec"]["label"]): [self]}).plot(ax)
+    def plot(self, ax: Any = None, against: str = "both") -> Any:
+        """Accuracy (or the first metric, or the loss) against megabytes sent: "both" ways, "up" or "down"; gives
+        matplotlib's axes."""
+        return Comparison({str(self.record["spec"]["label"]): [self]}).plot(ax, against)
 
 
 @dataclass(frozen=True)
@@ -87,18 +99,24 @@ class Comparison:
             rows.append(row | {"MB up": up, "MB down": down, "times less up": first / up})
         return pd.DataFrame(rows).set_index("method")
 
-    def plot(self, ax: Any = None) -> Any:
-        """What is compared against megabytes sent, both ways, a line a method (mean over seeds); matplotlib's axes."""
+    def plot(self, ax: Any = None, against: str = "both") -> Any:
+        """What is compared against megabytes sent, "both" ways, "up" or "down", a line a method (mean over seeds);
+        gives matplotlib's axes."""
+        require_name("against", against, AGAINST)
         try:
             from matplotlib import pyplot
         except ImportError as error:
             raise DataError("plot: matplotlib is not installed; pip install matplotlib, or use the table") from error
         ax = ax or pyplot.figure(figsize=(5.5, 3.6), layout="constrained").subplots()
         for label, own in self.runs.items():
-            frames = [run.table[["megabytes", self.measure]].dropna() for run in own]
-            line = np.mean([frame.to_numpy() for frame in frames], axis=0)
+            lines = []
+            for run in own:
+                sent = run.table[AGAINST[against]].sum(axis=1).cumsum() / 1e6
+                lines.append(run.table.assign(sent=sent)[["sent", self.measure]].dropna().to_numpy())
+            line = np.mean(lines, axis=0)
             ax.plot(line[:, 0], line[:, 1], marker=".", label=label)
-        ax.set(xlabel="megabytes sent, both ways (logarithmic)", ylabel=f"test {self.measure}", xscale="log")
+        way = "both ways" if against == "both" else against
+        ax.set(xlabel=f"megabytes sent, {way} (logarithmic)", ylabel=f"test {self.measure}", xscale="log")
         ax.legend()
         return ax
 

@@ -4,23 +4,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lab_answers import FLOATS
 
 from fedlib.errors import RunError, SpecError
 from fedlib.labs import plots, runs
 from fedlib.methods import registry
+from fedlib.own.results import Run
 
 
 def test_a_codec_is_a_method_while_it_is_tried_and_sends_its_bytes() -> None:
     with runs.trying(*FLOATS, "mine") as name:
-        mine = runs.train(runs.spec(name, rounds=2))
+        mine = runs.train(name, rounds=2)
         with (
             pytest.raises(SpecError, match="name: 'mine' is a method already"),
             runs.trying(*FLOATS, "mine"),
         ):
             pass
     assert "mine" not in registry.METHODS
-    plain = runs.train(runs.spec("fedavg", rounds=2))
+    plain = runs.train("fedavg", rounds=2)
     assert mine.accuracy == pytest.approx(plain.accuracy, abs=0.02)  # the same sums, in another order
     assert mine.uploads == plain.uploads == 10
     assert 0 < mine.uplink_bytes - mine.uploads * 4 * 4736 < mine.uploads * 64
@@ -38,7 +40,7 @@ def test_what_a_codec_drops_comes_back_with_error_feedback() -> None:
     for feedback in (False, True):
         lost: list[float] = []
         with runs.trying(encode, FLOATS[1]) as name:
-            runs.train(runs.spec(name, rounds=4, clients=1, cohort=1, feedback=feedback))
+            runs.train(name, rounds=4, clients=1, cohort=1, feedback=feedback)
         assert (lost[3] > 2 * lost[0]) == feedback  # kept by the client, and added to
 
 
@@ -53,7 +55,7 @@ def test_what_a_codec_drops_comes_back_with_error_feedback() -> None:
 )
 def test_a_codec_that_does_not_work_is_refused(encode: Any, decode: Any, reason: str) -> None:
     with runs.trying(encode, decode) as name, pytest.raises(RunError, match=reason):
-        runs.train(runs.spec(name, rounds=1, epochs=1))
+        runs.train(name, rounds=1, epochs=1)
     assert "codec" not in registry.METHODS
 
 
@@ -66,12 +68,12 @@ def test_a_codec_draws_from_the_run_s_seed() -> None:
 
     for seed in (0, 0, 1):
         with runs.trying(encode, FLOATS[1]) as name:
-            runs.train(runs.spec(name, rounds=1, epochs=1, seed=seed))
+            runs.train(name, rounds=1, epochs=1, seed=seed)
     assert drawn[:5] == drawn[5:10] and len(set(drawn)) == 10
 
 
 def test_an_exchange_and_an_update_are_of_the_same_client() -> None:
-    broadcast, upload = runs.exchange(runs.spec("fedavg"))
+    broadcast, upload = runs.exchange("fedavg")
     assert len(upload) == 4 * 4736 + 44 and len(broadcast) == len(upload) + 4
     u = runs.update()
     assert u.shape == (4736,) and u.dtype == np.float32 and 0.1 < np.linalg.norm(u) < 10
@@ -80,6 +82,9 @@ def test_an_exchange_and_an_update_are_of_the_same_client() -> None:
 
 
 def test_the_plot_says_what_it_shows() -> None:
-    results = {name: runs.Result(0.9, size, 0, 1, []) for name, size in (("one", 1000), ("two", 2000))}
+    results = {
+        name: Run({"final": {"accuracy": 0.9, "uplink_bytes": size}}, torch.nn.Identity())
+        for name, size in (("one", 1000), ("two", 2000))
+    }
     drawn = plots.pareto(results, [True, False])
     assert "one 1 kB, 90.0 %; two 2 kB, 90.0 %. On the front: one." in drawn.body

@@ -213,6 +213,19 @@ def test_methods_side_by_side() -> None:
     axes = found.plot()
     assert [line.get_label() for line in axes.lines] == ["FedAvg", "FedMRN"]
     assert axes.lines[0].get_xdata()[-1] == pytest.approx(found.runs["FedAvg"][0].table["megabytes"].iloc[-1])
+    up = found.plot(against="up")
+    assert up.lines[1].get_xdata()[-1] == pytest.approx(found.runs["FedMRN"][0].uplink_bytes / 1e6)
+    assert up.get_xlabel() == "megabytes sent, up (logarithmic)"
+    with pytest.raises(SpecError, match="against: 'sideways' is unknown; allowed: both, down, up"):
+        found.plot(against="sideways")
+
+
+def test_a_method_may_be_called_anything(tmp_path: Path) -> None:
+    names = ("EDEN, one bit", "EDEN one bit", "läuft/../gut", "…")
+    methods = {name: {"method": "eden", "lr": 0.1 + 0.1 * number} for number, name in enumerate(names)}
+    found = fedlib.compare(small, TRAIN, TEST, methods=methods, folder=tmp_path, **QUICK)
+    assert list(found.table.index) == list(names)
+    assert len(list((tmp_path / "records" / "own" / "lab").iterdir())) == len(names)
 
 
 def test_what_is_kept_is_not_trained_again(tmp_path: Path) -> None:
