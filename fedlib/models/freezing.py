@@ -25,18 +25,21 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "so/att": ("block*.attention.*",),
     "so/blocks": ("block*.feed.*", "block*.attention.*"),
 }
-RANDOM = "random/"
+RANDOM, NAMES = "random/", "names/"
 
 
 def frozen_names(policy: str, parameters: Mapping[str, torch.Size], field: str = "hyper.policy") -> set[str]:
-    """Names of the parameters that `policy` freezes; `random/p` (0 < p < 1) leaves about the fraction p trained.
+    """Names of the parameters that `policy` freezes.
 
+    `random/p` (0 < p < 1) leaves about the fraction p trained; `names/0.*,2.bias` freezes what the patterns fit.
     SpecError: unknown policy, one that is not for this network, one that leaves nothing to train.
     """
     # Each pattern must find something: half a policy is another policy.
     fitting = [name for name, patterns in POLICIES.items() if all(matching([one], parameters) for one in patterns)]
     known = ", ".join(["none", *sorted({*fitting} - {"none"})])
-    allowed = f"allowed for this network: {known}, random/p with 0 < p < 1"
+    allowed = f"allowed for this network: {known}, random/p with 0 < p < 1, names/ and patterns of parameters"
+    names = list(parameters)
+    span = f"(its parameters: {names[0]} to {names[-1]})"
     if isinstance(policy, str) and policy.startswith(RANDOM):
         try:
             p = float(policy.removeprefix(RANDOM))
@@ -45,11 +48,15 @@ def frozen_names(policy: str, parameters: Mapping[str, torch.Size], field: str =
         if not 0 < p < 1:
             raise SpecError(f"{field}: {policy!r} must end in a number between 0 and 1; {allowed}")
         frozen = random_part(p, parameters)
+    elif isinstance(policy, str) and policy.startswith(NAMES):
+        patterns = policy.removeprefix(NAMES).split(",")
+        for pattern in patterns:
+            if not matching([pattern], parameters):
+                raise SpecError(f"{field}: {pattern!r} fits no parameter of this network {span}; {allowed}")
+        frozen = matching(patterns, parameters)
     elif policy in fitting:
         frozen = matching(POLICIES[policy], parameters)
     elif policy in list(POLICIES):
-        names = list(parameters)
-        span = f"(its parameters: {names[0]} to {names[-1]})"
         raise SpecError(f"{field}: {policy!r} does not fit this network {span}; {allowed}")
     else:
         raise SpecError(f"{field}: {policy!r} is unknown; {allowed}")

@@ -76,7 +76,10 @@ def test_policies_fit_the_networks_that_are_built() -> None:
         assert len(fitting) == policies and all(freezing.frozen_names(policy, own) for policy in fitting)
 
 
-ALLOWED = "allowed for this network: none, emnist/all_but_head, emnist/conv, emnist/dense1, random/p with 0 < p < 1"
+ALLOWED = (
+    "allowed for this network: none, emnist/all_but_head, emnist/conv, emnist/dense1, random/p with 0 < p < 1, "
+    "names/ and patterns of parameters"
+)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +95,23 @@ ALLOWED = "allowed for this network: none, emnist/all_but_head, emnist/conv, emn
         ("random/1.0", "'random/1.0' must end in a number between 0 and 1"),
         ("random/nan", "'random/nan' must end in a number between 0 and 1"),
         ("random/1e-9", "'random/1e-9' leaves nothing to train"),
+        (
+            "names/conv1.*,dense3.*",
+            r"'dense3.\*' fits no parameter of this network \(its parameters: conv1.weight to .*\)",
+        ),
+        ("names/", "'' fits no parameter of this network .*"),
+        ("names/*", r"'names/\*' leaves nothing to train"),
     ],
 )
 def test_wrong_policies_are_named(policy: str, message: str) -> None:
     with pytest.raises(SpecError, match=f"^hyper.policy: {message}; {ALLOWED}$"):
         freezing.frozen_names(policy, EMNIST)
+
+
+def test_patterns_of_one_s_own() -> None:
+    found = freezing.frozen_names("names/conv?.weight,dense1.*", EMNIST)
+    assert found == {"conv1.weight", "conv2.weight", "dense1.weight", "dense1.bias"}
+    assert freezing.frozen_names("names/conv1.*,conv2.*", EMNIST) == freezing.frozen_names("emnist/conv", EMNIST)
 
 
 def test_half_a_policy_and_nothing_left_to_train() -> None:
