@@ -62,7 +62,8 @@ def attack_messages(count: int, large: bool) -> dict[str, Any]:
 
 
 def attack_channel(label: str, channel: Channel, count: int) -> dict[str, Any]:
-    """The same of one receiver; memory in models, time in that of an honest message."""
+    """The same of one receiver; memory in models, time in that of an honest message.
+    Where a time seems worse than any before, both are taken nine times in turns, and the least ratio counts."""
     draw, said, start = random.Random(label), Counter[str](), time.perf_counter()
     honest = typical(channel, channel.message, 5 * REPEATS)
     memory = duration = 0.0
@@ -72,7 +73,11 @@ def attack_channel(label: str, channel: Channel, count: int) -> dict[str, Any]:
             said["read as another" if channel.reads(message) else "refused"] += 1
             if not number % MEASURED:
                 memory = max(memory, peak(channel, message) / channel.model)
-                duration = max(duration, typical(channel, message) / honest)
+                ratio = typical(channel, message) / honest
+                if ratio > duration:  # what a busy machine did to one try is no finding
+                    calls = [functools.partial(tried, channel, each) for each in (message, channel.message)]
+                    ratio = min(timed(calls[0]) / timed(calls[1]) for _ in range(3 * REPEATS))
+                duration = max(duration, ratio)
         except Exception as error:  # what must not happen
             said["faults"] += 1
             print(f"{label}: {type(error).__name__}: {str(error)[:100]}: {message.hex()[:200]}")

@@ -9,6 +9,7 @@ target is a ratio of at most 1.6 to FedAvg for training masks, Adam included.
 
 import statistics
 import time
+from typing import Any
 
 import torch
 from report import save
@@ -34,19 +35,14 @@ def read(_: object) -> Arrays:
 sets.ENTRIES["bench"] = sets.Entry("bench", read, tuple("0123456789"), (0.0,), (1.0,), scale=1.0)
 
 
-def spec(method: str, hyper: dict, model: str) -> Spec:
+def spec(method: str, hyper: dict, model: str, **changes: Any) -> Spec:
     labels = dict(paper="bench", profile="smoke", name="local", group="local", label=method, split="iid")
     settings = dict(clients=2, cohort=1, rounds=1, epochs=1, batch=64, lr=0.01, evaluate_every=1, seed=0)
+    fields: dict[str, Any] = labels | settings | changes
     return Spec(
-        **labels,
-        **settings,
-        data="bench",
-        model=model,
-        method=method,
+        **fields, data="bench", model=model, method=method, hyper=hyper, partition={"kind": "iid", "seed": 0},
         optimizer="adam" if method == "fedpm" else "sgd",
-        hyper=hyper,
-        partition={"kind": "iid", "seed": 0},
-    )
+    )  # fmt: skip
 
 
 def bare(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int, lr: float) -> None:

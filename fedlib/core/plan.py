@@ -24,6 +24,11 @@ def flat(tensors: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
     return torch.cat([tensors[name].flatten() for name in shapes])
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all entries are: their sum tells in one pass, unless it overflows."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def layers(vector: Tensor, shapes: Shapes) -> Tensors:
     """The inverse: a vector [d] as tensors by name (views)."""
     parts = vector.split([shape.numel() for shape in shapes.values()])

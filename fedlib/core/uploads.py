@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from fedlib.core.averaging import RobustMean, RunningMean
-from fedlib.core.plan import Shapes, Tensors
+from fedlib.core.plan import Shapes, Tensors, all_finite
 from fedlib.errors import PayloadError
 from fedlib.wire import container
 
@@ -78,7 +77,7 @@ class Uploads:
         if self.most and samples > (most := self.most(client)):
             raise PayloadError(f"upload stands for {samples} training samples, this client has at most {most}")
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if tensor.is_floating_point() and not all_finite(tensor):
                 raise PayloadError(f"{name}: decodes to values that are not finite")
         return update
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedlib.core.method import Draws, Local, Method, Own, ServerState
-from fedlib.core.plan import Samples, Shapes, Tensors, count, flat, layers
+from fedlib.core.plan import Samples, Shapes, Tensors, all_finite, count, flat, layers
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError
@@ -113,6 +113,6 @@ def loss_at(task: Task, effective: Tensor, trainable: Tensors, frozen: Tensors, 
 
 def finite(u: Tensor) -> Tensor:
     """u, detached. PayloadError where it is not finite."""
-    if not bool(torch.isfinite(u).all()):
+    if not all_finite(u):
         raise PayloadError("update u is not finite: local training diverged; lower the learning rate")
     return u.detach()

@@ -16,7 +16,7 @@ import torch
 
 from fedlib.core.client import EVERYONE, Job, Reply, Upload
 from fedlib.core.method import AnyMethod, ServerState, split_tensors
-from fedlib.core.plan import count
+from fedlib.core.plan import all_finite, count
 from fedlib.core.task import Task
 from fedlib.core.uploads import Buffer, NoUpdate, Uploads
 from fedlib.data import sets
@@ -156,7 +156,7 @@ def unusable(new: ServerState[Any], old: ServerState[Any], most: float) -> str:
     tensors = dict(new.model)
     split_tensors(new.own, tensors, "own/")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             return f"{name} is not finite"
     if most:
         moved, before = (

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from fedlib.core.averaging import RunningMean
 from fedlib.core.method import Local, Method, ServerState, Sizes
-from fedlib.core.plan import Samples, Shapes, Tensors, count
+from fedlib.core.plan import Samples, Shapes, Tensors, all_finite, count
 from fedlib.core.settings import choice, integer, number
 from fedlib.core.uploads import Buffer, Update, Uploads
 from fedlib.errors import PayloadError, SpecError
@@ -160,7 +160,7 @@ class FedPM(Method[Own]):
     @override
     def upload(self, local: Local, held_out: Samples, rng: Rng) -> bytes:
         s = local.trainable["s"].detach()
-        if not bool(torch.isfinite(s).all()):
+        if not all_finite(s):
             raise PayloadError("scores are not finite: local training diverged; lower the learning rate")
         mask = self.draw_mask(torch.sigmoid(s), rng.child("upload").stream(self.task.device)).bool().cpu().numpy()
         sections = masks.pack_mask(mask, self.contexts(local.frozen["theta"].cpu()))
