@@ -47,14 +47,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "FedSparse": ("fedpm", {"lam": 1.0}),
     "FedDQ": ("feddq", {}),
     "FedPT": ("fedpt", {"policy": "emnist/dense1"}),
-    "FedCompress": ("fedcompress", {"self_compression": False}),
+    "FedCompress": ("fedcompress", {"layers": "all", "self_compression": False}),
     "EDEN": ("eden", {}),
     "DRIVE": ("drive", {}),
     "signSGD": ("signsgd", {}),
     "sign vote": ("signvote", {}),
     "TernGrad": ("terngrad", {}),
     "top-k": ("topk", {}),
-    "FedSparsify": ("fedsparsify", {"keep": 0.1}),
     "FedZip": ("fedzip", {}),
 }
 
