@@ -50,9 +50,11 @@ def child(name: str, device: str, out: Path) -> dict[str, Any]:
             status = process.wait(timeout=STAGES[name])
             ended = "ran" if status == 0 else f"failed with status {status}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             ended = f"ended at its limit of {STAGES[name]} s"
+        finally:  # also where the whole is interrupted
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     seconds = round(time.perf_counter() - begin, 1)
     result = out / f"{name}.json"
     rows = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,25 @@ def test_the_kernel_gives_numpy_s_draws() -> None:
         print("equal")
     """)
     assert found == "equal\n"
+
+
+def test_the_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """For an H100 or H200, by the assembler that Triton brings; no GPU runs it. No sum and product are fused."""
+    program = """
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+        from fedlib import philox_kernel
+        for seed in ("i32", "i64"):
+            types = dict(out="*fp32", count="i32", seed=seed, stream="i32", BLOCK="constexpr")
+            source = ASTSource(philox_kernel._kernel, types, {"BLOCK": philox_kernel.BLOCK})
+            made = compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+            print(len(made.asm["cubin"]) > 0, "mul.hi.u64" in made.asm["ptx"], "fma.rn.f32" in made.asm["ptx"])
+    """
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True True False\n" * 2
 
 
 def test_the_check_passes_and_can_fail() -> None:
