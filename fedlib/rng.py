@@ -8,14 +8,18 @@ Known-answer tests fix them. Partitions, and the noise of private training, are 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+log = logging.getLogger("fedlib")
 MASK64 = (1 << 64) - 1
 
 
@@ -51,8 +55,8 @@ class Stream:
 
     def uniform(self, *shape: int) -> Tensor:
         """float32 on the multiples of 2^-24 in [0, 1), on the device."""
-        drawn = (words(self.seed, self._next(), math.prod(shape)) >> 8).astype(np.float32)
-        return torch.from_numpy(drawn).mul_(2**-24).view(shape).to(self.device)
+        draw = _on_gpu(self.device) if self.device.type == "cuda" else _on_cpu
+        return draw(self.seed, self._next(), shape, self.device)
 
     def permutation(self, count: int) -> Tensor:
         """The integers below `count`, in the order of so many words of 64 bits; on the CPU."""
@@ -62,6 +66,24 @@ class Stream:
     def _next(self) -> int:
         self.count += 1
         return self.count - 1
+
+
+def _on_cpu(seed: int, stream: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    drawn = (words(seed, stream, math.prod(shape)) >> 8).astype(np.float32)
+    return torch.from_numpy(drawn).mul_(2**-24).view(shape).to(device)
+
+
+@functools.cache
+def _on_gpu(device: torch.device) -> Callable[[int, int, tuple[int, ...], torch.device], Tensor]:
+    """What makes the same draws on this GPU; after one warning the CPU's way, where it cannot be had or differs."""
+    try:
+        from fedlib import philox_kernel
+
+        philox_kernel.check(device, _on_cpu)
+    except Exception as error:  # a compiler fails in many ways, and the CPU draws the same numbers
+        log.warning("%s: draws are made on the CPU: %s: %s", device, type(error).__name__, error)
+        return _on_cpu
+    return philox_kernel.uniform
 
 
 def words(seed: int, stream: int, count: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Settings, small networks and comparisons with which the engines for a GPU are held against the reference."""
+"""Settings, small networks and comparisons with which the engines for a GPU are held against the reference.
+
+Without pytest, which a machine that is lent for its GPU may lack: `bench/first_card.py` uses them too.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import pytest
 import torch
 from jobs import message_of
 from torch import Tensor, nn
@@ -50,9 +53,6 @@ SETTINGS: dict[str, dict[str, Any]] = {name: {"method": name, **OWN.get(name, {}
 }
 SPOILT = 5  # the client whose images are huge in data set "spoilt"
 
-each_method = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-each_model = pytest.mark.parametrize("model", ["mlp", "slice", "biased"])
-
 
 def fits(setting: dict[str, Any], model: str = "slice") -> str:
     """That model; for methods that refuse BatchNorm, one without; for FedPM one where pooling and ReLU break no ties.
@@ -91,10 +91,7 @@ def spoilt_digits(folder: Path) -> images.Arrays:
 def small_world() -> Iterator[None]:
     """These networks and this data set, by name."""
     spoilt = dataclasses.replace(sets.ENTRIES["digits"], name="spoilt", read=spoilt_digits)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, build in NETWORKS.items():
-            patch.setitem(MODELS, name, build)
-        patch.setitem(sets.ENTRIES, "spoilt", spoilt)
+    with patch.dict(MODELS, NETWORKS), patch.dict(sets.ENTRIES, spoilt=spoilt):
         yield
 
 

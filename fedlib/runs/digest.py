@@ -24,6 +24,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # What a run reaches and the digest leaves out: a module, or one name of it, and why it cannot move a number.
 INERT = {
     "fedlib.errors": "raises, or does nothing",
+    "fedlib.philox_kernel": "is used where it gives the draws of fedlib.rng",
     "fedlib.runs.record": "carries numbers that others make",
     "fedlib.runs.checkpoint": "carries numbers that others make",
     "fedlib.runs.machine": "says where and when",

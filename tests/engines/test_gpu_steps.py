@@ -16,8 +16,6 @@ from engine_tasks import (
     TOLERANCE,
     UNEQUAL,
     distance,
-    each_method,
-    each_model,
     fits,
     sizes,
     trained,
@@ -37,6 +35,8 @@ from fedlib.runs import rounds
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_world")
 Setting = dict[str, Any]
+each_method = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+each_model = pytest.mark.parametrize("model", ["mlp", "slice", "biased"])
 
 # Same numbers
 
