@@ -67,6 +67,8 @@ bench: env ## measure speed and size
 	python bench/clustered_training.py
 	python bench/inference.py
 	python bench/compare.py
+	python bench/server.py
+	python bench/own.py
 	python bench/local_training.py
 	python bench/partial.py
 	python bench/engines.py

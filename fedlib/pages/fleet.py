@@ -33,7 +33,7 @@ class Cost(NamedTuple):
 
 def costs(measured: dict[str, Any]) -> dict[str, Cost]:
     found = {}
-    for method, row in measured["rows"].items():
+    for method, row in sorted(measured["rows"].items(), key=lambda each: each[1]["upload_bytes"]):
         cores, network = row["ms"] / CORES, 1e3 * row["upload_bytes"] / NETWORK
         memory = 4 * measured["weights"] * row["peak_models"]
         sizes = row["upload_bytes"], row["broadcast_bytes"]
@@ -47,17 +47,19 @@ def servers(cost: Cost, clients: int) -> int:
 
 
 def fleet_table(measured: dict[str, Any], name: str) -> Exhibit:
-    """A row a method: upload, core time, which side is the slower one, servers at each size of a round."""
+    """A row a method, by upload: core time, which side is slower, one server's seconds or how many servers a round
+    needs, and what passes its network."""
     own = costs(measured).values()
     cells: dict[str, list[str]] = {
         "method": [cost.method for cost in own],
         "upload (kB)": [f"{cost.upload_bytes / 1e3:,.0f}" for cost in own],
-        "core (ms)": [f"{cost.core_ms:.2g}" for cost in own],
+        "core (ms)": [_tell(cost.core_ms) for cost in own],
         "slower side": ["cores" if cost.cores_ms > cost.network_ms else "network" for cost in own],
     }
-    for clients in CLIENTS:
-        cells[f"servers, {_power(clients)}"] = [f"{servers(cost, clients):,}" for cost in own]
-    most = CLIENTS[-1]
+    *few, most = CLIENTS
+    for clients in few:
+        cells[f"one server (s), {_power(clients)}"] = [_tell(clients * cost.server_ms / 1e3) for cost in own]
+    cells[f"servers, {_power(most)}"] = [f"{servers(cost, most):,}" for cost in own]
     cells[f"TB in, {_power(most)}"] = [f"{cost.upload_bytes * most / 1e12:,.1f}" for cost in own]
     cells[f"TB out, {_power(most)}"] = [f"{cost.broadcast_bytes * most / 1e12:,.1f}" for cost in own]
     how = (
@@ -70,15 +72,15 @@ def fleet_table(measured: dict[str, Any], name: str) -> Exhibit:
 def fleet_figure(measured: dict[str, Any], name: str) -> Exhibit:
     """An upload's time on the network against its time on the cores; on the diagonal both sides are equally busy."""
     own = costs(measured).values()
-    figure, (ax,) = canvas(height=4.4, width=6.6)
+    figure, (ax,) = canvas(height=6.2, width=5.6)
     sides = [side for cost in own for side in (cost.cores_ms, cost.network_ms)]
     low, high = min(sides) / 2, max(sides) * 2
     ax.plot([low, high], [low, high], color="0.6", linewidth=1)
-    ax.text(high / 1.3, high / 1.6, "cores and network equally busy", rotation=45, ha="right", va="top", color="0.4")
+    ax.text(low * 1.6, low * 1.8, "cores and network equally busy", rotation=45, va="bottom", color="0.4")
     for index, cost in enumerate(own):
         style = {"marker": MARKERS[index % len(MARKERS)], "color": f"C{index % 10}", "linestyle": "none"}
         ax.plot(cost.network_ms, cost.cores_ms, label=cost.method, **style)
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set(xlabel="network time of an upload (ms)", ylabel=f"time of {CORES} cores for it (ms)")
     figure.legend(loc="outside lower center", ncols=4)
     busy = ", ".join(cost.method for cost in own if cost.cores_ms > cost.network_ms)
@@ -115,3 +117,7 @@ def tree(measured: dict[str, Any], method: str, clients: int) -> dict[str, float
 
 def _power(clients: int) -> str:
     return f"10^{round(math.log10(clients))} clients"
+
+
+def _tell(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
