@@ -18,6 +18,7 @@ import sys
 
 import torch
 
+from fedlib.engines import cuda_device
 from fedlib.engines.automatic import Auto, Fastest
 from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import Engine, InProcess
@@ -50,6 +51,8 @@ def open_engine(name: str = "auto", on: str = "auto", processes: int | None = No
         raise RunError(f"processes: {processes} must be at least 1")
     if name == "pool" and where.type == "cuda":
         raise RunError("engine: pool runs on the CPU only; use --engine process or --device cpu")
+    if where.type == "cuda":
+        cuda_device.prepare()
     if name == "pool":
         return Pool(processes or cores())
     if name == "stacked":

@@ -26,6 +26,7 @@ from jobs import CPU, MakeSpec, job_of, message_of, ran
 
 from fedlib.core.client import Job
 from fedlib.core.plan import Plan
+from fedlib.engines import cuda_device
 from fedlib.engines.automatic import Fastest
 from fedlib.engines.cuda_graph import WARM_UP, Graphed
 from fedlib.engines.gpu_steps import progress, same
@@ -222,9 +223,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 @pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions in full precision: TensorFloat-32 rounds to ten bits, differently for each shape."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def float32() -> None:
+    """As an engine sets it where it opens: TensorFloat-32 rounds to ten bits, differently for each shape."""
+    cuda_device.prepare()
 
 
 @needs_cuda
