@@ -24,6 +24,7 @@ from engine_tasks import (
 )  # fmt: skip
 from jobs import CPU, MakeSpec, job_of, message_of, ran
 
+from fedlib.core import client as core_client
 from fedlib.core.client import Job
 from fedlib.core.plan import Plan
 from fedlib.engines import cuda_device
@@ -181,6 +182,27 @@ def test_evaluation_is_that_of_one_process(tiny: MakeSpec, kind: Kind) -> None:
     engine, model = kind(CPU), job.task.initial()
     list(engine.train(job, message_of(job), 1, [0]))
     assert engine.evaluate(job, model) == InProcess(CPU).evaluate(job, model)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that counts how often it is sent to a device."""
+
+    sent = 0
+
+    def to(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        Elsewhere.sent += 1
+        return self.as_subclass(torch.Tensor).to(*arguments, **options)
+
+
+def test_a_model_goes_to_the_device_once_an_evaluation(tiny: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_client, "CHUNK", 50)
+    job = job_of(tiny(model="slice"))
+    model = job.task.initial()
+    assert len(core_client.chunks(job.task)) == 8
+    expected = InProcess(CPU).evaluate(job, model)
+    counted = {name: tensor.as_subclass(Elsewhere) for name, tensor in model.items()}
+    assert InProcess(CPU).evaluate(job, counted) == expected  # type: ignore[arg-type]
+    assert Elsewhere.sent == len(model)
 
 
 # The parts
