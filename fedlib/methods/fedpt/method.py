@@ -143,9 +143,8 @@ class FedPT(PrivateServer[Own]):
     @override
     def begin(self, message: bytes, shard: Samples, rng: Rng) -> Local:
         """PayloadError where the frozen part that the client makes is not the server's."""
-        head, values = container.unpack(
-            message, "fedpt.down", self.fingerprint(), [16, 4 * count(self.trained)]
-        ).sections
+        limits = [16, 4 * count(self.trained)]
+        head, values = container.unpack(message, "fedpt.down", self.fingerprint(), limits).sections
         seed = unpack_seed(head[:8])
         made, fingerprint = self.frozen_part(seed, self.task.device)  # all clients share them
         compare(fingerprint, head[8:])
