@@ -247,7 +247,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @pytest.fixture
 def float32() -> None:
     """As an engine sets it where it opens: TensorFloat-32 rounds to ten bits, differently for each shape."""
-    cuda_device.prepare()
+    cuda_device.set_precision()
 
 
 @needs_cuda
