@@ -50,6 +50,7 @@ class InProcess(Engine):
     """On the CPU or on a GPU. Used by itself on a CPU, give torch one thread: `rounds.run` does."""
 
     side_by_side = False  # whether a whole cohort is trained at a time
+    captured = 0  # steps so far that it has made ready for replaying
 
     def __init__(self, where: torch.device) -> None:
         self.device = where
