@@ -145,8 +145,7 @@ class FedPT(PrivateServer[Own]):
         """PayloadError where the frozen part that the client makes is not the server's."""
         limits = [16, 4 * count(self.trained)]
         head, values = container.unpack(message, "fedpt.down", self.fingerprint(), limits).sections
-        seed = unpack_seed(head[:8])
-        made, fingerprint = self.frozen_part(seed, self.task.device)  # all clients share them
+        made, fingerprint = self.frozen_part(seed := unpack_seed(head[:8]), self.task.device)  # all clients share them
         compare(fingerprint, head[8:])
         model = {name: t.to(self.task.device) for name, t in unpack_tensors(values, self.trained).items()}
         frozen = made | {f"from {name}": tensor.clone() for name, tensor in model.items()}
