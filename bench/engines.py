@@ -79,16 +79,16 @@ def measure(run: Spec, opened: dict[str, select.Engine]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     device = select.device(parser.parse_args().device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     names = ["process", "graphed", "stacked"] + (["pool"] if device.type == "cpu" else [])
     images, samples, batch, cohort = SCALES[device.type]
     print(f"{where}: {cohort} clients a round, {samples} images each on average, batches of {batch}")
     if device.type == "cpu":
         torch.set_num_threads(1)
     table = {}
-    opened = {name: select.open_engine(name, device.type) for name in names}
+    opened = {name: select.open_engine(name, str(device)) for name in names}
     try:
         for model in images:
             for method in METHODS:

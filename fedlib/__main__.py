@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,10 +17,10 @@ from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
-from fedlib.runs import fitting, grid, leftovers, record, validation
+from fedlib.runs import fitting, grid, leftovers, placement, record, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.progress import expect, steady
-from fedlib.runs.spec import PROFILES
+from fedlib.runs.spec import PROFILES, Spec
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +79,11 @@ def parser() -> argparse.ArgumentParser:
         training.add_argument("paper", help=", ".join(papers()))
         training.add_argument("--profile", choices=PROFILES, default="lab", help="scale of the runs (default: lab)")
         training.add_argument("--engine", default="auto", help=", ".join(select.ENGINES))
-        training.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu or cuda")
+        training.add_argument(
+            "--device",
+            default="auto",
+            help="auto (a GPU, but for small runs), cpu, cuda, cuda:1 ...",
+        )
         training.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
     running.add_argument(
         "--only", default="*", metavar="PATTERN", help="run names to take, e.g. '*iid*' (default: all)"
@@ -114,33 +118,44 @@ def run(options: argparse.Namespace) -> None:
     """train the runs that have no fresh record"""
     planned = list(record.fresh(specs(options.paper, options.profile, options.only)))
     left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in planned if reason or options.again}
-    with open_engine(options.engine, options.device, options.processes) as engine:
-        for name in dict.fromkeys(spec.data for spec, _ in left.values()):
-            sources.verify(name)  # now, not after hours of training on the others
-        fitting.check(spec for spec, _ in left.values())
-        on = engine.device.type
-        runs, processes = [spec for spec, _ in left.values()], options.processes or select.cores()
-        todo = f"{len(planned)} runs, {len(left)} to train on {on}"
-        if runs:
-            todo += f", {expect(runs, ((spec, found) for spec, found, _ in planned), processes)}"
-        print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
-        if options.engine == "auto" and on == "cpu" and len(runs) > processes > 1:
-            done = grid.run_all(runs, processes, again=options.again)
-        else:
-            done = (grid.attempt(spec, engine, again=options.again) for spec in runs)
-        failed = []
-        shown = steady(tqdm(done, total=len(runs), unit="run", disable=None))
-        for spec, result in zip(runs, shown, strict=True):
-            if isinstance(result, RunError):
-                finding = spec.may_diverge and isinstance(result, Diverged)
-                failed += [] if finding else [result]
-                tqdm.write(f"{'diverged' if finding else 'failed'}: {result}")
-                continue
-            name, final = result["spec"]["name"], result["final"]
-            line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
-            tqdm.write(f"{name}: {line} (trained: {left[name][1]})")
+    where = select.check(options.engine, options.device, options.processes)
+    for name in dict.fromkeys(spec.data for spec, _ in left.values()):
+        sources.verify(name)  # now, not after hours of training on the others
+    runs, processes = [spec for spec, _ in left.values()], options.processes or select.cores()
+    fitting.check(runs)
+    groups = {options.device: runs}
+    if runs and (options.engine, options.device, where.type) == ("auto", "auto", "cuda"):
+        groups = placement.groups(runs, processes)
+    shares = [f"{len(group)} to train on {select.device(on).type}" for on, group in groups.items()]
+    todo = f"{len(planned)} runs, {' and '.join(shares)}"
+    if runs:
+        todo += f", {expect(runs, ((spec, found) for spec, found, _ in planned), processes)}"
+    print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
+    failed = []
+    for on, group in groups.items():
+        with open_engine(options.engine, on, options.processes) as engine:
+            if options.engine == "auto" and engine.device.type == "cpu" and len(group) > processes > 1:
+                done = grid.run_all(group, processes, again=options.again)
+            else:
+                done = (grid.attempt(spec, engine, again=options.again) for spec in group)
+            failed += told(group, done, {name: why for name, (_, why) in left.items()})
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed, the others are kept; the first: {failed[0]}")
+
+
+def told(runs: list[Spec], done: Iterable[record.Record | RunError], reasons: dict[str, str]) -> list[RunError]:
+    """Say of each run how it ended; the failures."""
+    failed = []
+    for spec, result in zip(runs, steady(tqdm(done, total=len(runs), unit="run", disable=None)), strict=True):
+        if isinstance(result, RunError):
+            finding = spec.may_diverge and isinstance(result, Diverged)
+            failed += [] if finding else [result]
+            tqdm.write(f"{'diverged' if finding else 'failed'}: {result}")
+            continue
+        name, final = result["spec"]["name"], result["final"]
+        line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
+        tqdm.write(f"{name}: {line} (trained: {reasons[name]})")
+    return failed
 
 
 def page(options: argparse.Namespace) -> None:

@@ -149,9 +149,8 @@ def train(method: AnyMethod, phase: Phase, members: Sequence[Member]) -> None:
     task.network.train()
     for member in members:
         (x, y), trainable = member.shard, member.local.trainable
-        parameters = list(trainable.values())
         order, draws = member.draws.child("order").stream(), member.draws.child("draws").stream(task.device)
-        step, steps = 0, plan.steps(len(x))
+        parameters, step, steps = list(trainable.values()), 0, plan.steps(len(x))
         with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(member.draws.child("network").seed() >> 1)
             for _ in range(plan.epochs):
@@ -183,10 +182,13 @@ def finish(method: AnyMethod, member: Member, round: int) -> bytes | Reply:
 
 @torch.no_grad()
 def evaluate(task: Task, model: Tensors, chunk: int) -> tuple[list[float], int]:
-    """What the objective judges of a chunk of the test set, summed, and over how many; BatchNorm in evaluation mode."""
+    """What the objective judges of a chunk of the test set, summed, and over how many; BatchNorm in evaluation mode.
+
+    model: on the task's device.
+    """
     task.network.eval()
     x, y = (part[chunk * CHUNK : (chunk + 1) * CHUNK] for part in task.test)
-    return task.objective.judge(task.logits({name: t.to(task.device) for name, t in model.items()}, x), y)
+    return task.objective.judge(task.logits(model, x), y)
 
 
 def chunks(task: Task) -> range:

@@ -6,12 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from typing_extensions import override
 
 from fedlib.core.client import Job, Memories, Upload
 from fedlib.core.plan import Tensors
+from fedlib.engines.cuda_device import out_of_memory
 from fedlib.engines.in_process import Engine, InProcess, memory_of
 from fedlib.engines.pool import Pool
 
@@ -56,19 +58,34 @@ class Auto(Engine):
             self.pool = None
 
 
-class Fastest(Engine):
-    """Gives rounds to its rivals in turn, two to each, and then all to the one that took least time for a sample.
+@dataclass
+class Trial:
+    """What is known of a rival at runs of one kind."""
 
-    A rival's first round counts for nothing: libraries are loaded and graphs captured in it. What was found holds for
-    all runs of one kind: method, network, number of samples, plan and cohort.
+    rounds: int = 0
+    pace: float | None = None  # seconds a sample, once they count
+
+    def note(self, pace: float, warm: bool) -> None:
+        self.rounds += 1
+        if (warm and self.rounds > 1) or self.rounds >= Fastest.MOST:
+            self.pace = pace
+
+
+class Fastest(Engine):
+    """Gives rounds to its rivals in turn, until each had a warm one, and then all to the one that took least time for a
+    sample in it.
+
+    Cold is a rival's first round, in which libraries are loaded, and each in which a graph is captured: there is one
+    for every length of a batch. Who never has a warm one is judged by round MOST. What was found holds for all runs of
+    one kind: see `kind`.
     """
 
-    ROUNDS = 2
+    MOST = 6
 
     def __init__(self, rivals: Sequence[InProcess]) -> None:
         self.rivals, self.device = rivals, rivals[0].device
         self.last = rivals[0]
-        self.paces: dict[tuple[Hashable, ...], list[list[float]]] = {}  # kind -> rival -> seconds a sample, by round
+        self.trials: dict[tuple[Hashable, ...], list[Trial]] = {}  # by kind, a rival each
 
     @property
     @override
@@ -80,15 +97,12 @@ class Fastest(Engine):
     def train(
         self, job: Job, message: bytes, round: int, cohort: Sequence[int], memories: Memories = None
     ) -> Iterator[tuple[int, Upload]]:
-        task = job.task
-        kind = (job.method.name, task.plan, task.cohort, len(task.train[1]), tuple(task.tensors.items()))
-        paces = self.paces.setdefault(kind, [[] for _ in self.rivals])
-        turn = min(range(len(self.rivals)), key=lambda rival: len(paces[rival]))
-        if len(paces[turn]) >= self.ROUNDS:
-            turn = min(range(len(self.rivals)), key=lambda rival: paces[rival][self.ROUNDS - 1])
+        trials = self.trials.setdefault(kind(job), [Trial() for _ in self.rivals])
+        untold = [turn for turn, trial in enumerate(trials) if trial.pace is None]
+        turn = min(untold, key=lambda rival: trials[rival].rounds) if untold else fastest(trials)
         self.last = self.rivals[turn]
-        samples = sum(len(task.partition.indices(client)) for client in cohort)
-        busy, arrived = 0.0, 0
+        samples = sum(len(job.task.partition.indices(client)) for client in cohort)
+        busy, arrived, captured = 0.0, 0, self.last.captured
         begin = time.perf_counter()
         try:
             for pair in self.last.train(job, message, round, cohort, memories):
@@ -96,13 +110,16 @@ class Fastest(Engine):
                 arrived += 1
                 yield pair
                 begin = time.perf_counter()
-        except torch.OutOfMemoryError:
-            if arrived or all(math.inf in pace for pace in paces):
+        except RuntimeError as error:
+            others = [trial for trial in trials if trial is not trials[turn]]
+            if not out_of_memory(error) or arrived or all(trial.pace == math.inf for trial in others):
                 raise
             log.warning("engine %s does not fit into the GPU's memory: left out", type(self.last).__name__.lower())
-            paces[turn][:] = [math.inf] * self.ROUNDS
+            trials[turn].pace = math.inf
+            self.last.close()  # what it holds is wanted
         else:
-            paces[turn].append(busy / max(1, samples))
+            if untold:
+                trials[turn].note(busy / max(1, samples), warm=self.last.captured == captured)
             return
         yield from self.train(job, message, round, cohort, memories)
 
@@ -114,3 +131,18 @@ class Fastest(Engine):
     def close(self) -> None:
         for rival in self.rivals:
             rival.close()
+
+
+def fastest(trials: Sequence[Trial]) -> int:
+    """Of rivals that all have a pace."""
+    paces = [trial.pace for trial in trials if trial.pace is not None]
+    return paces.index(min(paces))
+
+
+def kind(job: Job) -> tuple[Hashable, ...]:
+    """All that decides how long a step takes, and how many there are: with another partition batches have other
+    lengths."""
+    task = job.task
+    shapes = tuple(task.tensors.items()), tuple(task.frozen.items()), task.train[0].shape
+    agreed = task.plan, task.cohort, task.held_out, task.partition.hash
+    return job.method, job.method.writer, str(task.network), *shapes, *agreed

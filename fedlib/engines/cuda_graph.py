@@ -41,11 +41,13 @@ class Graphed(InProcess):
                 self.steps[plan] = StaticStep(method, plan, member)
             step, samples = self.steps[plan], member.local.samples
             step.load(member)
+            ready = len(step.graphs)
             stream = member.draws.child("draws").stream(method.task.device)
             for epoch, (order,) in enumerate(orders([member], method.task, plan.epochs)):
                 for start in range(0, samples, plan.batch):
                     drawn = method.draw(progress(plan, samples, epoch, start), stream)
                     step(order[start : start + plan.batch], drawn)
+            self.captured += len(step.graphs) - ready
             for own, given in zip(step.own, parts(member), strict=True):
                 given.update(own)  # to be read before the next client is trained
 

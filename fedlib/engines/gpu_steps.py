@@ -42,7 +42,10 @@ def progress(plan: Plan, samples: int, epoch: int, start: int) -> float:
 
 
 def descend(loss: Tensor, trainable: Tensors, moments: Tensors, plan: Plan) -> None:
-    optimizers.step(plan, trainable, torch.autograd.grad(loss, list(trainable.values())), moments)
+    own = list(trainable.values())
+    # With the strides of their parameters: a GPU takes no others in one launch for all tensors.
+    gradients = [g.contiguous().flatten().view_as(p) for g, p in zip(torch.autograd.grad(loss, own), own, strict=True)]
+    optimizers.step(plan, trainable, gradients, moments)
 
 
 def same(first: Any, *others: Any) -> Any:

@@ -50,6 +50,7 @@ class InProcess(Engine):
     """On the CPU or on a GPU. Used by itself on a CPU, give torch one thread: `rounds.run` does."""
 
     side_by_side = False  # whether a whole cohort is trained at a time
+    captured = 0  # steps so far that it has made ready for replaying
 
     def __init__(self, where: torch.device) -> None:
         self.device = where
@@ -73,7 +74,8 @@ class InProcess(Engine):
 
     @override
     def evaluate(self, job: Job, model: Tensors) -> tuple[float, ...]:
-        return mean(client.evaluate(job.task, model, index) for index in client.chunks(job.task))
+        there = {name: tensor.to(job.task.device) for name, tensor in model.items()}  # once, not for every chunk
+        return mean(client.evaluate(job.task, there, index) for index in client.chunks(job.task))
 
 
 def memory_of(memories: Memories, client: int) -> bytes | None:

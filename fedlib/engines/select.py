@@ -18,6 +18,7 @@ import sys
 
 import torch
 
+from fedlib.engines import cuda_device
 from fedlib.engines.automatic import Auto, Fastest
 from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import Engine, InProcess
@@ -30,10 +31,15 @@ ENGINES = ("auto", "process", "pool", "stacked", "graphed")  # as the command li
 
 def device(name: str = "auto") -> torch.device:
     """`auto` is the GPU where there is one. RunError at once when CUDA is asked for and absent."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise RunError(f"device: {name!r} is unknown; allowed: auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RunError("device: cuda was asked for, but torch finds no CUDA device; use --device cpu or auto")
+    kind, _, index = name.partition(":")
+    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+        raise RunError(f"device: {name!r} is unknown; allowed: auto, cpu, cuda, or one of several, such as cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"device: {name} was asked for, but torch finds no CUDA device; use --device cpu or auto")
+    if index:
+        if int(index) >= (found := torch.cuda.device_count()):
+            raise RunError(f"device: {name} is not there; torch finds {found}, from cuda:0 to cuda:{found - 1}")
+        return torch.device("cuda", int(index))
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -41,8 +47,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def open_engine(name: str = "auto", on: str = "auto", processes: int | None = None) -> Engine:
-    """One of ENGINES; use it as a context manager. `stacked` and `graphed` work on a CPU too, and gain little there."""
+def check(name: str = "auto", on: str = "auto", processes: int | None = None) -> torch.device:
+    """The device of such an engine. RunError where it cannot be opened."""
     where = device(on)
     if name not in ENGINES:
         raise RunError(f"engine: {name!r} is unknown; allowed: {', '.join(ENGINES)}")
@@ -50,6 +56,14 @@ def open_engine(name: str = "auto", on: str = "auto", processes: int | None = No
         raise RunError(f"processes: {processes} must be at least 1")
     if name == "pool" and where.type == "cuda":
         raise RunError("engine: pool runs on the CPU only; use --engine process or --device cpu")
+    return where
+
+
+def open_engine(name: str = "auto", on: str = "auto", processes: int | None = None) -> Engine:
+    """One of ENGINES; use it as a context manager. `stacked` and `graphed` work on a CPU too, and gain little there."""
+    where = check(name, on, processes)
+    if where.type == "cuda":
+        cuda_device.prepare(where)
     if name == "pool":
         return Pool(processes or cores())
     if name == "stacked":

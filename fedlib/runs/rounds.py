@@ -45,11 +45,12 @@ def run(
     Diverged: a round without a usable update in three attempts.
     """
     job, checkpoint = build.job(spec, engine.device), Checkpoint(spec, root)
-    empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0}
+    empty: dict[str, Any] = {"rounds": [], "uplink_parts": {}, "seconds": 0.0, "devices": []}
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if engine.device.type == "cpu" else threads)  # how many there are changes the last bits
     try:
         state, memories, log = checkpoint.load(job.method) or (initial(job), {}, empty)
+        log["devices"] = machine.joined(log["devices"], engine.device)
         with Bar(spec, log["rounds"]) as progress:
             begin = saved = time.perf_counter()
             for number in range(len(log["rounds"]) + 1, spec.rounds + 1):
@@ -231,7 +232,7 @@ def finished(spec: Spec, job: Job, engine: Engine, log: dict[str, Any]) -> Recor
             "uplink_parts": log["uplink_parts"],
             **job.method.summary(spec.settings),
         },
-        "made": machine.made(engine.device, engine.name, log["seconds"]),
+        "made": machine.made(log["devices"], engine.name, log["seconds"]),
         "rounds": rounds,
     }
 

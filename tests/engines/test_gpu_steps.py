@@ -22,8 +22,10 @@ from engine_tasks import (
 )  # fmt: skip
 from jobs import CPU, MakeSpec, job_of, message_of, ran
 
+from fedlib.core import client as core_client
 from fedlib.core.client import Job
 from fedlib.core.plan import Plan
+from fedlib.engines import cuda_device
 from fedlib.engines.automatic import Fastest
 from fedlib.engines.cuda_graph import WARM_UP, Graphed
 from fedlib.engines.gpu_steps import progress, same
@@ -182,6 +184,27 @@ def test_evaluation_is_that_of_one_process(tiny: MakeSpec, kind: Kind) -> None:
     assert engine.evaluate(job, model) == InProcess(CPU).evaluate(job, model)
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that counts how often it is sent to a device."""
+
+    sent = 0
+
+    def to(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        Elsewhere.sent += 1
+        return self.as_subclass(torch.Tensor).to(*arguments, **options)
+
+
+def test_a_model_goes_to_the_device_once_an_evaluation(tiny: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_client, "CHUNK", 50)
+    job = job_of(tiny(model="slice"))
+    model = job.task.initial()
+    assert len(core_client.chunks(job.task)) == 8
+    expected = InProcess(CPU).evaluate(job, model)
+    counted = {name: tensor.as_subclass(Elsewhere) for name, tensor in model.items()}
+    assert InProcess(CPU).evaluate(job, counted) == expected  # type: ignore[arg-type]
+    assert Elsewhere.sent == len(model)
+
+
 # The parts
 
 
@@ -222,9 +245,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 @pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions in full precision: TensorFloat-32 rounds to ten bits, differently for each shape."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def float32() -> None:
+    """As an engine sets it where it opens: TensorFloat-32 rounds to ten bits, differently for each shape."""
+    cuda_device.set_precision()
 
 
 @needs_cuda

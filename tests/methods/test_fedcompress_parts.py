@@ -143,6 +143,20 @@ def test_straight_through_by_hand(order: list[int]) -> None:
     assert of_mu.tolist() == torch.tensor([1.0, 2.0, 12.0])[order].tolist()
 
 
+@given(st.lists(FLOATS, min_size=1, max_size=40), st.lists(FLOATS, min_size=1, max_size=9))
+def test_a_gpu_s_fixed_order_gives_what_gather_does(weights: list[float], centroids: list[float]) -> None:
+    ascending = torch.tensor(sorted(centroids), requires_grad=True)
+    index = clustering.assign(torch.tensor(weights), ascending.detach())
+    g = torch.arange(1.0, 1 + len(weights))  # whole, so that any order of summing is exact
+    expected, found = ascending.gather(0, index), clustering.picked(ascending, index)
+    assert torch.equal(found, expected)
+    of_expected, of_found = (torch.autograd.grad((g * shown).sum(), ascending)[0] for shown in (expected, found))
+    assert torch.equal(of_found, of_expected)
+    stacked = torch.stack([ascending.detach(), 2 * ascending.detach()])
+    both = torch.func.vmap(clustering.picked, in_dims=(0, None))(stacked, index.view(1, -1))
+    assert torch.equal(both, stacked[:, index].unsqueeze(1))
+
+
 def test_an_unused_centroid_has_no_gradient() -> None:
     w, mu = torch.tensor([0.1, 0.2], requires_grad=True), torch.tensor([0.0, 9.0], requires_grad=True)
     assert torch.autograd.grad(clustering.straight_through(w, mu).sum(), mu)[0].tolist() == [2.0, 0.0]

@@ -6,6 +6,7 @@ The oracles are the formulas in float64.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fedlib.errors import PayloadError
 from fedlib.methods.feddq import quantizers
@@ -290,3 +292,26 @@ def test_norm_of_a_zero_tensor_and_of_equal_entries(bucket: int, n: int) -> None
         assert quantizers.restore_norm(found, n, scales, bucket).tolist() == pytest.approx([-0.7] * n)
     found, scales = quantizers.norm(torch.full((n,), 1e-41), 3, Rng(0), bucket)  # below float32's normal numbers
     assert float(quantizers.restore_norm(found, n, scales, bucket).abs().max()) <= 1e-41 * n * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("n", [0, 1, 2**16, 2**16 + 1, 3 * 2**16 + 5])
+def test_a_gpu_s_one_block_gives_the_levels_of_a_cpu_s_many_and_is_read_once(n: int, stochastic: bool) -> None:
+    x, rng = normal(n), Rng(3) if stochastic else None
+    found = []
+    for at_a_time, reads in ((2**16, -(-n // 2**16)), (max(1, n), min(n, 1))):
+        with Reads() as counted:
+            found.append(quantizers._round(x, -0.04, 0.0003, 255, 8, rng, 0 if rng else 3, at_a_time))
+        assert counted.found == reads
+    many, one = found
+    assert np.array_equal(many, one)
+
+
+class Reads(TorchFunctionMode):
+    """Counts how often tensors are sent to the host."""
+
+    found = 0
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.found += function is Tensor.cpu
+        return function(*arguments, **(options or {}))

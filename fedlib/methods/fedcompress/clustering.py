@@ -178,7 +178,15 @@ def nearest(weights: Tensor, centroids: Tensor) -> Tensor:
     """Each weight's nearest centroid [as weights], with a gradient for the centroids alone."""
     ascending, _ = centroids.sort()
     index = assign(weights.detach(), ascending.detach())
-    return ascending.gather(0, index.flatten()).view_as(weights)
+    if weights.is_cpu:
+        return ascending.gather(0, index.flatten()).view_as(weights)
+    return picked(ascending, index)
+
+
+def picked(ascending: Tensor, index: Tensor) -> Tensor:
+    """What gather gives [as index], but with a gradient summed in a fixed order: on a GPU gather's is not, and slow."""
+    chosen = index.unsqueeze(-1) == torch.arange(ascending.shape[-1], device=index.device)
+    return torch.where(chosen, ascending, 0.0).sum(-1)
 
 
 def straight_through(weights: Tensor, centroids: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedlib.errors import PayloadError
-from fedlib.rng import Rng
+from fedlib.rng import Rng, Stream
 from fedlib.wire.levels import Levels
 
 AFFINE = ("affine_stochastic", "affine_nearest", "symmetric_nearest")
@@ -117,19 +117,30 @@ def _rows(x: Tensor, bucket: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % bucket)).view(-1, bucket)
 
 
-def _round(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int) -> np.ndarray:
-    """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded."""
-    flat, draws = x.detach().flatten(), rng.stream(x.device) if rng else None
+def _round(
+    x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int, at_a_time: int = 0
+) -> np.ndarray:
+    """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded.
+
+    at_a_time: a multiple of _BLOCK, or all entries, as on a GPU, which is then waited for once; it changes no number.
+    """
+    flat, draws = x.detach().flatten(), rng.stream() if rng else None
     levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)
-    for start in range(0, flat.numel(), _BLOCK):
-        block = flat[start : start + _BLOCK]
+    at_a_time = at_a_time or (_BLOCK if x.is_cpu else max(1, x.numel()))
+    for start in range(0, flat.numel(), at_a_time):
+        block = flat[start : start + at_a_time]
         y = (block - low).div_(step)
         if draws is None:
             y.round_().add_(centre)
         else:  # the integer below y + a number from [0, 1) is y in the mean
-            y.add_(draws.uniform(*y.shape)).floor_()
-        levels[start : start + _BLOCK] = _integers(y.clamp_(0, most), width)
+            y.add_(_chances(draws, len(y)).to(x.device)).floor_()
+        levels[start : start + at_a_time] = _integers(y.clamp_(0, most), width)
     return levels
+
+
+def _chances(draws: Stream, count: int) -> Tensor:
+    """Uniform on [0, 1), each block from a stream of its own, on the CPU."""
+    return torch.cat([draws.uniform(min(_BLOCK, count - start)) for start in range(0, count, _BLOCK)])
 
 
 def _integers(whole: Tensor, width: int) -> np.ndarray:

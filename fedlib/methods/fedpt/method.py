@@ -38,6 +38,8 @@ from fedlib.models.freezing import frozen_names
 from fedlib.rng import Rng
 from fedlib.wire import container
 
+Named = tuple[tuple[str, torch.Size], ...]
+
 
 @dataclass(frozen=True)
 class Own:
@@ -99,10 +101,10 @@ class FedPT(PrivateServer[Own]):
         frozen = frozen_names(self.policy, self.task.parameters)
         return {name: shape for name, shape in self.task.parameters.items() if name not in frozen}
 
-    def frozen_part(self, seed: int) -> tuple[Tensors, bytes]:
-        """Its tensors on the CPU, which the caller must not change, and their fingerprint."""
+    def frozen_part(self, seed: int, device: torch.device | str = "cpu") -> tuple[Tensors, bytes]:
+        """Its tensors, which the caller must not change, and their fingerprint."""
         frozen = tuple((name, shape) for name, shape in self.task.parameters.items() if name not in self.trained)
-        return make_frozen(seed, self.law, self.scale, frozen)
+        return make_frozen(seed, self.law, self.scale, frozen, str(device))
 
     @property
     def slots(self) -> int:
@@ -143,12 +145,10 @@ class FedPT(PrivateServer[Own]):
         """PayloadError where the frozen part that the client makes is not the server's."""
         limits = [16, 4 * count(self.trained)]
         head, values = container.unpack(message, "fedpt.down", self.fingerprint(), limits).sections
-        seed = unpack_seed(head[:8])
-        made, fingerprint = self.frozen_part(seed)
+        made, fingerprint = self.frozen_part(seed := unpack_seed(head[:8]), self.task.device)  # all clients share them
         compare(fingerprint, head[8:])
         model = {name: t.to(self.task.device) for name, t in unpack_tensors(values, self.trained).items()}
-        frozen = {name: tensor.to(self.task.device) for name, tensor in made.items()}  # all clients share them
-        frozen |= {f"from {name}": tensor.clone() for name, tensor in model.items()}
+        frozen = made | {f"from {name}": tensor.clone() for name, tensor in model.items()}
         return Local({name: tensor.requires_grad_() for name, tensor in model.items()}, frozen, len(shard[1]), seed)
 
     @override
@@ -163,9 +163,8 @@ class FedPT(PrivateServer[Own]):
         samples = local.samples
         if self.private:
             samples, (change, _) = 1, mechanisms.clip(change, self.clip_norm)
-        _, fingerprint = self.frozen_part(local.seed)
-        values = pack_tensors(change, self.trained)
-        return container.pack("fedpt.up", self.fingerprint(), samples, [fingerprint, values])
+        _, mark = self.frozen_part(local.seed)
+        return container.pack("fedpt.up", self.fingerprint(), samples, [mark, pack_tensors(change, self.trained)])
 
     def read(self, upload: Buffer, own: Own) -> Update:
         """The change of the trained tensors and the sample count."""
@@ -231,9 +230,12 @@ class FedPT(PrivateServer[Own]):
         return {"clipped": state.own.clipped} if self.private else {}
 
 
-@functools.lru_cache(maxsize=2)
-def make_frozen(seed: int, law: str, scale: float, shapes: tuple[tuple[str, torch.Size], ...]) -> tuple[Tensors, bytes]:
-    """The frozen tensors on the CPU, from nothing but the seed, and 8 bytes that tell them from any others."""
+@functools.lru_cache(maxsize=2)  # of one run: at the server and on its clients' device
+def make_frozen(seed: int, law: str, scale: float, shapes: Named, device: str = "cpu") -> tuple[Tensors, bytes]:
+    """The frozen tensors, from nothing but the seed, and 8 bytes that tell them from any others."""
+    if device != "cpu":
+        made, fingerprint = make_frozen(seed, law, scale, shapes, "cpu")
+        return {name: tensor.to(device) for name, tensor in made.items()}, fingerprint
     tensors = {name: initializers.values(seed, name, shape, law) for name, shape in shapes}
     tensors = {name: tensor * scale if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     digest = hashlib.blake2b(digest_size=8)

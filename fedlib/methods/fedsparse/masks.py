@@ -5,6 +5,7 @@ All parameters of the network are masked, biases included, in one vector [n] in 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -31,6 +32,12 @@ def fixed_weights(seed: int, scale: str, shapes: Shapes) -> Tensor:
             fan_in = shape[1:].numel()
         parts.append(signs(seed, stream, shape.numel()) * np.float32(SCALES[scale] / math.sqrt(fan_in)))
     return torch.from_numpy(np.concatenate(parts))
+
+
+@functools.lru_cache(maxsize=2)  # of one run: at the server and on its clients' device
+def kept_weights(seed: int, scale: str, shapes: tuple[tuple[str, torch.Size], ...], device: str) -> Tensor:
+    """The same on a device, for all clients and rounds: nobody may change them."""
+    return fixed_weights(seed, scale, dict(shapes)).to(device)
 
 
 def layers(flat: Tensor, shapes: Shapes) -> Tensors:

@@ -95,9 +95,9 @@ class FedPM(Method[Own]):
     def n(self) -> int:
         return count(self.shapes)
 
-    def weights(self, seed: int) -> Tensor:
-        """The fixed weights w [n], on the CPU."""
-        return masks.fixed_weights(seed, self.weight_scale, self.shapes)
+    def weights(self, seed: int, device: torch.device | str = "cpu") -> Tensor:
+        """The fixed weights w [n], which the caller must not change."""
+        return masks.kept_weights(seed, self.weight_scale, tuple(self.shapes.items()), str(device))
 
     def mask(self, theta: Tensor, chance: Tensor) -> Tensor:
         """The mask of a forward pass [n], ones and zeros; `chance` [n] is uniform on [0, 1)."""
@@ -142,7 +142,7 @@ class FedPM(Method[Own]):
         seed, theta = unpack_seed(first), masks.unpack_theta(packed, self.n).to(self.task.device)
         clamped = theta.double().clamp(self.delta, 1 - self.delta)  # float32 has no 1 - 1e-9
         s = torch.logit(clamped).float().requires_grad_()
-        return Local({"s": s}, {"w": self.weights(seed).to(self.task.device), "theta": theta}, len(shard[1]), seed)
+        return Local({"s": s}, {"w": self.weights(seed, self.task.device), "theta": theta}, len(shard[1]), seed)
 
     @override
     def draw(self, progress: float, stream: Stream) -> Tensor:
