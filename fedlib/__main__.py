@@ -17,7 +17,7 @@ from fedlib.data import sets, sources
 from fedlib.engines import select
 from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
-from fedlib.runs import fitting, grid, leftovers, placement, record, validation
+from fedlib.runs import fitting, grid, leftovers, placement, record, shares, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.progress import expect, steady
 from fedlib.runs.spec import PROFILES, Spec
@@ -89,8 +89,9 @@ def parser() -> argparse.ArgumentParser:
         "--only", default="*", metavar="PATTERN", help="run names to take, e.g. '*iid*' (default: all)"
     )
     running.add_argument("--again", action="store_true", help="train even where a fresh record stands")
+    running.add_argument("--share", metavar="I/N", help="the I-th of N shares of about equal time, for N processes")
     paging.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    paging.set_defaults(only="*", again=False)
+    paging.set_defaults(only="*", again=False, share=None)
 
     command(score).add_argument("--profile", choices=PROFILES, default="lab")
     command(status).add_argument("--profile", choices=PROFILES, help="one profile only")
@@ -117,6 +118,8 @@ def data(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """train the runs that have no fresh record"""
     planned = list(record.fresh(specs(options.paper, options.profile, options.only)))
+    if options.share:
+        planned = list(shares.take(planned, options.share, sources.home() / ".cache" / "shares"))
     left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in planned if reason or options.again}
     where = select.check(options.engine, options.device, options.processes)
     for name in dict.fromkeys(spec.data for spec, _ in left.values()):
@@ -126,8 +129,8 @@ def run(options: argparse.Namespace) -> None:
     groups = {options.device: runs}
     if runs and (options.engine, options.device, where.type) == ("auto", "auto", "cuda"):
         groups = placement.groups(runs, processes)
-    shares = [f"{len(group)} to train on {select.device(on).type}" for on, group in groups.items()]
-    todo = f"{len(planned)} runs, {' and '.join(shares)}"
+    parts = [f"{len(group)} to train on {select.device(on).type}" for on, group in groups.items()]
+    todo = f"{len(planned)} runs, {' and '.join(parts)}"
     if runs:
         todo += f", {expect(runs, ((spec, found) for spec, found, _ in planned), processes)}"
     print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)

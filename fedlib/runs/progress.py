@@ -23,22 +23,35 @@ EVERY = 60.0  # seconds between two lines
 LONGEST = 1e8  # seconds that a record may say its run took: three years
 
 
-def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], processes: int) -> str:
-    """How long runs will take, by their own old records, or else by those of their method and group, or their group."""
-    known: dict[tuple[str, ...], list[float]] = {}
-    for spec, found in planned:
-        seconds = ((found or {}).get("made") or {}).get("seconds")
+Times = dict[tuple[str, ...], list[float]]  # seconds that runs took, by what tells how long one takes
+
+
+def known(planned: Iterable[tuple[Spec, Record | None]]) -> Times:
+    """What the records say, old ones too."""
+    found: Times = {}
+    for spec, record in planned:
+        seconds = ((record or {}).get("made") or {}).get("seconds")
         if isinstance(seconds, int | float) and 0 <= seconds < LONGEST:  # an edited record may say anything
             for key in _keys(spec):
-                known.setdefault(key, []).append(seconds)
-    total, unknown = 0.0, 0
-    for spec in todo:
-        times = next((known[key] for key in _keys(spec) if key in known), None)
-        total, unknown = (total + statistics.mean(times), unknown) if times else (total, unknown + 1)
-    if unknown == len(todo):
+                found.setdefault(key, []).append(seconds)
+    return found
+
+
+def guess(spec: Spec, times: Times) -> float | None:
+    """Seconds of a run: by its own old record, or else by those of its method and group, or of its group."""
+    found = next((times[key] for key in _keys(spec) if key in times), None)
+    return statistics.mean(found) if found else None
+
+
+def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], processes: int) -> str:
+    """How long runs will take, by what records say of runs like these."""
+    times = known(planned)
+    told = [seconds for spec in todo if (seconds := guess(spec, times)) is not None]
+    unknown = len(todo) - len(told)
+    if not told:
         return "no record says how long that takes"
     more = f"; of {unknown} more no record says" if unknown else ""
-    return f"about {tell(total / min(processes, len(todo)))} by the records' own times{more}"
+    return f"about {tell(sum(told) / min(processes, len(todo)))} by the records' own times{more}"
 
 
 def _keys(spec: Spec) -> tuple[tuple[str, ...], ...]:
