@@ -4,11 +4,13 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import projects
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import MakeSpec
 
+from fedlib.__main__ import main
 from fedlib.errors import SpecError
 from fedlib.runs import shares
 from fedlib.runs.record import Record
@@ -79,6 +81,15 @@ def test_of_many_at_once_the_first_is_kept_whole(tmp_path: Path) -> None:
     assert [process.exitcode for process in started] == [0] * 8
     (kept,) = tmp_path.iterdir()
     assert kept.read_bytes() in texts
+
+
+def test_two_commands_make_the_grid_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    projects.small(tmp_path)
+    monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
+    records = tmp_path / "records" / "fedmrn" / "smoke"
+    for number in (1, 2):
+        assert main([*projects.RUN, "--share", f"{number}/2"]) == 0
+        assert len(list(records.glob("*.json"))) == number
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/4", "5/4", "1/0", "-1/4", "1/4/2", "a/b", "1.0/4", " 1/4", "1/9999999"])
