@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fedlib.data import sets, sources
 from fedlib.engines import select
+from fedlib.engines.ranks import Ranks
 from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
 from fedlib.runs import fitting, grid, leftovers, placement, record, shares, validation
@@ -117,6 +118,11 @@ def data(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """train the runs that have no fresh record"""
+    if options.engine == "ranks" and os.environ.get("RANK", "0") != "0":
+        with open_engine(options.engine, options.device) as engine:
+            assert isinstance(engine, Ranks)
+            engine.serve()
+        return
     planned = list(record.fresh(specs(options.paper, options.profile, options.only)))
     if options.share:
         planned = list(shares.take(planned, options.share, sources.home() / ".cache" / "shares"))
@@ -167,6 +173,8 @@ def page(options: argparse.Namespace) -> None:
 
     if any(name == "profile" for name, _ in options.parameter):
         raise SpecError("parameter: 'profile' is given by --profile, so that the page shows the runs that it needs")
+    if options.engine == "ranks":
+        raise SpecError("engine: ranks is for run; train first, then make the page with another engine")
     execute.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
     on = open_engine(options.engine, options.device, options.processes)
     on.close()
