@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
             engine.serve()
         return
     planned = list(record.fresh(specs(options.paper, options.profile, options.only)))
-    if options.share:
+    if options.share is not None:
         planned = list(shares.take(planned, options.share, sources.home() / ".cache" / "shares"))
     left = {spec.name: (spec, reason or "asked for again") for spec, _, reason in planned if reason or options.again}
     where = select.check(options.engine, options.device, options.processes)

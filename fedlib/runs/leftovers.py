@@ -14,7 +14,7 @@ from fedlib.runs.experiments import papers
 # Folders below the project's root in which a write that was killed may have left something.
 WRITTEN = (
     *("records", "scores", "book/papers", "book/compare", "experiments", "published", "bench/results"),
-    *(".cache/checkpoints", ".cache/proofs"),
+    *(".cache/checkpoints", ".cache/proofs", ".cache/shares"),
 )
 
 

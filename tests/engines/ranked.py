@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from known_answers import CASES, TINY, numbers
 from typing_extensions import override
 
 from fedlib.core.client import Job, Memories, Upload
+from fedlib.data import sets
 from fedlib.engines.ranks import Ranks
 from fedlib.errors import RunError
 from fedlib.runs import rounds
 from fedlib.runs.spec import Spec
 
-MORTAL = "--mortal"  # rank 1 dies in the second round
+MORTAL, BARE = "--mortal", "--bare"  # rank 1 dies in the second round, or knows no data set
 
 
 class Watched(Ranks):
@@ -33,15 +34,17 @@ class Watched(Ranks):
         return super().train(job, message, round, cohort, memories)
 
     @override
-    def _own(self, work: Callable[..., Any], shared: Any, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _own(self, *given: Any) -> list[Any]:
         if MORTAL in sys.argv and self.rank and (folder / "second round").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._own(work, shared, jobs)
+        return super()._own(*given)
 
 
-folder, names = Path(sys.argv[1]), [name for name in sys.argv[2:] if name != MORTAL]
+folder, names = Path(sys.argv[1]), [name for name in sys.argv[2:] if not name.startswith("--")]
 with Watched(torch.device("cpu")) as engine:
     if engine.rank:
+        if BARE in sys.argv:
+            sets.ENTRIES.clear()
         engine.serve()
     else:
         for name in names:

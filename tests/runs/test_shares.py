@@ -1,6 +1,7 @@
 """A grid dealt to several processes: every run in one share, whatever happens between their starts."""
 
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from jobs import MakeSpec
 
 from fedlib.__main__ import main
-from fedlib.errors import SpecError
+from fedlib.errors import DataError, SpecError
 from fedlib.runs import shares
 from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
@@ -30,10 +31,14 @@ def test_the_longest_first_each_to_the_one_with_least_to_do(tiny: MakeSpec) -> N
     assert shares.deal(planned, 2) == {"a": 1, "b": 2, "c": 2, "d": 1, "e": 1, "f": 2}
 
 
-def test_fresh_runs_take_no_time_and_unknown_ones_the_mean(tiny: MakeSpec) -> None:
-    planned = [row(tiny, "long", 9), row(tiny, "done", 100, fresh=True), row(tiny, "short", 1), row(tiny, "new")]
+def test_unknown_runs_take_the_mean_and_fresh_ones_are_dealt_by_themselves(tiny: MakeSpec) -> None:
+    planned = [row(tiny, "long", 9), row(tiny, "short", 1), row(tiny, "new")]
     dealt = shares.deal(planned, 2)
     assert dealt["long"] == 1 and dealt["new"] == dealt["short"] == 2  # 9 against 5 + 1
+    done = [row(tiny, f"done{number}", 100, fresh=True) for number in range(8)]
+    with_fresh = shares.deal([*planned, *done], 2)
+    assert {name: with_fresh[name] for name in dealt} == {"new": 1, "long": 2, "short": 2}  # the mean is longer now
+    assert sorted(with_fresh[spec.name] for spec, _, _ in done) == [1] * 4 + [2] * 4
 
 
 @given(count=st.integers(1, 9), runs=st.integers(0, 30), data=st.data())
@@ -67,6 +72,7 @@ def test_a_process_that_starts_later_deals_alike(tiny: MakeSpec, tmp_path: Path)
 
 
 def keep(folder: Path, text: bytes) -> None:
+    os.getpid = lambda: 7  # in containers of their own all may have the same
     shares._keep_first(folder / "dealt.json", text)
 
 
@@ -83,6 +89,16 @@ def test_of_many_at_once_the_first_is_kept_whole(tmp_path: Path) -> None:
     assert kept.read_bytes() in texts
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", "7", '{"a": '])
+def test_a_damaged_file_is_named(tiny: MakeSpec, tmp_path: Path, text: str) -> None:
+    planned = [row(tiny, "a", 1)]
+    shares.take(planned, "1/1", tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(text)
+    with pytest.raises(DataError, match=r"-1\.json: does not say how runs were dealt .*; remove it"):
+        shares.take(planned, "1/1", tmp_path)
+
+
 def test_two_commands_make_the_grid_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     projects.small(tmp_path)
     monkeypatch.setenv("FEDLIB_HOME", str(tmp_path))
@@ -90,6 +106,7 @@ def test_two_commands_make_the_grid_between_them(tmp_path: Path, monkeypatch: py
     for number in (1, 2):
         assert main([*projects.RUN, "--share", f"{number}/2"]) == 0
         assert len(list(records.glob("*.json"))) == number
+    assert main([*projects.RUN, "--share", ""]) == 2  # a variable that is not set
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/4", "5/4", "1/0", "-1/4", "1/4/2", "a/b", "1.0/4", " 1/4", "1/9999999"])
