@@ -89,11 +89,10 @@ class Server:
             raise SystemExit(f"{method}: sends nothing plain: {sent}")
         self.sent = bytes(sent)
 
-    def round_of(self, uploads: int) -> tuple[float, float]:
-        """CPU seconds, and those of decoding."""
+    def round_of(self, uploads: int, held: bool = True) -> tuple[float, float]:
+        """CPU seconds, and those of decoding. held: uploads are there before, and not made within the time."""
         arrivals = ((client, container.address(self.sent, 1, client)) for client in range(uploads))
-        cohort = arrivals if uploads < NINE else iter(list(arrivals))
-        watched = Watched(cohort, most=self.job.task.count_samples, round=1)
+        watched = Watched(list(arrivals) if held else arrivals, most=self.job.task.count_samples, round=1)
         begin = process_time()
         self.job.method.aggregate(self.state, watched)
         seconds = process_time() - begin
@@ -140,14 +139,14 @@ def asked(*arguments: str) -> str:
 def peak(label: str) -> int:
     """Bytes that the process had to get while it read two uploads, at most."""
     server = Server(*METHODS[label])
-    server.round_of(2)
+    server.round_of(2, held=False)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
-    before = held("VmRSS")
-    server.round_of(2)
-    return held("VmHWM") - before
+    before = memory("VmRSS")
+    server.round_of(2, held=False)
+    return memory("VmHWM") - before
 
 
-def held(what: str) -> int:
+def memory(what: str) -> int:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return 1024 * int(line.split()[1])
 

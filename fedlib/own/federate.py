@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedlib.core.client import Job
 from fedlib.core.method import ServerState
@@ -31,7 +32,7 @@ from fedlib.data.objective import Measure
 from fedlib.data.partition import KINDS
 from fedlib.engines import select
 from fedlib.engines.in_process import Engine
-from fedlib.errors import SpecError, require_name
+from fedlib.errors import DataError, SpecError, require_name
 from fedlib.models import given as given_network
 from fedlib.models.registry import MODELS
 from fedlib.own.results import Comparison, Run
@@ -103,11 +104,13 @@ def federate(
         if name not in MORE:
             known = [*inspect.signature(federate).parameters][:-1]
             raise SpecError(f"{name}: unknown argument; allowed: {', '.join((*known, *MORE))}")
+    if engine == "ranks":
+        raise SpecError("engine: ranks is for python -m fedlib run; use process or pool")
     with contextlib.ExitStack() as stack:
         data, model, kind, count = _registered(stack, network, train, test, loss, metrics or {}, partition, owners)
         if clients is not None and count is not None and clients != count:
             raise SpecError(f"clients: {clients}, but partition or owners name {count}; leave clients out")
-        clients = count or clients or 10
+        clients = count if count is not None else 10 if clients is None else clients
         called = _file_name(label or method)
         spec = Spec(
             paper="own", profile="lab", group="own", split=kind["kind"], label=called,
@@ -141,12 +144,21 @@ def compare(
     {"FedAvg": {"method": "fedavg", "lr": 0.1}, "FedMRN": {"method": "fedmrn", "lr": 0.3}}. common: those of all
     that say nothing else.
     """
+    if isinstance(methods, str) or not methods or not all(isinstance(name, str) for name in methods):
+        raise SpecError(f"methods: {methods!r:.60}; give names in a list, or for each label its own arguments")
     own = methods if isinstance(methods, Mapping) else {name: {"method": name} for name in methods}
-    runs: dict[str, list[Run]] = {}
     for label, arguments in own.items():
-        runs[label] = [
-            federate(network, train, test, label=label, seed=seed, **{**common, **arguments}) for seed in seeds
-        ]
+        if not isinstance(arguments, Mapping):
+            raise SpecError(f'methods: {label!r} has {arguments!r:.40}; give arguments, such as {{"method": "fedavg"}}')
+        for name in ("label", "seed", "network", "train", "test"):
+            if name in arguments or name in common:
+                raise SpecError(f"{name}: the same for all in a comparison; labels stand in methods, seeds in seeds")
+    if not seeds:
+        raise SpecError("seeds: none; give at least one, such as seeds=(0,)")
+    runs = {
+        label: [federate(network, train, test, label=label, seed=seed, **{**common, **arguments}) for seed in seeds]
+        for label, arguments in own.items()
+    }
     return Comparison(runs)
 
 
@@ -189,7 +201,7 @@ def _registered(
 
 def _file_name(label: str) -> str:
     """The label with a dash for what no file name should hold, and then a digest, so that two labels stay two."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:60]
     return plain if plain == label else f"{plain or 'run'}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
@@ -198,23 +210,32 @@ def _kind(partition: Any) -> tuple[dict[str, Any], Sequence[Any] | None, int | N
         require_name("partition", partition, KINDS)
         return {"kind": partition, "seed": 0}, None, None
     if isinstance(partition, Mapping):
+        if "kind" not in partition:
+            raise SpecError(f'partition: {dict(partition)!r:.60} has no "kind"; one of {", ".join(sorted(KINDS))}')
         return {"seed": 0, **partition}, None, None
+    if isinstance(partition, np.ndarray):
+        partition = list(partition)
+    if not isinstance(partition, Sequence):
+        raise SpecError(f"partition: {partition!r:.60}; give a kind, or for each client the places of its samples")
     return {"kind": "given", "seed": 0}, partition, len(partition)
 
 
 def _run(spec: Spec, engine: Engine, root: Path) -> Run:
     kept = root / "models" / f"{spec.name}.safetensors"
-    found: dict[str, Tensor] = {}
 
     def done(job: Job, state: ServerState[Any]) -> None:
-        found.update(job.method.models(state, Rng(job.seed).child("models", job.rounds))[0])
+        """Before the record is: what has a record has its model."""
+        found = job.method.models(state, Rng(job.seed).child("models", job.rounds))[0]
+        write(kept, safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in found.items()}))
 
     made = rounds.load_or_run(spec, engine, root=root, again=not kept.exists(), done=done)
-    if found:
-        write(kept, safetensors.torch.save({name: tensor.contiguous() for name, tensor in found.items()}))
     network = build.task(spec, torch.device("cpu")).network
     own = network.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for name, tensor in safetensors.torch.load(kept.read_bytes()).items():
-            own[name].copy_(tensor)
+    try:
+        held = safetensors.torch.load(kept.read_bytes())
+        with torch.no_grad():
+            for name, tensor in held.items():
+                own[name].copy_(tensor)
+    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+        raise DataError(f"{kept}: is not the model of this run ({error}); remove it, and train again") from error
     return Run(made, network.eval())

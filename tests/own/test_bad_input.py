@@ -93,6 +93,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "owners and lists": ({"partition": [[0]], "owners": Y}, "owners: given with a partition; give one of them"),
     "few owners": ({"owners": Y[:5]}, "owners: shape [5]; expected one for each of 40"),
     "no such partition": ({"partition": "fair"}, "partition: 'fair' is unknown; allowed: dirichlet, iid"),
+    "partition without kind": ({"partition": {"beta": 0.3}}, "partition: {'beta': 0.3} has no \"kind\"; one of"),
+    "no partition": ({"partition": 5}, "partition: 5; give a kind, or for each client"),
+    "no clients": ({"clients": 0}, "clients: 0 must be"),
+    "ranks": ({"engine": "ranks"}, "engine: ranks is for python -m fedlib run"),
     "too many clients": ({"clients": 50}, "clients: 50 are too many for the 40 training samples"),
     "no such method": ({"method": "sgd"}, "method: 'sgd' is unknown; allowed: drive"),
     "no such setting": ({"method": "fedmrn", "settings": {"mass": 1}}, "unknown key 'mass'; allowed: coding"),
@@ -121,6 +125,24 @@ def test_bad_input_is_answered_in_one_sentence(name: str) -> None:
         fedlib.federate(**arguments)
     assert words in str(raised.value), raised.value
     assert "\n" not in str(raised.value)
+
+
+COMPARED: dict[str, tuple[dict[str, Any], str]] = {
+    "a name": ({"methods": "fedavg"}, "methods: 'fedavg'; give names in a list"),
+    "none": ({"methods": {}}, "methods: {}; give names in a list"),
+    "no arguments": ({"methods": {"FedAvg": "fedavg"}}, "methods: 'FedAvg' has 'fedavg'; give arguments"),
+    "no seeds": ({"methods": ["fedavg"], "seeds": ()}, "seeds: none; give at least one"),
+    "one seed": ({"methods": ["fedavg"], "seed": 3}, "seed: the same for all in a comparison"),
+    "a label of its own": ({"methods": {"a": {"method": "fedavg", "label": "b"}}}, "label: the same for all"),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_comparison_that_cannot_be_made(name: str) -> None:
+    given, words = COMPARED[name]
+    with pytest.raises(FedlibError) as raised:
+        fedlib.compare(small, (X, Y), (X, Y), **{"clients": 4, "rounds": 1, **given})
+    assert words in str(raised.value), raised.value
 
 
 def test_good_input_is_not_refused() -> None:

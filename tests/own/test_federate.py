@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import fedlib
 from fedlib.data import sets, sources
 from fedlib.engines import select
-from fedlib.errors import SpecError
+from fedlib.errors import DataError, SpecError
 from fedlib.methods.registry import METHODS
 from fedlib.models import registry
 from fedlib.own import federate
@@ -221,7 +221,7 @@ def test_methods_side_by_side() -> None:
 
 
 def test_a_method_may_be_called_anything(tmp_path: Path) -> None:
-    names = ("EDEN, one bit", "EDEN one bit", "läuft/../gut", "…")
+    names = ("EDEN, one bit", "EDEN one bit", "läuft/../gut", "…", "long" * 100)
     methods = {name: {"method": "eden", "lr": 0.1 + 0.1 * number} for number, name in enumerate(names)}
     found = fedlib.compare(small, TRAIN, TEST, methods=methods, folder=tmp_path, **QUICK)
     assert list(found.table.index) == list(names)
@@ -233,6 +233,10 @@ def test_what_is_kept_is_not_trained_again(tmp_path: Path) -> None:
     second = fedlib.federate(small, TRAIN, TEST, folder=tmp_path, **QUICK)
     assert first.record["made"] == second.record["made"]
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    (kept,) = (tmp_path / "models").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"is not the model of this run .*; remove it, and train again"):
+        fedlib.federate(small, TRAIN, TEST, folder=tmp_path, **QUICK)
     third = fedlib.federate(small, (TRAIN[0] + 1, TRAIN[1]), TEST, folder=tmp_path, **QUICK)
     assert third.record["data"] != first.record["data"] and third.accuracy != first.accuracy
 
