@@ -89,13 +89,14 @@ def fleet_figure(measured: dict[str, Any], name: str) -> Exhibit:
     return picture(figure, alt, caption, pd.DataFrame(own), name)
 
 
-def ranks(measured: dict[str, Any]) -> list[str]:
-    """Methods whose place among all changes by three or more where servers count in place of bytes, as sentences."""
+def moved(measured: dict[str, Any]) -> list[str]:
+    """Methods that change their place among all by three or more where servers count in place of bytes."""
     own = costs(measured).values()
-    by_bytes, by_servers = (
-        [cost.method for cost in sorted(own, key=attrgetter(side))] for side in ("upload_bytes", "server_ms")
-    )
-    places = {method: (by_bytes.index(method) + 1, by_servers.index(method) + 1) for method in by_bytes}
+
+    def place(cost: Cost, side: str) -> int:
+        return 1 + sum(getter(other) < getter(cost) for getter in [attrgetter(side)] for other in own)
+
+    places = {cost.method: (place(cost, "upload_bytes"), place(cost, "server_ms")) for cost in own}
     return [
         f"{method}: place {one} by bytes, {other} by servers"
         for method, (one, other) in places.items()

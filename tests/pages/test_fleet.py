@@ -28,7 +28,7 @@ def test_the_slower_side_tells_how_many_servers() -> None:
 
 
 def test_a_method_that_changes_its_place_is_named() -> None:
-    assert fleet.ranks(MEASURED) == ["Slow: place 1 by bytes, 4 by servers"]  # 30 ms; the others move by one
+    assert fleet.moved(MEASURED) == ["Slow: place 1 by bytes, 4 by servers"]  # 30 ms; the others move by one
 
 
 def test_a_root_adds_up_what_leaves_send() -> None:
