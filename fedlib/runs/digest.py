@@ -17,7 +17,7 @@ from fedlib.methods import registry
 from fedlib.models.given import UNKNOWN, Given
 from fedlib.models.registry import MODELS
 from fedlib.runs.spec import Spec
-from fedlib.runs.statements import Place, Statement, found, resolved
+from fedlib.runs.statements import Place, Source, Statement
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -69,18 +69,24 @@ def code_digest(method: str, model: str, data: str, downlink: str = "", package:
 _digest_here = functools.cache(code_digest)  # the package does not change while it runs
 
 
+@functools.cache
+def _source_here() -> Source:
+    return Source(PACKAGE)
+
+
 def reached(method: str, model: str, data: str, downlink: str = "", package: Path = PACKAGE) -> set[Statement]:
     """The statements of fedlib that such a run can reach, those of INERT left out."""
+    source = _source_here() if package == PACKAGE else Source(package)
     waiting = [Place(*root) for root in ROOTS]
     waiting += [_place(chosen) for chosen in _chosen(method, model, data, downlink)]
     statements: set[Statement] = set()
     met: set[Place] = set()
     while waiting:
-        place = resolved(waiting.pop(), package)
+        place = source.resolved(waiting.pop())
         if place in met or _inert(place):
             continue
         met.add(place)
-        for statement in found(place, package):
+        for statement in source.found(place):
             if statement not in statements:
                 statements.add(statement)
                 waiting += statement.reaches

@@ -34,24 +34,32 @@ class Statement:
     reaches: frozenset[Place]
 
 
-def resolved(place: Place, package: Path) -> Place:
-    """Where a name that a module only hands on comes from."""
-    _, imports = read(place.module, package)
-    return resolved(imports[place.name], package) if place.name in imports else place
+class Source:
+    """A package's modules, each read when it is first asked for, and not again."""
 
+    def __init__(self, package: Path) -> None:
+        self.package = package
+        self.known: dict[str, tuple[list[Statement], dict[str, Place]]] = {}
 
-def found(place: Place, package: Path) -> Iterator[Statement]:
-    """The statements behind a place; with them those of its module that bind no name, since they run in any case."""
-    statements, _ = read(place.module, package)
-    for statement in statements:
-        if not place.name or place.name in statement.binds or not statement.binds:
-            yield statement
+    def read(self, module: str) -> tuple[list[Statement], dict[str, Place]]:
+        """As `parsed`; nothing of what is no module of the package."""
+        if module not in self.known:
+            file = source_of(module, self.package)
+            text = file.read_text(encoding="utf-8") if file.exists() else None
+            self.known[module] = ([], {}) if text is None else parsed(module, text, modules_of(self.package))
+        return self.known[module]
 
+    def resolved(self, place: Place) -> Place:
+        """Where a name that a module only hands on comes from."""
+        _, imports = self.read(place.module)
+        return self.resolved(imports[place.name]) if place.name in imports else place
 
-def read(module: str, package: Path) -> tuple[list[Statement], dict[str, Place]]:
-    """As `parsed`; nothing of what is no module of the package."""
-    source = source_of(module, package)
-    return parsed(module, source.read_text(encoding="utf-8"), modules_of(package)) if source.exists() else ([], {})
+    def found(self, place: Place) -> Iterator[Statement]:
+        """The statements behind a place, and those of its module that bind no name, since they run in any case."""
+        statements, _ = self.read(place.module)
+        for statement in statements:
+            if not place.name or place.name in statement.binds or not statement.binds:
+                yield statement
 
 
 def source_of(module: str, package: Path) -> Path:

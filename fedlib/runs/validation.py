@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Collection
@@ -162,11 +163,17 @@ def raising_spec_errors(cls: type[T]) -> type[T]:
     return cls
 
 
+@functools.lru_cache(maxsize=32)
+def _loaded(text: str) -> Any:
+    """What YAML says; reading it takes longest of all."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def read(path: Path, model: type[Table]) -> dict[str, Any]:
     """A YAML file as it is written, once it is known to fit the model. SpecError: file, key and, if known, the line."""
     where = f"{path.parent.name}/{path.name}"
     try:
-        content: dict[str, Any] = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = copy.deepcopy(_loaded(path.read_text(encoding="utf-8")))
         model.model_validate(content)
     except ValidationError as error:
         raise SpecError(message(error, content, where)) from None
