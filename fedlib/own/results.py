@@ -104,7 +104,7 @@ class Comparison:
         gives matplotlib's axes."""
         require_name("against", against, AGAINST)
         try:
-            from matplotlib import pyplot
+            from matplotlib import pyplot, ticker
         except ImportError as error:
             raise DataError("plot: matplotlib is not installed; pip install matplotlib, or use the table") from error
         ax = ax or pyplot.figure(figsize=(5.5, 3.6), layout="constrained").subplots()
@@ -117,6 +117,9 @@ class Comparison:
             ax.plot(line[:, 0], line[:, 1], marker=".", label=label)
         way = "both ways" if against == "both" else against
         ax.set(xlabel=f"megabytes sent, {way} (logarithmic)", ylabel=f"test {self.measure}", xscale="log")
+        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")  # plain numbers
+        ax.xaxis.set_minor_formatter("")
         ax.legend()
         return ax
 

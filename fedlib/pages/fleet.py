@@ -54,17 +54,18 @@ def fleet_table(measured: dict[str, Any], name: str) -> Exhibit:
         "method": [cost.method for cost in own],
         "upload (kB)": [f"{cost.upload_bytes / 1e3:,.0f}" for cost in own],
         "core (ms)": [_tell(cost.core_ms) for cost in own],
-        "slower side": ["cores" if cost.cores_ms > cost.network_ms else "network" for cost in own],
+        "slower": ["cores" if cost.cores_ms > cost.network_ms else "network" for cost in own],
     }
     *few, most = CLIENTS
     for clients in few:
-        cells[f"one server (s), {_power(clients)}"] = [_tell(clients * cost.server_ms / 1e3) for cost in own]
+        cells[f"s, {_power(clients)}"] = [_tell(clients * cost.server_ms / 1e3) for cost in own]
     cells[f"servers, {_power(most)}"] = [f"{servers(cost, most):,}" for cost in own]
-    cells[f"TB in, {_power(most)}"] = [f"{cost.upload_bytes * most / 1e12:,.1f}" for cost in own]
-    cells[f"TB out, {_power(most)}"] = [f"{cost.broadcast_bytes * most / 1e12:,.1f}" for cost in own]
+    cells["TB in"] = [f"{cost.upload_bytes * most / 1e12:,.1f}" for cost in own]
+    cells["TB out"] = [f"{cost.broadcast_bytes * most / 1e12:,.1f}" for cost in own]
     how = (
-        f"Servers of {CORES} such cores and {8e-9 * NETWORK:g} Gbit/s that read a round's uploads in {ROUND / 60:g} "
-        f"minutes. One network of {measured['weights']:,} weights; core time measured on {measured['cpu']}."
+        f"Servers of {CORES} such cores and {8e-9 * NETWORK:g} Gbit/s. With {' and '.join(map(_power, few))} clients: "
+        f"seconds of one server; with {_power(most)}: servers that read all within {ROUND / 60:g} minutes, and what "
+        f"passes their network. {measured['weights']:,} weights; core time measured on {measured['cpu']}."
     )
     return table(pd.DataFrame(cells), how, name, numbers=pd.DataFrame(own))
 
@@ -117,7 +118,7 @@ def tree(measured: dict[str, Any], method: str, clients: int) -> dict[str, float
 
 
 def _power(clients: int) -> str:
-    return f"10^{round(math.log10(clients))} clients"
+    return f"10{'⁰¹²³⁴⁵⁶⁷⁸⁹'[round(math.log10(clients))]}"
 
 
 def _tell(number: float) -> str:
