@@ -80,11 +80,7 @@ def parser() -> argparse.ArgumentParser:
         training.add_argument("paper", help=", ".join(papers()))
         training.add_argument("--profile", choices=PROFILES, default="lab", help="scale of the runs (default: lab)")
         training.add_argument("--engine", default="auto", help=", ".join(select.ENGINES))
-        training.add_argument(
-            "--device",
-            default="auto",
-            help="auto (a GPU, but for small runs), cpu, cuda, cuda:1 ...",
-        )
+        training.add_argument("--device", default="auto", help="auto (a GPU, but for small runs), cpu, cuda, cuda:1")
         training.add_argument("--processes", type=int, help="workers of the pool (default: one a core)")
     running.add_argument(
         "--only", default="*", metavar="PATTERN", help="run names to take, e.g. '*iid*' (default: all)"

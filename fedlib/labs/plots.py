@@ -31,4 +31,4 @@ def pareto(results: Mapping[str, Run], front: Sequence[bool]) -> Exhibit:
     add_legend(figure, axes)
     said = (f"{r['method']} {r['uplink (kB)']:.0f} kB, {r['accuracy (%)']:.1f} %" for _, r in frame.iterrows())
     alt = f"Accuracy against uploaded bytes: {'; '.join(said)}. On the front: {', '.join(on['method'])}."
-    return picture(figure, alt, "One seed, ten rounds on digits: a sketch, not a run.", frame, "pareto")
+    return picture(figure, alt, "One seed, ten rounds on digits: a sketch, not a result.", frame, "pareto")
