@@ -45,7 +45,7 @@ def split_tensors(value: Any, tensors: Tensors, path: str) -> Any:
         tensors[path] = value
         return None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value = {field.name: vars(value)[field.name] for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: split_tensors(inner, tensors, f"{path}/{name}") for name, inner in value.items()}
     return value
@@ -125,7 +125,7 @@ class Method(abc.ABC, Generic[Own]):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings as plain values, in their order."""
-        return {name: getattr(self, name) for name in self.defaults()}
+        return {name: vars(self)[name] for name in self.defaults()}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def check_settings(settings: Any) -> None:
     """SpecError names the first field of a dataclass, its value and what is allowed."""
     for field in dataclasses.fields(settings):
         if check := field.metadata.get("check"):
-            check(f"hyper.{field.name}", getattr(settings, field.name))
+            check(f"hyper.{field.name}", vars(settings)[field.name])
 
 
 def _field(default: Any, check: Callable[[str, object], None]) -> Any:

@@ -60,7 +60,7 @@ def train(method: str, **changes: Any) -> Run:
 
 def exchange(method: str, client: int = 0, **changes: Any) -> tuple[bytes, bytes]:
     """The broadcast of a run's first round, and what this client answers. PayloadError: it has nothing to send."""
-    run = train(method, **changes | {"rounds": 1})
+    run = train(method, **changes | {"rounds": 1})  # whose record says what the run is
     engine = InProcess(torch.device("cpu"))
     job = build.job(Spec.from_dict(run.record["spec"]), engine.device)
     broadcast = rounds.broadcast(job.method, rounds.initial(job), 1)

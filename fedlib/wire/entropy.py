@@ -6,19 +6,12 @@ The first byte of a message names its codec, the encoder takes the shortest:
     1 | count of each symbol (LEB128) | words of a range coder (u32, little-endian; none when all symbols are equal)
     2 | for each context that occurs, in order, the count of each symbol but 0 | words; symbols sorted by context
 
-The range coder takes neighbours together, as many as have at most 256 combinations: eight of a mask, say. That is two
-to three times as fast, since its work goes by what it is given; the size is the same, since its model multiplies their
-shares. What is left at the end, and a context of few symbols, it takes one by one.
-
 A context is a small integer that both sides know of every symbol beforehand, such as its layer: codec 2 has a histogram
 for each, and so gets by with the conditional entropy of the symbols, given their contexts.
 
-Range coder: constriction's `queue.RangeEncoder` (R. Bamler, arXiv:2201.01741). Its model is made of the transmitted
-counts alone, by divisions and products that IEEE 754 rounds alike on every machine: what one machine encodes another
-decodes, and to the same bytes.
+The words, and the model that is made of the transmitted counts alone, are `fedlib.wire.range_coder`'s.
 """
 
-import functools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -26,18 +19,12 @@ from typing import Any
 import numpy as np
 
 from fedlib.errors import PayloadError
-from fedlib.wire import bits
+from fedlib.wire import bits, range_coder
 from fedlib.wire.contexts import check_contexts, group_contexts
 
-try:
-    from constriction import stream
-except ImportError:  # no wheel for this machine: longer messages, each says so in its first byte
-    stream = None
-
 FIXED, RANGE, CONTEXTS = 0, 1, 2  # codecs, as the first byte names them
-RANGE_CODER = stream is not None  # False: this machine writes and reads codec 0 only
+RANGE_CODER = range_coder.AVAILABLE  # False: this machine writes and reads codec 0 only, so that messages are longer
 _LENGTH = struct.Struct("<I")
-_COMBINATIONS, _FEW = 256, 2048  # of neighbours that are taken together; symbols for which their model does not pay
 _MAX_RANGE_ALPHABET = 2**16  # the model has 24 bits of precision, of which each symbol holds one unit
 
 
@@ -154,41 +141,6 @@ def _fixed_symbols(message: bytes, n: int, alphabet: int) -> np.ndarray:
     return symbols
 
 
-def _model(counts: np.ndarray) -> "stream.model.Categorical":
-    # perfect=True would optimise with logarithms, which machines round differently.
-    return stream.model.Categorical(counts.astype(np.float64), perfect=False)
-
-
-def _together(n: int, alphabet: int) -> tuple[int, int]:
-    """How many neighbours the range coder takes as one, and the end of those that it does."""
-    if n < _FEW or alphabet**2 > _COMBINATIONS:
-        return 1, 0
-    together = next(k for k in range(8, 0, -1) if alphabet**k <= _COMBINATIONS)
-    return together, n - n % together
-
-
-def _shares(counts: np.ndarray, together: int) -> np.ndarray:
-    """What the counts of combinations are in proportion to, the first neighbour's symbol running fastest."""
-    products = np.ones(1)
-    for _ in range(together):  # each product rounded by itself: the same everywhere
-        products = np.outer(counts.astype(np.float64), products).reshape(-1)
-    return products
-
-
-def _joined(symbols: np.ndarray, alphabet: int, together: int) -> np.ndarray:
-    joined = symbols[::together].copy()
-    for place in range(1, together):
-        joined += symbols[place::together] * np.int32(alphabet**place)
-    return joined
-
-
-@functools.cache
-def _parts(alphabet: int, together: int) -> np.ndarray:
-    """The neighbours of each combination [alphabet**together, together]."""
-    combinations = np.arange(alphabet**together, dtype=np.int32)[:, None]
-    return combinations // np.array([alphabet**place for place in range(together)], np.int32) % np.int32(alphabet)
-
-
 def _grouping(codec: int, n: int, contexts: np.ndarray | None) -> tuple[Any, np.ndarray]:
     """The order in which a codec takes the symbols, and how many there are of each context that occurs."""
     return (slice(None), np.array([n])) if codec == RANGE or contexts is None else group_contexts(contexts)
@@ -205,21 +157,13 @@ def _counted(codec: int, alphabet: int) -> int:
 
 def _range_message(codec: int, groups: list[np.ndarray], counts: Sequence[np.ndarray]) -> bytes:
     head = bytearray((codec,))
-    coder = stream.queue.RangeEncoder()
-    for group, own in zip(groups, counts, strict=True):
+    for own in counts:
         for count in own[own.size - _counted(codec, own.size) :].tolist():
             while count > 127:
                 head.append(count & 127 | 128)
                 count >>= 7
             head.append(count)
-        if own.max() < group.size:
-            together, end = _together(group.size, own.size)
-            if end:
-                coder.encode(_joined(group[:end], own.size, together), _model(_shares(own, together)))
-            if end < group.size:
-                coder.encode(group[end:], _model(own))
-    words: np.ndarray = coder.get_compressed()
-    return bytes(head) + words.astype("<u4").tobytes()
+    return bytes(head) + range_coder.encode(groups, counts)
 
 
 def _range_symbols(message: bytes, n: int, alphabet: int, contexts: np.ndarray | None) -> np.ndarray:
@@ -236,23 +180,7 @@ def _range_symbols(message: bytes, n: int, alphabet: int, contexts: np.ndarray |
         raise PayloadError(f"symbols: {len(message) - start} bytes of range coder, expected a multiple of 4")
     symbols = np.empty(n, np.int32)
     groups = _split(symbols, sizes)
-    try:
-        coder = stream.queue.RangeDecoder(np.frombuffer(message, "<u4", offset=start).astype(np.uint32))
-        for group, own in zip(groups, counts, strict=True):
-            if own.max() == group.size:
-                group[:] = own.argmax()
-                continue
-            together, end = _together(group.size, own.size)
-            if end:
-                joined = coder.decode(_model(_shares(own, together)), end // together)
-                group[:end] = _parts(own.size, together)[joined].reshape(-1)
-            if end < group.size:
-                group[end:] = coder.decode(_model(own), group.size - end)
-    except BaseException as error:
-        # A panic in the Rust library arrives as PanicException, which is no Exception and cannot be imported.
-        if not isinstance(error, AssertionError) and type(error).__name__ != "PanicException":
-            raise
-        raise PayloadError("symbols: the range coder's words fit no symbols") from error
+    range_coder.decode(np.frombuffer(message, "<u4", offset=start), groups, counts)
     # Words may be missing, left over or altered and still decode to something; then this rebuilds other bytes.
     if _range_message(message[0], groups, [np.bincount(group, minlength=alphabet) for group in groups]) != message:
         raise PayloadError("symbols: altered, what they decode to has other counts or another code")

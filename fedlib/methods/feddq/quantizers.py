@@ -117,29 +117,27 @@ def _rows(x: Tensor, bucket: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % bucket)).view(-1, bucket)
 
 
-def _round(
-    x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int, at_a_time: int = 0
-) -> np.ndarray:
+def _round(x: Tensor, low: float, step: float, most: int, width: int, rng: Rng | None, centre: int) -> np.ndarray:
     """(x - low) / step as integers from 0 to `most`; the centre is added to what was rounded.
 
-    at_a_time: a multiple of _BLOCK, or all entries, as on a GPU, which is then waited for once; it changes no number.
+    Block by block on a CPU, within its cache; on a GPU all at once, so that it is waited for once.
     """
-    flat, draws = x.detach().flatten(), rng.stream() if rng else None
+    flat, draws = x.detach().flatten(), rng.stream(x.device) if rng else None
     levels = np.empty(flat.numel(), np.uint8 if width <= 8 else np.uint16)
-    at_a_time = at_a_time or (_BLOCK if x.is_cpu else max(1, x.numel()))
-    for start in range(0, flat.numel(), at_a_time):
-        block = flat[start : start + at_a_time]
+    size = _BLOCK if x.is_cpu else max(1, x.numel())
+    for start in range(0, flat.numel(), size):
+        block = flat[start : start + size]
         y = (block - low).div_(step)
         if draws is None:
             y.round_().add_(centre)
         else:  # the integer below y + a number from [0, 1) is y in the mean
-            y.add_(_chances(draws, len(y)).to(x.device)).floor_()
-        levels[start : start + at_a_time] = _integers(y.clamp_(0, most), width)
+            y.add_(_chances(draws, len(y))).floor_()
+        levels[start : start + size] = _integers(y.clamp_(0, most), width)
     return levels
 
 
 def _chances(draws: Stream, count: int) -> Tensor:
-    """Uniform on [0, 1), each block from a stream of its own, on the CPU."""
+    """Uniform on [0, 1), each block from a stream of its own, whatever is rounded at once."""
     return torch.cat([draws.uniform(min(_BLOCK, count - start)) for start in range(0, count, _BLOCK)])
 
 
