@@ -17,6 +17,7 @@ from typing_extensions import override
 from fedlib.core import client
 from fedlib.core.client import Job, Memories, Upload
 from fedlib.core.plan import Tensors
+from fedlib.engines import freed_memory
 from fedlib.engines.in_process import Engine, InProcess, mean, memory_of
 from fedlib.errors import PayloadError, RunError
 
@@ -125,6 +126,7 @@ def _end_with_parent() -> None:
 
 def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
+    freed_memory.keep()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C is the parent's to handle
     engine = InProcess(torch.device("cpu"))

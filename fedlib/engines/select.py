@@ -19,7 +19,7 @@ import sys
 
 import torch
 
-from fedlib.engines import cuda_device
+from fedlib.engines import cuda_device, freed_memory
 from fedlib.engines.automatic import Auto, Fastest
 from fedlib.engines.cuda_graph import Graphed
 from fedlib.engines.in_process import Engine, InProcess
@@ -68,6 +68,8 @@ def open_engine(name: str = "auto", on: str = "auto", processes: int | None = No
         return Ranks(where)
     if where.type == "cuda":
         cuda_device.prepare(where)
+    else:
+        freed_memory.keep()
     if name == "pool":
         return Pool(processes or cores())
     if name == "stacked":
