@@ -17,7 +17,7 @@ from fedlib.models.registry import MODELS
 from fedlib.runs.derived import Derived
 from fedlib.runs.validation import Like, Name, OneOf, Range, Table, raising_spec_errors
 
-PROFILES = ("smoke", "lab", "paper")
+PROFILES = ("smoke", "lab", "night", "paper")
 TUNING = "tune-"  # how the names of groups begin that search for settings
 SAMPLING = ("fixed", "poisson", "spaced")
 
