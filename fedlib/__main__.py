@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
 from fedlib.runs import fitting, grid, leftovers, placement, record, shares, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
-from fedlib.runs.progress import expect, steady
+from fedlib.runs.progress import expect, steady, tell
 from fedlib.runs.spec import PROFILES, Spec
 
 
@@ -134,7 +135,8 @@ def run(options: argparse.Namespace) -> None:
     parts = [f"{len(group)} to train on {select.device(on).type}" for on, group in groups.items()]
     todo = f"{len(planned)} runs, {' and '.join(parts)}"
     if runs:
-        todo += f", {expect(runs, ((spec, found) for spec, found, _ in planned), processes)}"
+        seen = ((spec, found) for spec, found, _ in planned)
+        todo += f", {expect(runs, seen, processes, on_cpu=where.type == 'cpu')}"
     print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
     failed = []
     for on, group in groups.items():
@@ -150,8 +152,9 @@ def run(options: argparse.Namespace) -> None:
 
 def told(runs: list[Spec], done: Iterable[record.Record | RunError], reasons: dict[str, str]) -> list[RunError]:
     """Say of each run how it ended; the failures."""
-    failed = []
-    for spec, result in zip(runs, steady(tqdm(done, total=len(runs), unit="run", disable=None)), strict=True):
+    failed, begin = list[RunError](), time.monotonic()
+    bar = steady(tqdm(done, total=len(runs), unit="run", disable=None))
+    for number, (spec, result) in enumerate(zip(runs, bar, strict=True), 1):
         if isinstance(result, RunError):
             finding = spec.may_diverge and isinstance(result, Diverged)
             failed += [] if finding else [result]
@@ -159,7 +162,8 @@ def told(runs: list[Spec], done: Iterable[record.Record | RunError], reasons: di
             continue
         name, final = result["spec"]["name"], result["final"]
         line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
-        tqdm.write(f"{name}: {line} (trained: {reasons[name]})")
+        left = tell((time.monotonic() - begin) / number * (len(runs) - number))
+        tqdm.write(f"{name}: {line} (trained: {reasons[name]}); {number} of {len(runs)}, {left} left")
     return failed
 
 

@@ -1,5 +1,5 @@
-"""How long it takes: before the first run, from what the records say of runs like these; during a run, a bar on a
-terminal, and a line a minute where standard error is none.
+"""How long it takes: before the first run, from what the records say of runs like these, or from steps timed here;
+during a run, a bar on a terminal, and a line a minute where standard error is none.
 
 Runs side by side (fedlib.runs.grid) show no bar: their parent tells when each is done.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fedlib.runs import pace
 from fedlib.runs.record import Record
 from fedlib.runs.spec import Spec
 
@@ -43,15 +44,21 @@ def guess(spec: Spec, times: Times) -> float | None:
     return statistics.mean(found) if found else None
 
 
-def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], processes: int) -> str:
-    """How long runs will take, by what records say of runs like these."""
+def expect(todo: Sequence[Spec], planned: Iterable[tuple[Spec, Record | None]], processes: int, on_cpu: bool) -> str:
+    """How long runs will take: by what records say of runs like these, or, on a CPU, by local steps timed here."""
     times = known(planned)
     told = [seconds for spec in todo if (seconds := guess(spec, times)) is not None]
-    unknown = len(todo) - len(told)
+    others = [spec for spec in todo if guess(spec, times) is None]
+    ways, left = ["the records' own times"] * bool(told), ""
+    if others and on_cpu:
+        timed = pace.measure(others)
+        told += map(timed, others)
+        ways += ["local steps timed here"]
+    elif others:
+        left = f"; of {len(others)} more no record says"
     if not told:
         return "no record says how long that takes"
-    more = f"; of {unknown} more no record says" if unknown else ""
-    return f"about {tell(sum(told) / min(processes, len(todo)))} by the records' own times{more}"
+    return f"about {tell(sum(told) / min(processes, len(todo)))} by {' and '.join(ways)}{left}"
 
 
 def _keys(spec: Spec) -> tuple[tuple[str, ...], ...]:

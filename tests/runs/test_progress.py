@@ -14,7 +14,7 @@ import tqdm.std
 from jobs import CPU, MakeSpec
 
 from fedlib.engines.in_process import InProcess
-from fedlib.runs import progress, rounds
+from fedlib.runs import pace, progress, rounds
 from fedlib.runs.progress import expect, tell
 
 
@@ -25,15 +25,39 @@ def timed(seconds: Any) -> dict[str, Any]:
 def test_the_nearest_records_tell_how_long_it_takes(tiny: MakeSpec) -> None:
     own, like, far = (tiny(name=name, label=label) for name, label in (("a", "x"), ("b", "x"), ("c", "y")))
     known = [(own, timed(600)), (like, timed(1200)), (far, None)]
-    assert expect([own], known, 2) == "about 10 minutes by the records' own times"
-    assert expect([tiny(name="d", label="x")], known, 2) == "about 15 minutes by the records' own times"
-    assert expect([far, own], known, 2) == "about 12 minutes by the records' own times", "900 and 600 s on two"
+    assert expect([own], known, 2, on_cpu=False) == "about 10 minutes by the records' own times"
+    assert expect([tiny(name="d", label="x")], known, 2, on_cpu=False) == "about 15 minutes by the records' own times"
+    assert expect([far, own], known, 2, on_cpu=False) == "about 12 minutes by the records' own times", (
+        "900 and 600 s on two"
+    )
     other = tiny(name="e", group="other")
-    assert expect([own, other], known, 4) == "about 5 minutes by the records' own times; of 1 more no record says"
+    assert (
+        expect([own, other], known, 4, on_cpu=False)
+        == "about 5 minutes by the records' own times; of 1 more no record says"
+    )
     edited = [timed(seconds) for seconds in ("long", -5, -math.inf, math.inf, math.nan, 10**400)]
     records: list[dict[str, Any] | None] = [None, {}, {"made": None}, *edited]
     for nothing in records:
-        assert expect([own], [(own, nothing)], 2) == "no record says how long that takes"
+        assert expect([own], [(own, nothing)], 2, on_cpu=False) == "no record says how long that takes"
+
+
+def test_what_no_record_tells_is_timed_here(tiny: MakeSpec) -> None:
+    """Twice the rounds take twice as long, whatever the machine; what records tell is believed."""
+    one, few = tiny(rounds=2, cohort=2, epochs=1, evaluate_every=1), {"evaluate_every": 1}
+    others = [tiny(rounds=4, cohort=2, epochs=1, **few), tiny(rounds=2, cohort=2, epochs=1, evaluate_every=2)]
+    seconds = pace.measure([one, *others])
+    assert 0 < seconds(one) < 60
+    assert seconds(others[0]) == pytest.approx(2 * seconds(one)), "rounds"
+    assert seconds(others[1]) < seconds(one), "evaluated once only"
+    learning = [
+        pace.measure([one])(tiny(rounds=2, cohort=cohort, epochs=epochs, evaluate_every=2))
+        for cohort, epochs in ((1, 1), (2, 2))
+    ]
+    assert learning[1] > learning[0]
+    slow = tiny(name="a", label="x")
+    said = expect([slow, tiny(name="e", group="other")], [(slow, timed(6000))], 2, on_cpu=True)
+    assert said == "about 50 minutes by the records' own times and local steps timed here"
+    assert re.fullmatch(r"about .+ by local steps timed here", expect([slow], [(slow, None)], 2, on_cpu=True))
 
 
 @pytest.mark.parametrize(
