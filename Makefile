@@ -4,6 +4,7 @@ VENV ?= .venv
 PORT ?= 8000
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 AXE := 4.14.1
+NIGHT := fedmrn fedsparse feddq fedpt fedcompress
 
 # Targets are relative to this folder: names with a space in them, as the path of a clone may have, cannot be targets.
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ HTML := book/_build/html
 export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint smoke lab labs bench serve clean env data extra chromium axe
+.PHONY: help book test check lint smoke lab night labs bench serve clean env data extra chromium axe
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,9 @@ smoke: env data ## the whole pipeline in seconds a run, in a copy (.smoke)
 
 lab: env data extra ## the whole pipeline with everything trained anew, in a copy (.lab)
 	$(in-a-copy)
+
+night: env data ## train profile night, some hours a paper; stop it and start it again at will
+	set -e; for paper in $(NIGHT); do nice python -m fedlib run $$paper --profile night; done
 
 # The profile is the target's name. Records are left out, so that everything is trained. Without Git, as in a downloaded
 # archive, or in a repository that is not ours: all but what is made here.

@@ -13,18 +13,19 @@ from fedlib.claims.score import Score
 from fedlib.claims.verdicts import VERDICTS
 from fedlib.runs import record
 from fedlib.runs.experiments import profiles, specs
-from fedlib.runs.spec import PROFILES
+from fedlib.runs.spec import PROFILES, TUNING
 
 
 def list_profiles(paper: str, otherwise: str, root: Path | None = None) -> list[str]:
-    """Those at which the paper has a record, fresh or stale, the largest first; `otherwise` where it has none, if
-    planned."""
+    """Those at which the paper has a record, fresh or stale, of more than a search, the largest first; `otherwise`
+    where it has none, if planned."""
     planned = profiles(paper, root)
-    there = [
-        p
-        for p in reversed(PROFILES)
-        if p in planned and any(record.path(s, root).exists() for s in specs(paper, p, root=root))
-    ]
+
+    def has_run(profile: str) -> bool:
+        reported = (s for s in specs(paper, profile, root=root) if not s.group.startswith(TUNING))
+        return any(record.path(s, root).exists() for s in reported)
+
+    there = [p for p in reversed(PROFILES) if p in planned and has_run(p)]
     return there or [p for p in (otherwise,) if p in planned]
 
 

@@ -74,6 +74,8 @@ def test_the_target_of_a_saving_is_fedavgs() -> None:
 def test_profiles_are_those_with_a_record(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     assert scorecard.list_profiles("fedmrn", otherwise="lab", root=tmp_path) == ["lab"]
+    record.write(record.path(specs("fedmrn", "night", "tune-*")[0], tmp_path), b"{}")
+    assert scorecard.list_profiles("fedmrn", otherwise="lab", root=tmp_path) == ["lab"], "a search reports nothing"
     record.write(record.path(specs("fedmrn", "smoke")[0], tmp_path), b"{}")
     assert scorecard.list_profiles("fedmrn", otherwise="lab", root=tmp_path) == ["smoke"]
 

@@ -202,5 +202,5 @@ def test_spec_errors_are_value_errors_and_specs_cannot_be_made_wrong_in_code(tin
         Spec.from_dict(values | {"dampening": 0.9})
     with pytest.raises(SpecError, match=r"^lr not given"):
         Spec.from_dict({k: v for k, v in values.items() if k != "lr"})
-    with pytest.raises(ValueError, match="profile: 'laptop' is unknown; allowed: lab, paper, smoke"):
+    with pytest.raises(ValueError, match="profile: 'laptop' is unknown; allowed: lab, night, paper, smoke"):
         tiny(profile="laptop")

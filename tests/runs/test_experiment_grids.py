@@ -12,8 +12,8 @@ from projects import HERE, MAIN, MASKED, Edit, cut, objection, put, write
 from fedlib.claims import published
 from fedlib.errors import SpecError
 from fedlib.runs import validation
-from fedlib.runs.experiments import papers, specs
-from fedlib.runs.spec import PROFILES, Spec
+from fedlib.runs.experiments import papers, profiles, specs
+from fedlib.runs.spec import Spec
 
 
 def runs_of(root: Path, **main_group: Any) -> list[Spec]:
@@ -149,7 +149,7 @@ def test_a_group_that_cannot_be_is_named(tmp_path: Path, group: dict[str, Any], 
 UNKNOWN_KEYS: list[tuple[Edit, list[str]]] = [
     (put("titles", {}), ["tiny.yaml", "'titles'", "profiles, settings"]),
     (put("settings/rounds/units", "x"), ["settings.rounds", "'units'", "unit"]),
-    (put("profiles/huge", {}), ["profiles", "'huge'", "lab, paper, smoke"]),
+    (put("profiles/huge", {}), ["profiles", "'huge'", "lab, night, paper, smoke"]),
     (put(f"{MAIN}/seed", 1), ["profiles.smoke.main", "'seed'", "seeds"]),
     (put(f"{HERE}/round", 1), ["settings", "'round'", "rounds"]),
     (put(f"{MAIN}/methods", ["fedavgg"]), ["methods", "'fedavgg'", "allowed: ", "plain"]),
@@ -259,7 +259,7 @@ def test_no_name(tmp_path: Path, folder: str, name: Any, words: str) -> None:
 
 def test_names_of_the_real_grids_are_unique_and_legal_everywhere() -> None:
     for paper in papers():
-        for profile in PROFILES:
+        for profile in profiles(paper):
             names = [spec.name for spec in specs(paper, profile)]
             assert len({name.lower() for name in names}) == len(names), "also where case does not count"
             assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", name) for name in names)
