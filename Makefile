@@ -74,6 +74,7 @@ bench: env ## measure speed and size
 	python bench/server.py
 	python bench/own.py
 	python bench/local_training.py
+	python bench/precision.py
 	python bench/partial.py
 	python bench/engines.py
 	python bench/population.py

@@ -53,7 +53,7 @@ def attack_messages(count: int, large: bool) -> dict[str, Any]:
     for name, ways in itertools.groupby(tqdm(sorted(CHANNELS), unit="channel", disable=None), key=itemgetter(0)):
         for _, direction in ways:
             channel = malformed.channels(name, **(real(name) if large else {}))[direction]
-            row = attack_channel(f"{name} {direction}", channel, count // len(CHANNELS))
+            row = attack_channel(f"{name} {direction}", channel, -(-count // len(CHANNELS)))
             print(
                 f"{name + ' ' + direction:28}", ", ".join(f"{key} {value:,}" for key, value in row.items()), flush=True
             )

@@ -20,6 +20,9 @@ from fedlib.data import partition
 from fedlib.data.objective import CLASSIFICATION, Objective
 from fedlib.rng import Rng
 
+# In which the products of convolutions and linear layers are formed.
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,6 +43,7 @@ class Task:
     cohort: int = 1  # clients that a round asks for, or expects
     frozen: dict[str, torch.Size] = dataclasses.field(default_factory=dict)
     objective: Objective = CLASSIFICATION
+    precision: str = PRECISIONS[0]  # of products in the network; weights, gradients and sums are float32 always
 
     @classmethod
     def of(cls, network: nn.Module, frozen: Collection[str] = (), **agreed: Any) -> Task:
@@ -112,7 +116,11 @@ class Task:
 
     def logits(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The network's output, mostly [n, classes], by the given tensors; frozen ones are its own."""
-        return functional_call(self.network, dict(tensors), (x,))
+        if self.precision == PRECISIONS[0]:
+            return functional_call(self.network, dict(tensors), (x,))
+        # No cache of rounded weights: here each is used once, and a cache outlives the graphs that a GPU captures.
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            return functional_call(self.network, dict(tensors), (x,)).float()
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Samples) -> Tensor:
         """Of a batch in training mode; BatchNorm updates the given statistics in place."""

@@ -45,7 +45,7 @@ from fedlib.runs.spec import Spec
 
 # What a call may set beside its named arguments: fields of Spec under their own names.
 MORE = (
-    *("persistent", "feedback", "frozen", "robust", "most_change", "downlink"),
+    *("persistent", "feedback", "frozen", "robust", "most_change", "downlink", "precision"),
     *("held_out", "validation", "sampling", "attackers", "attack"),
 )
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from fedlib.core.client import Job
-from fedlib.core.task import Task
+from fedlib.core.task import PRECISIONS, Task
 from fedlib.data import partition, sets, sources
+from fedlib.errors import RunError
 from fedlib.models import registry as models
 from fedlib.models.freezing import frozen_names
 from fedlib.rng import Rng
@@ -35,6 +36,7 @@ def job_of(key: str, device: torch.device) -> Job:
 
 
 def task(spec: Spec, device: torch.device) -> Task:
+    _require_precision(spec.precision, device)
     dataset = set_aside(_load(spec.data, device), spec.validation)
     _, channels, side, *_ = (*dataset.train_x.shape, 1, 1)
     network = models.build(spec.model, channels, side, len(dataset.classes), Rng(spec.seed)).to(device)
@@ -51,7 +53,20 @@ def task(spec: Spec, device: torch.device) -> Task:
         cohort=spec.cohort,
         held_out=spec.held_out,
         objective=dataset.objective,
+        precision=spec.precision,
     )
+
+
+def _require_precision(precision: str, device: torch.device) -> None:
+    """RunError where the device has no such products: it would only pretend to, and take longer."""
+    there = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else has_bfloat16()
+    if precision != PRECISIONS[0] and not there:
+        raise RunError(f"precision: {precision!r} is not built into this {device.type}; use {PRECISIONS[0]!r}")
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 (AVX512-BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def set_aside(dataset: sets.Dataset, share: float) -> sets.Dataset:

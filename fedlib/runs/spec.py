@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, create_model
 from pydantic.dataclasses import dataclass
 
 from fedlib.core import averaging, optimizers
+from fedlib.core.task import PRECISIONS
 from fedlib.data import partition, sets
 from fedlib.errors import SpecError, require_mapping
 from fedlib.methods import registry
@@ -69,6 +70,8 @@ class Spec(Derived):
     momentum: Annotated[float, Range(0, 0.999999)] = 0.0  # of sgd
     persistent: bool = False  # a client's optimizer goes on from its state of the client's last round
     feedback: bool = False  # error feedback: a client adds to its update what compression lost of its last one
+    # Of the products in the network; weights, sums and messages are float32 always.
+    precision: Annotated[str, OneOf(PRECISIONS)] = PRECISIONS[0]
     frozen: str = "none"  # policy of models.freezing: parameters that keep their initial values, and are never sent
     # A round whose change of the model is longer than so many times the model itself is not taken; 0: any is.
     most_change: Annotated[float, Range(0, 1e12)] = 0.0

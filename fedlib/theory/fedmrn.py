@@ -9,6 +9,7 @@ take most of the time. Shapes: R repetitions, N clients, d dimensions.
     rounds of E local steps                  -> `walk`
     Theorem A: ||w_t - w*||^2                -> `errors`, `curves`
     Theorem B: mean of ||grad F||^2          -> `squared_gradient`
+    Theorem C: where it settles              -> `settled`, `moments`
     variance of a mask, g(u) = E min(|u|,|n|) -> `mask_variance`, `transmitted`
 """
 
@@ -176,6 +177,21 @@ def squared_gradient(problem: Problem, setting: Setting, rng: Rng, steps: int, w
     for server, u in itertools.islice(walk(problem, setting, rng, w), steps):
         total += problem.gradients(server + u.mean(1, keepdim=True)).mean(1).square().sum(-1)
     return total / steps
+
+
+def settled(problem: Problem, setting: Setting, rng: Rng, steps: int) -> float:
+    """Mean of ||w_t - w*||^2 over repetitions and the last half of `steps`, begun at w*."""
+    optimum = problem.optimum()
+    path = itertools.islice(walk(problem, setting, rng, optimum), steps // 2, steps)
+    return float(torch.stack([(w - optimum).square().sum((1, 2)).mean() for w, _ in path]).mean())
+
+
+def moments(problem: Problem, rng: Rng, draws: int = 200) -> tuple[float, float, float]:
+    """Means over repetitions, clients and gradient noise at w*: of ||g||_1, ||g||^2 and sum g_i^4."""
+    exact = problem.gradients(problem.optimum())
+    noise = torch.randn(draws, *exact.shape, generator=rng.child("moments").torch()) * problem.deviation
+    g = exact + noise
+    return tuple(float(part.sum(-1).mean()) for part in (g.abs(), g.square(), g**4))  # type: ignore[return-value]
 
 
 def mask_variance(u: Tensor, n: Tensor, progress: float, mask: str) -> Tensor:

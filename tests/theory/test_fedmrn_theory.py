@@ -20,8 +20,10 @@ from fedlib.theory.fedmrn import (
     curves,
     errors,
     mask_variance,
+    moments,
     noise,
     sent,
+    settled,
     squared_gradient,
     transmitted,
     walk,
@@ -265,3 +267,31 @@ def test_plain_averaging_keeps_the_rate_of_theorem_a() -> None:
 def test_bad_settings_are_named(bad: dict[str, object]) -> None:
     with pytest.raises(SpecError, match=next(iter(bad))):
         Setting(**bad)  # type: ignore[arg-type]
+
+
+def test_a_binary_mask_under_uniform_noise_has_the_mean_and_square_of_the_lemma() -> None:
+    """Drawn, and by integrals over the noise: E s = (u - b) / 2, E s^2 = alpha u / 4 - u^3 / (12 alpha) up to alpha."""
+    alpha, count, generator = 0.4, 400_000, torch.Generator().manual_seed(5)
+    u = torch.tensor([0.0, 0.05, 0.2, 0.39, 0.5, 2.0], dtype=torch.float64)
+    n = noise("uniform", alpha, torch.Size((count, 1)), generator)
+    s = sent(u, n, 1.0, torch.rand(count, len(u), generator=generator), Setting("binary"))
+    b = u - transmitted(u, alpha, "uniform")
+    square = torch.where(u < alpha, alpha * u / 4 - u**3 / (12 * alpha), torch.full_like(u, alpha**2 / 6))
+    for values, exact in ((s, (u - b) / 2), (s.square(), square)):
+        assert ((values.mean(0) - exact).abs() <= 4.5 * values.std(0) / sqrt(count)).all()
+    assert (b <= torch.minimum(u, u**2 / (2 * alpha)) + 1e-12).all() and (square <= alpha * u / 4 + 1e-12).all()
+
+
+def test_one_step_a_round_settles_where_theorem_c_says() -> None:
+    """Below its bound, in proportion to a noise that clips nothing, and inversely to the number of clients."""
+    step = {"local_steps": 1, "rate": 0.005}
+    problem = Problem.draw(Rng(3), repetitions=4, clients=10, d=6)
+    first, second, fourth = moments(problem, Rng(3))
+    found = {}
+    for alpha in (1.0, 3.0):
+        found[alpha] = settled(problem, Setting("binary", "uniform", alpha, **step), Rng(3), 1600)  # type: ignore[arg-type]
+        bound = alpha * first / (2 * 10) + 0.005 * second / 2 + 0.005**2 * fourth / (4 * alpha**2)
+        assert bound / 40 < found[alpha] < bound
+    assert found[3.0] / found[1.0] == pytest.approx(3, rel=0.25)
+    many = Problem.draw(Rng(3), repetitions=4, clients=40, d=6)
+    assert settled(many, Setting("binary", "uniform", 3.0, **step), Rng(3), 1600) < found[3.0] / 2.5  # type: ignore[arg-type]
