@@ -54,6 +54,7 @@ GRID: list[tuple[str, tuple[Any, ...], str]] = [  # fields that the file leaves 
     ("persistent", NO_SWITCH, "true false"),
     ("persistent", (True,), "needs optimizer adam use false"),
     ("sampling", NO_NAME, "allowed: fixed poisson spaced"),
+    ("precision", ("float16", None), "allowed: bfloat16 float32"),
     ("frozen", ("emnist/dense1", "x"), "allowed for this network"),
     ("frozen", (None,), "text"),
     ("held_out", (-0.1, 1, math.nan, "x"), "number 0 0.9"),
