@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedlib.data import sets
 from fedlib.data.sources import home
@@ -24,6 +24,9 @@ from fedlib.models.given import UNKNOWN
 from fedlib.runs import integrity
 from fedlib.runs.digest import code_of
 from fedlib.runs.spec import Spec
+
+if sys.platform != "win32":
+    import fcntl
 
 Record = dict[str, Any]
 FORMAT = 1
@@ -41,12 +44,17 @@ def write(target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
-            with contextlib.suppress(OSError):  # on a disk without locks nothing is swept either
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(
+                OSError
+            ):  # without locks, as on some disks and on Windows, nothing is swept either
+                lock(file, wait=True)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(name, 0o644)
+            if sys.platform != "win32":  # while the lock is held
+                os.replace(name, target)
+        if sys.platform == "win32":  # where an open file keeps its name
             os.replace(name, target)
     except BaseException as error:
         if name:
@@ -60,6 +68,14 @@ def write(target: Path, content: bytes) -> None:
         raise
 
 
+def lock(file: IO[bytes], wait: bool) -> None:
+    """Until it is closed. OSError: another process holds it, or there are no locks here."""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        raise OSError("no locks on Windows")
+
+
 def sweep(folder: Path) -> None:
     """Remove below a folder what writes left behind that were killed.
 
@@ -68,7 +84,7 @@ def sweep(folder: Path) -> None:
     """
     for left in folder.rglob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
             if abs(time.time() - left.stat().st_mtime) > 60:
                 left.unlink()
 
