@@ -4,17 +4,21 @@ VENV ?= .venv
 PORT ?= 8000
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 AXE := 4.14.1
+PORTABLE := tests/test_rng.py $(addprefix tests/,by_hand core data methods models own wire) tests/runs/test_records.py
 NIGHT := fedmrn fedsparse feddq fedpt fedcompress
 
 # Targets are relative to this folder: names with a space in them, as the path of a clone may have, cannot be targets.
-BIN := $(VENV)/bin
+# On Windows, where CI calls `portable`, programs lie elsewhere; the recipes run in Git's shell.
+WINDOWS := $(filter Windows_NT,$(OS))
+BIN := $(VENV)/$(if $(WINDOWS),Scripts,bin)
+PIP := $(BIN)/pip$(if $(WINDOWS),.exe)
 STAMP := $(VENV)/.stamp
 PYTEST := python -m pytest -n 2 --dist loadfile
 HTML := book/_build/html
-export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN)$(if $(WINDOWS),;,:)$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint smoke lab night labs bench serve clean env data extra chromium axe
+.PHONY: help book test check lint portable smoke lab night labs bench serve links publish dist clean env data extra chromium axe
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +39,9 @@ lint: env ## format, lint and types
 	ruff check
 	mypy
 
+portable: env ## the fast tests of what trains, counts bytes and writes records, on any system that Python runs on
+	$(BIN)/$(PYTEST) -m "not slow and not browser" $(PORTABLE)
+
 smoke: env data ## the whole pipeline in seconds a run, in a copy (.smoke)
 	$(in-a-copy)
 
@@ -46,7 +53,7 @@ night: env data ## train profile night, some hours a paper; stop it and start it
 
 # The profile is the target's name. Records are left out, so that everything is trained. Without Git, as in a downloaded
 # archive, or in a repository that is not ours: all but what is made here.
-MADE := .git .venv .cache .dvc/cache .dvc/tmp .smoke .lab data data-extra records labs book/_build node_modules
+MADE := .git .venv .cache .dvc/cache .dvc/tmp .smoke .lab data data-extra records labs book/_build build dist node_modules
 define in-a-copy
 rm -rf .$@ && mkdir .$@
 if test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)"; then \
@@ -85,19 +92,45 @@ serve: ## show the built book at a local address
 	@test -f $(HTML)/index.html || { echo "There is no book yet: run make book" >&2; exit 1; }
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
 
+links: book ## look whether the addresses that the book links to still answer
+	jupyter-book build book --builder linkcheck
+
+publish: ## push the built book to branch gh-pages of origin, without a history
+	@test -f $(HTML)/index.html || { echo "There is no book yet: run make book" >&2; exit 1; }
+	$(publish-pages)
+
+# By an index of its own, so that neither the checkout nor what is staged in it changes.
+define publish-pages
+@set -e; export GIT_DIR="$$(git rev-parse --absolute-git-dir)" GIT_WORK_TREE=. GIT_INDEX_FILE="$$PWD/.cache/pages-index"; \
+mkdir -p .cache; rm -f .cache/pages-index; cd $(HTML); touch .nojekyll; git add --all --force .; \
+export GIT_AUTHOR_NAME="$$(git log -1 --format=%an)" GIT_AUTHOR_EMAIL="$$(git log -1 --format=%ae)"; \
+export GIT_COMMITTER_NAME="$$GIT_AUTHOR_NAME" GIT_COMMITTER_EMAIL="$$GIT_AUTHOR_EMAIL"; \
+commit=$$(git commit-tree "$$(git write-tree)" -m "Publish the book of $$(git rev-parse --short HEAD)"); \
+git push --force origin "$$commit:refs/heads/gh-pages"
+endef
+
+dist: book ## wheel, source, book and records as archives, in dist
+	rm -rf dist build && mkdir dist
+	python -c "from setuptools.build_meta import build_sdist, build_wheel; build_sdist('dist'); build_wheel('dist')"
+	set -e; stem=fedlib-$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+	tar -czf dist/$$stem-book.tar.gz -C $(HTML) --transform "s,^\.,$$stem-book," .; \
+	tar -czf dist/$$stem-records.tar.gz --exclude=smoke --exclude='*.unfinished' --transform "s,^,$$stem-records/," \
+	  CITATION.cff LICENSE experiments published records scores
+	rm -rf build
+
 clean: ## remove what the pipeline made; keep environment, data and records
 	rm -rf book/_build book/papers/*.ipynb book/papers/figures book/compare/*.ipynb .smoke .lab .cache .dvc/cache .dvc/tmp dvc.lock
-	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
 
 env: $(STAMP)
 
-$(STAMP): requirements.lock | $(BIN)/pip
+$(STAMP): requirements.lock | $(PIP)
 	$(BIN)/python -m pip install --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check
 	@touch $@
 
-$(BIN)/pip:
+$(PIP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is missing or older than Python 3.11. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \

@@ -6,6 +6,8 @@ A stand-in for Python makes a stand-in environment, whose programs write down wh
 import os
 import shutil
 import subprocess
+import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,9 @@ TARGETS = {
     "labs": "fedlib labs",
     "check": "python -m pytest -n 2",
     "bench": "python bench/entropy.py",
+    "portable": "python -m pytest -n 2",
+    "links": "jupyter-book build book --builder linkcheck",
+    "dist": "setuptools.build_meta",
 }
 
 
@@ -52,6 +57,19 @@ def folder(tmp_path: Path) -> Path:
     return whole
 
 
+@pytest.fixture
+def built(folder: Path) -> Path:
+    """With a book of one page, a record to keep, and one that is not."""
+    for name in ("book/_build/html/_sources/index.md", "book/_build/html/index.html"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    for profile in ("lab", "smoke"):
+        record = folder / "records" / "fedmrn" / profile / "one.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(profile)
+    return folder
+
+
 def make(folder: Path, target: str) -> str:
     """What the stand-in programs were asked for."""
     base = folder.parents[1]
@@ -61,12 +79,55 @@ def make(folder: Path, target: str) -> str:
         command, cwd=folder, env=env | {"SAID": str(base / "said")}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return (base / "said").read_text()
+    said = base / "said"
+    return said.read_text() if said.exists() else ""
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_targets_work_in_a_folder_with_spaces_and_accents(folder: Path, target: str) -> None:
-    assert TARGETS[target] in make(folder, target)
+def test_targets_work_in_a_folder_with_spaces_and_accents(built: Path, target: str) -> None:
+    assert TARGETS[target] in make(built, target)
+
+
+def test_dist_packs_the_book_and_the_records(built: Path) -> None:
+    make(built, "dist")
+    packed = {}
+    for file in (built / "dist").iterdir():
+        with tarfile.open(file) as archive:
+            packed[file.name] = {member.name for member in archive if member.isfile()}
+    book, records = sorted(packed)
+    stem = f"fedlib-{tomllib.loads((built / 'pyproject.toml').read_text())['project']['version']}"
+    assert (book, records) == (f"{stem}-book.tar.gz", f"{stem}-records.tar.gz")
+    assert packed[book] == {f"{stem}-book/index.html", f"{stem}-book/_sources/index.md"}
+    assert {f"{stem}-records/{name}" for name in ("LICENSE", "records/fedmrn/lab/one.json")} <= packed[records]
+    assert not any("smoke" in name for name in packed[records])
+
+
+def test_publish_pushes_the_book_and_nothing_else(built: Path) -> None:
+    """Twice, the second time with a page less; checkout and index stay as they were."""
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=One", "-c", "user.email=one@localhost"]
+        return subprocess.run(["git", *who, *arguments], cwd=built, check=True, capture_output=True, text=True).stdout
+
+    remote = built.parents[1] / "remote.git"
+    git("init", "-q", "--bare", str(remote))
+    git("init", "-q", "-b", "main")
+    git("remote", "add", "origin", str(remote))
+    git("add", "README.md")
+    git("commit", "-q", "-m", "First")
+    git("add", "LICENSE")
+    for pages in ({"_sources/index.md", "index.html"}, {"index.html"}):
+        make(built, "publish")
+        assert set(git("-C", str(remote), "ls-tree", "-r", "--name-only", "gh-pages").split()) == pages | {".nojekyll"}
+        assert git("-C", str(remote), "log", "--format=%an", "gh-pages") == "One\n"
+        assert git("branch", "--format=%(refname:short)") == "main\n"
+        assert git("diff", "--cached", "--name-only") == "LICENSE\n"
+        (built / "book/_build/html/_sources/index.md").unlink(missing_ok=True)
+
+
+def test_publish_without_a_book_says_what_to_do(folder: Path) -> None:
+    done = subprocess.run(["make", "publish"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode and "make book" in done.stderr
 
 
 @pytest.mark.parametrize("around", ["no repository", "one that ignores it", "its own"])
