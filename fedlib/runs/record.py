@@ -44,9 +44,7 @@ def write(target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
         with os.fdopen(handle, "wb") as file:
-            with contextlib.suppress(
-                OSError
-            ):  # without locks, as on some disks and on Windows, nothing is swept either
+            with contextlib.suppress(OSError):  # without locks (some disks, Windows) nothing is swept either
                 lock(file, wait=True)
             file.write(content)
             file.flush()
