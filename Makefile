@@ -10,18 +10,20 @@ NIGHT := fedmrn fedsparse feddq fedpt fedcompress
 # Targets are relative to this folder: names with a space in them, as the path of a clone may have, cannot be targets.
 # On Windows, where CI calls `portable`, programs lie elsewhere; the recipes run in Git's shell.
 WINDOWS := $(filter Windows_NT,$(OS))
-BIN := $(VENV)/$(if $(WINDOWS),Scripts,bin)
+PROGRAMS := $(if $(WINDOWS),Scripts,bin)
+BIN := $(VENV)/$(PROGRAMS)
 PIP := $(BIN)/pip$(if $(WINDOWS),.exe)
 STAMP := $(VENV)/.stamp
+FLEET := $(VENV)-fleet
 PYTEST := python -m pytest -n 2 --dist loadfile
 HTML := book/_build/html
 export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN)$(if $(WINDOWS),;,:)$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check lint portable smoke lab night labs bench serve links publish dist clean env data extra chromium axe
+.PHONY: help book test test-fleet check lint portable smoke lab night labs bench serve links publish dist clean env fleet data extra chromium axe
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 book: env data ## run the pipeline and build the book
 	dvc repro
@@ -30,6 +32,10 @@ book: env data ## run the pipeline and build the book
 test: env chromium axe ## run all tests; where no book is built yet, the browser tests get one of profile smoke
 	@test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || test -f .smoke/$(HTML)/index.html || $(MAKE) smoke
 	test -n "$$FEDLIB_BOOK" || test -f $(HTML)/index.html || export FEDLIB_BOOK=.smoke/$(HTML); $(PYTEST)
+
+test-fleet: fleet ## test real clients: Flower's processes on this machine, in an environment of their own
+	$(FLEET)/bin/python -m fedlib data get fashion-mnist
+	$(FLEET)/bin/python -m pytest -n 2 --dist loadfile tests/fleet
 
 check: lint ## format, lint, types and the fast tests
 	$(PYTEST) -m "not slow and not browser"
@@ -53,7 +59,7 @@ night: env data ## train profile night, some hours a paper; stop it and start it
 
 # The profile is the target's name. Records are left out, so that everything is trained. Without Git, as in a downloaded
 # archive, or in a repository that is not ours: all but what is made here.
-MADE := .git .venv .cache .dvc/cache .dvc/tmp .smoke .lab data data-extra records labs book/_build build dist node_modules
+MADE := .git .venv .venv-fleet .cache .dvc/cache .dvc/tmp .smoke .lab data data-extra records labs book/_build build dist node_modules
 define in-a-copy
 rm -rf .$@ && mkdir .$@
 if test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)"; then \
@@ -124,18 +130,23 @@ clean: ## remove what the pipeline made; keep environment, data and records
 
 env: $(STAMP)
 
+fleet: $(FLEET)/.stamp ## install the environment of real clients, with Flower (.venv-fleet)
+
 $(STAMP): requirements.lock | $(PIP)
-	$(BIN)/python -m pip install --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
-	$(BIN)/python -m pip check
+$(FLEET)/.stamp: requirements-fleet.lock | $(FLEET)/bin/pip
+
+$(STAMP) $(FLEET)/.stamp:
+	$(@D)/$(PROGRAMS)/python -m pip install --no-deps -r $<
+	$(@D)/$(PROGRAMS)/python -m pip install --no-deps --no-build-isolation -e .
+	$(@D)/$(PROGRAMS)/python -m pip check
 	@touch $@
 
-$(PIP):
+$(PIP) $(FLEET)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is missing or older than Python 3.11. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "$(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D:/$(PROGRAMS)=)
 
 data: env
 	python -m fedlib data get fashion-mnist

@@ -45,18 +45,32 @@ def lock() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+@pytest.fixture(scope="module")
+def fleet_lock() -> list[str]:
+    lines = (ROOT / "requirements-fleet.lock").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def test_every_direct_dependency_is_pinned_and_locked_at_the_same_version(
-    project: dict[str, list[str]], lock: list[str]
+    project: dict[str, list[str]], lock: list[str], fleet_lock: list[str]
 ) -> None:
     requirements = [requirement for group in project.values() for requirement in group]
     direct = pins(requirements)
     assert len(direct) == len(requirements), "a dependency without an exact version, or named twice"
-    locked = pins(lock)
-    assert direct == {name: locked.get(name) for name in direct}
+    both, fleet = {"run", "test"}, {"run", "test", "fleet"}
+    assert project.keys() >= fleet
+    for locked, groups in ((pins(lock), project.keys() - fleet | both), (pins(fleet_lock), fleet)):
+        own = pins([requirement for group in groups for requirement in project[group]])
+        assert own == {name: locked.get(name) for name in own}
 
 
-def test_the_lock_pins_each_package_once(lock: list[str]) -> None:
+def test_a_lock_pins_each_package_once(lock: list[str], fleet_lock: list[str]) -> None:
     assert len(pins(lock)) == len(lock)
+    assert len(pins(fleet_lock)) == len(fleet_lock)
+
+
+def test_flower_is_in_its_own_lock_alone(lock: list[str], fleet_lock: list[str]) -> None:
+    assert "flwr" in pins(fleet_lock) and "flwr" not in pins(lock)
 
 
 def test_conda_installs_the_lock(lock: list[str]) -> None:
@@ -86,8 +100,8 @@ def test_the_running_environment_is_the_lock(lock: list[str]) -> None:
 
 def test_make_help_lists_every_target_for_users() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    listed = set(re.findall(r"^make (\w+)", shown, re.MULTILINE))
-    assert listed >= {"book", "test", "check", "smoke", "lab", "bench", "serve", "clean", "help"}
+    listed = set(re.findall(r"^make ([\w-]+)", shown, re.MULTILINE))
+    assert listed >= {"book", "test", "test-fleet", "check", "smoke", "lab", "bench", "serve", "clean", "help"}
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in listed)
 
