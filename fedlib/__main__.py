@@ -1,4 +1,4 @@
-"""The command line: python -m fedlib data | run | page | score | status | prove | schema | labs, each with --help."""
+"""The command line: python -m fedlib data | run | serve-client | page | score | status | prove | schema | labs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from fedlib.data import sets, sources
 from fedlib.engines import select
+from fedlib.engines.in_process import Engine
 from fedlib.engines.ranks import Ranks
 from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
-from fedlib.runs import fitting, grid, leftovers, placement, record, shares, validation
+from fedlib.runs import fitting, fleet, grid, leftovers, placement, record, shares, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.progress import expect, steady, tell
 from fedlib.runs.spec import PROFILES, Spec
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     options = parser().parse_args(arguments)
     try:
-        if options.call not in (data, replay) and not papers():
+        if options.call not in (data, replay, serve_client) and not papers():
             raise SpecError(
                 f"{sources.home()}: no project, it has no experiments; go to a checkout, or set FEDLIB_HOME"
             )
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(call: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         """One that goes by the function's name, with its docstring as help."""
-        added = commands.add_parser(call.__name__, help=call.__doc__)
+        added = commands.add_parser(call.__name__.replace("_", "-"), help=call.__doc__)
         added.set_defaults(call=call)
         return added
 
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
     running.add_argument("--again", action="store_true", help="train even where a fresh record stands")
     running.add_argument("--share", metavar="I/N", help="the I-th of N shares of about equal time, for N processes")
+    fleet.add_server_options(running)
     paging.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     paging.set_defaults(only="*", again=False, share=None)
 
@@ -96,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     command(prove).add_argument(
         "commit", help="whose records count, and whose code is run beside that which stands here"
     )
+    fleet.add_node_options(command(serve_client))
     command(replay)
     command(schema)
     writing = command(labs)
@@ -140,7 +143,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.paper}, profile {options.profile}: {todo}", flush=True)
     failed = []
     for on, group in groups.items():
-        with open_engine(options.engine, on, options.processes) as engine:
+        if options.engine == "flower" and not group:
+            continue
+        with opened(options, on) as engine:
             if options.engine == "auto" and engine.device.type == "cpu" and len(group) > processes > 1:
                 done = grid.run_all(group, processes, again=options.again)
             else:
@@ -148,6 +153,12 @@ def run(options: argparse.Namespace) -> None:
             failed += told(group, done, {name: why for name, (_, why) in left.items()})
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed, the others are kept; the first: {failed[0]}")
+
+
+def opened(options: argparse.Namespace, on: str) -> contextlib.AbstractContextManager[Engine]:
+    if options.engine == "flower":
+        return fleet.open_engine(options, on)
+    return open_engine(options.engine, on, options.processes)
 
 
 def told(runs: list[Spec], done: Iterable[record.Record | RunError], reasons: dict[str, str]) -> list[RunError]:
@@ -173,8 +184,8 @@ def page(options: argparse.Namespace) -> None:
 
     if any(name == "profile" for name, _ in options.parameter):
         raise SpecError("parameter: 'profile' is given by --profile, so that the page shows the runs that it needs")
-    if options.engine == "ranks":
-        raise SpecError("engine: ranks is for run; train first, then make the page with another engine")
+    if options.engine in ("ranks", "flower"):
+        raise SpecError(f"engine: {options.engine} is for run; train first, then make the page with another engine")
     execute.check_parameters(options.paper, {"profile": options.profile, **dict(options.parameter)})
     on = open_engine(options.engine, options.device, options.processes)
     on.close()
@@ -223,6 +234,11 @@ def prove(options: argparse.Namespace) -> None:
 
     made = proof.prove(options.commit)
     print(f"equal; what was run stands in {made}" if made else "nothing to stamp")
+
+
+def serve_client(options: argparse.Namespace) -> None:
+    """a node of --engine flower: train clients for a server, until stopped"""
+    fleet.serve(options)
 
 
 def replay(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@
     Stacked    for a GPU: the clients of a round side by side (fedlib.engines.vmapped)
     Auto       on a CPU: starts in process, measures the first round, and takes the pool when it pays
     Ranks      processes that torchrun has started, on one machine or several (fedlib.engines.ranks)
+    Flower     nodes on any machines, which train their own clients or any (fedlib.engines.flower)
     Fastest    on a GPU: tries in process, graphed and stacked in the first rounds, and keeps the fastest
 
 On a CPU every client trains with one thread, in whichever engine, so that sums are formed in the same order. Only
@@ -28,7 +29,7 @@ from fedlib.engines.ranks import Ranks
 from fedlib.engines.vmapped import Stacked
 from fedlib.errors import RunError
 
-ENGINES = ("auto", "process", "pool", "stacked", "graphed", "ranks")  # as the command line names them
+ENGINES = ("auto", "process", "pool", "stacked", "graphed", "ranks", "flower")  # as the command line names them
 
 
 def device(name: str = "auto") -> torch.device:
@@ -64,6 +65,8 @@ def check(name: str = "auto", on: str = "auto", processes: int | None = None) ->
 def open_engine(name: str = "auto", on: str = "auto", processes: int | None = None) -> Engine:
     """One of ENGINES; use it as a context manager. `stacked` and `graphed` work on a CPU too, and gain little there."""
     where = check(name, on, processes)
+    if name == "flower":
+        raise RunError("engine: flower is for python -m fedlib run, which is told of its nodes")
     if name == "ranks":
         return Ranks(where)
     if where.type == "cuda":

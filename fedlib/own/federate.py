@@ -104,8 +104,8 @@ def federate(
         if name not in MORE:
             known = [*inspect.signature(federate).parameters][:-1]
             raise SpecError(f"{name}: unknown argument; allowed: {', '.join((*known, *MORE))}")
-    if engine == "ranks":
-        raise SpecError("engine: ranks is for python -m fedlib run; use process or pool")
+    if engine in ("ranks", "flower"):
+        raise SpecError(f"engine: {engine} is for python -m fedlib run; use process or pool")
     with contextlib.ExitStack() as stack:
         data, model, kind, count = _registered(stack, network, train, test, loss, metrics or {}, partition, owners)
         if clients is not None and count is not None and clients != count:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_engines_by_name() -> None:
-    assert ENGINES == ("auto", "process", "pool", "stacked", "graphed", "ranks")
+    assert ENGINES == ("auto", "process", "pool", "stacked", "graphed", "ranks", "flower")
     kinds = {"process": InProcess, "stacked": Stacked, "graphed": Graphed}
     for name, kind in (kinds | {"auto": Auto if select.cores() > 1 else InProcess}).items():
         with open_engine(name, "cpu") as engine:
