@@ -175,6 +175,9 @@ def told(runs: list[Spec], done: Iterable[record.Record | RunError], reasons: di
         line = f"accuracy {final['accuracy']:.1%}, uplink {final['uplink_bytes'] / 1e6:.1f} MB"
         left = tell((time.monotonic() - begin) / number * (len(runs) - number))
         tqdm.write(f"{name}: {line} (trained: {reasons[name]}); {number} of {len(runs)}, {left} left")
+        if lost := record.lost(result):
+            failed.append(RunError(f"{name}: its record does not count: {lost[0]}"))
+            tqdm.write(str(failed[-1]))
     return failed
 
 
@@ -238,7 +241,7 @@ def prove(options: argparse.Namespace) -> None:
 
 def serve_client(options: argparse.Namespace) -> None:
     """a node of --engine flower: train clients for a server, until stopped"""
-    fleet.serve(options)
+    fleet.serve(fleet.node_of(options), options)
 
 
 def replay(options: argparse.Namespace) -> None:

@@ -137,16 +137,20 @@ def clients_of(text: str | None) -> frozenset[int] | None:
     return frozenset(found)
 
 
-def serve(options: Namespace) -> None:
-    """A node, until it is ended. RunError: the SuperLink refuses it."""
+def node_of(options: Namespace) -> Node:
+    """What a node answers, by the command line. RunError: clients or a device that cannot be."""
+    return Node(
+        build.job_of, describe, select.device(options.device), clients_of(options.clients), Kept(options.memory)
+    )
+
+
+def serve(node: Node, options: Namespace) -> None:
+    """Let a node work until it is ended. RunError: the SuperLink is not there, or refuses it."""
     if options.end_with_input:
         process.end_with_parent()
     extra.prepare()
-    where = select.device(options.device)
-    if where.type == "cpu":
+    if node.engine.device.type == "cpu":
         torch.set_num_threads(1)
-    folder: Path | None = options.memory
-    node = Node(build.job_of, describe, where, clients_of(options.clients), Kept(folder))
     from fedlib.engines.flower.link import Unreachable
 
     with _ended_by_signal():

@@ -1,7 +1,7 @@
 """What was measured: one JSON file a run, kept in Git, and the rule that says when it still counts.
 
 A record is fresh when its spec, the hash of its data set and the digest of the code that made it are those of today,
-and nothing in it was changed since.
+nothing in it was changed since, and no upload was lost between machines.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from fedlib.data import sets
 from fedlib.data.sources import home
+from fedlib.engines.flower.frames import LOST
 from fedlib.errors import DataError
 from fedlib.models.given import UNKNOWN
 from fedlib.runs import integrity
@@ -154,7 +155,18 @@ def stale(record: Record, spec: Spec) -> str:
         reasons.append("code has changed")
     elif code.endswith(UNKNOWN):
         reasons.append("whether code has changed cannot be known: the source of a part of it is not there")
-    return "; ".join(reasons)
+    return "; ".join([*reasons, *lost(record)])
+
+
+def lost(record: Record) -> list[str]:
+    """What the spec does not determine: that clients were missing in rounds because their machines failed."""
+    found = [
+        f"round {entry['round']}, client {client}: {why.removeprefix(LOST)}"
+        for entry in record.get("rounds", [])
+        for client, why in entry.get("refused", [])
+        if why.startswith(LOST)
+    ]
+    return [f"{len(found)} uploads were lost on their way, the first in {found[0]}"] if found else []
 
 
 def fresh(specs: list[Spec], root: Path | None = None) -> Iterator[tuple[Spec, Record | None, str]]:
