@@ -10,6 +10,8 @@ import pytest
 from common import ROOT
 from ruamel.yaml import YAML
 
+from fedlib.engines.flower import extra
+
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)")
 
 
@@ -71,7 +73,7 @@ def test_a_lock_pins_each_package_once(lock: list[str], fleet_lock: list[str]) -
 
 
 def test_flower_is_in_its_own_lock_alone(lock: list[str], fleet_lock: list[str]) -> None:
-    assert "flwr" in pins(fleet_lock) and "flwr" not in pins(lock)
+    assert pins(fleet_lock)["flwr"] == extra.VERSION and "flwr" not in pins(lock)
 
 
 def test_conda_installs_the_lock(lock: list[str]) -> None:
