@@ -75,5 +75,5 @@ def test_a_client_that_nobody_owns_is_named_and_the_round_goes_on(owners: Flower
     spec = spec_of(clients=11, cohort=11, rounds=1)
     found = rounds.run(spec, owners, root=tmp_path)
     assert sorted(found["rounds"][0]["clients"]) == [*range(10)]
-    assert found["rounds"][0]["refused"] == [(10, "transport: no node that is there has this client")]
+    assert found["rounds"][0]["refused"] == [(10, "transport: no node has this client")]
     assert record.stale(found, spec).startswith("1 uploads were lost on their way")

@@ -98,7 +98,7 @@ def test_after_failure_nothing_is_left(launch: Callable[..., Launcher]) -> None:
     _, errors = it.process.communicate(timeout=120)
     assert it.process.returncode == 2
     assert re.search(r"error: 2 of 2 runs failed.*no usable update in 3 attempts", errors), errors
-    assert "transport: node 1: no answer within 0.0001 s" in errors
+    assert "transport: node 1 late: no answer within 0.0001 s" in errors
     assert not it.left()
 
 

@@ -21,9 +21,10 @@ LOST = "transport: "  # how the reason begins for which a client is missing in a
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a frame: why there is none."""
+    """In place of a frame: why there is none, and whether that is because the node is gone."""
 
     why: str
+    gone: bool = False
 
 
 _LENGTH = struct.Struct("<I")
@@ -44,7 +45,7 @@ def unpack(frame: bytes) -> tuple[Head, list[bytes]]:
         sizes = head.pop("sizes")
         right = all(type(size) is int and size >= 0 for size in sizes) and start + sum(sizes) == len(frame)
     except (struct.error, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        raise PayloadError(f"frame cannot be read: {type(error).__name__}") from error
+        raise PayloadError("frame cannot be read") from error
     if not right:
         raise PayloadError(f"frame of {len(frame)} bytes does not have the parts that it states")
     parts = []

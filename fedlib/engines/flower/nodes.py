@@ -35,7 +35,7 @@ class Known:
 
     name: str
     clients: frozenset[int] | None  # its own; None: it takes any
-    fault: str = ""  # why it gets no work
+    fault: str = ""  # why it gets no work: "refused: " or "lost: ", and the reason
 
 
 class Nodes:
@@ -49,6 +49,7 @@ class Nodes:
         self.link, self.describe, self.awaited, self.fleet = link, describe, awaited, fleet
         self.key, self.identity = "", dict[str, str]()  # of the run that all below is about
         self.known: dict[int, Known] = {}
+        self.gone: dict[int, Known] = {}  # which were known
         self.greeted: dict[str, int] = {}  # hellos without an answer: who got them
         self.events: list[str] = []
         self.names: dict[int, str] = {}
@@ -68,7 +69,7 @@ class Nodes:
             self.greet()
             return
         self.key, self.identity = key, dict(self.describe(key))
-        self.known, self.greeted, self.events = {}, {}, []
+        self.known, self.gone, self.greeted, self.events = {}, {}, {}, []
         begin = time.monotonic()
         self.greet()
         while self.greeted or len(self.known) < self.awaited:
@@ -99,14 +100,17 @@ class Nodes:
             self.greeted |= self.link.send(dict.fromkeys(new, hello), GREETING)
         for message, answer in list(self.link.received(list(self.greeted))):
             id = self.greeted.pop(message)
+            self.gone.pop(id, None)
+            self.known[id] = Known(self.names[id], frozenset())
             try:
-                self.known[id] = self._introduced(self.names[id], answer)
+                self.known[id].clients, fault = self._introduced(answer)
             except PayloadError as error:
-                self.known[id] = Known(self.names[id], frozenset(), shorten(error))
-            if fault := self.known[id].fault:
-                self.note(f"{self.names[id]} refused: {fault}")
+                fault = str(error)
+            if fault:
+                self.bar(id, fault)
 
-    def _introduced(self, name: str, answer: bytes | Lost) -> Known:
+    def _introduced(self, answer: bytes | Lost) -> tuple[frozenset[int] | None, str]:
+        """Whose clients it has, and what is wrong with it."""
         head, _ = told(answer, "hello")
         clients, theirs = head.get("clients"), head.get("identity")
         if not isinstance(theirs, dict) or not isinstance(clients, list | None):
@@ -117,7 +121,7 @@ class Nodes:
             if theirs.get(what) != ours
         ]
         owned = None if clients is None else frozenset(client for client in clients if type(client) is int)
-        return Known(name, owned, shorten(", ".join(differ)))
+        return owned, ", ".join(differ)
 
     def note(self, event: str) -> None:
         """For the record, and for whoever watches."""
@@ -126,15 +130,24 @@ class Nodes:
 
     def lose(self, id: int, why: str) -> None:
         """A node that is gone; it may say hello again."""
-        node = self.known.pop(id, None)
-        if node and not node.fault:
-            self.note(f"{node.name} lost: {why}")
+        if node := self.known.pop(id, None):
+            self.gone[id] = node
+            if not node.fault:
+                node.fault = f"lost: {shorten(why)}"
+                self.note(f"{node.name} {node.fault}")
 
     def bar(self, id: int, why: str) -> None:
         """A node that gets no work in this run any more."""
         if id in self.known:
-            self.known[id].fault = why
-            self.note(f"{self.known[id].name} refused: {why}")
+            self.known[id].fault = f"refused: {shorten(why)}"
+            self.note(f"{self.known[id].name} {self.known[id].fault}")
+
+    def absent(self, client: int) -> str:
+        """Why nobody trains a client."""
+        for node in (*self.known.values(), *self.gone.values()):
+            if node.fault and node.clients is not None and client in node.clients:
+                return f"{node.name} {node.fault}"
+        return "no node has this client"
 
 
 def told(answer: bytes | Lost, kind: str) -> tuple[Head, list[bytes]]:

@@ -18,6 +18,7 @@ from fedlib.errors import PayloadError, RunError
 from fedlib.wire import container
 
 LATEST = 0.25  # seconds between questions whether an answer is there, at most
+SPARE = 60.0  # seconds for which a message outlives its round: the time is kept here
 LOOK = 1.0  # seconds between looks at who is there
 
 
@@ -81,17 +82,11 @@ class Round:
             if able:
                 dealt[min(able, key=lambda id: len(dealt[id]))].append(client)
             else:
-                self.found[client] = PayloadError(shorten(LOST + self._nobody(client)))
+                self.found[client] = PayloadError(shorten(LOST + self.nodes.absent(client)))
         batches = {id: self._frame(own) for id, own in dealt.items() if own}
         if batches:
-            sent = self.nodes.link.send(batches, max(1.0, self.end - time.monotonic()))
+            sent = self.nodes.link.send(batches, self.end - time.monotonic() + SPARE)
             self.waiting |= {message: (id, dealt[id]) for message, id in sent.items()}
-
-    def _nobody(self, client: int) -> str:
-        for node in self.nodes.known.values():
-            if node.fault and node.clients is not None and client in node.clients:
-                return f"{node.name} refused: {node.fault}"
-        return "no node that is there has this client"
 
     def _frame(self, clients: Sequence[int]) -> bytes:
         head = {"kind": "train", "job": job_id(self.job.key), "round": self.number, "clients": clients}
@@ -100,45 +95,39 @@ class Round:
 
     def _take(self, id: int, clients: list[int], answer: bytes | Lost) -> None:
         """An answer, or word that there will be none."""
-        if isinstance(answer, Lost):
-            self.nodes.lose(id, f"{answer.why} (round {self.number})")
-            self._again(id, clients, answer.why)
-            return
         try:
             self.found |= self._read(id, clients, answer)
         except PayloadError as error:
-            self.nodes.bar(id, f"{shorten(error)} (round {self.number})")
-            self._again(id, clients, shorten(error))
+            out = self.nodes.lose if isinstance(answer, Lost) and answer.gone else self.nodes.bar
+            out(id, f"{error} (round {self.number})")
+            self._again(clients)
 
-    def _again(self, id: int, clients: list[int], why: str) -> None:
-        """Clients whose node is out: others that own them or take any get them, where there are such."""
+    def _again(self, clients: list[int]) -> None:
+        """Clients whose node is out: others that own them or take any get them, where there are such; where there is
+        no node at all, it is waited for one."""
         usable = self.nodes.usable().values()
         for client in clients:
-            if any(node.clients is None or client in node.clients for node in usable):
+            if not usable or any(node.clients is None or client in node.clients for node in usable):
                 self.left.append(client)
             else:
-                self._lose(id, client, why)
-
-    def _lose(self, id: int, client: int, why: str) -> None:
-        self.found[client] = PayloadError(shorten(f"{LOST}{self.nodes.names[id]}: {why}"))
+                self.found[client] = PayloadError(shorten(LOST + self.nodes.absent(client)))
 
     def _drop_gone(self) -> None:
         for message, (id, clients) in list(self.waiting.items()):
             if id not in self.nodes.known:
                 del self.waiting[message]
-                self._again(id, clients, "it is gone")
+                self._again(clients)
 
     def _give_up(self) -> None:
         """The time is over: what comes later is nobody's."""
-        why = f"no answer within {self.limit:g} s"
         for id, clients in self.waiting.values():
-            self.nodes.note(f"{self.nodes.names[id]} late: {why} (round {self.number})")
-            for client in clients:
-                self._lose(id, client, why)
+            why = f"{self.nodes.names[id]} late: no answer within {self.limit:g} s"
+            self.nodes.note(f"{why} (round {self.number})")
+            self.found |= {client: PayloadError(LOST + why) for client in clients}
         self.found |= {client: PayloadError(f"{LOST}no node within {self.limit:g} s") for client in self.left}
         self.waiting, self.left = {}, []
 
-    def _read(self, id: int, clients: list[int], answer: bytes) -> dict[int, Upload]:
+    def _read(self, id: int, clients: list[int], answer: bytes | Lost) -> dict[int, Upload]:
         """Replies by client. PayloadError: bytes that no node of ours sends."""
         head, parts = told(answer, "train")
         kinds = head.get("replies")

@@ -164,5 +164,6 @@ class ServerLink:
 
 
 def _lost(message: Message) -> Lost:
-    gone = message.error.code == ErrorCode.NODE_UNAVAILABLE
-    return Lost("it is gone" if gone else shorten(f"no answer ({message.error.reason})"))
+    if message.error.code == ErrorCode.NODE_UNAVAILABLE:
+        return Lost("it is gone", gone=True)
+    return Lost(shorten(f"no answer ({message.error.reason})"))
