@@ -20,7 +20,7 @@ HTML := book/_build/html
 export PATH := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(BIN)$(if $(WINDOWS),;,:)$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fleet check lint portable smoke lab night labs bench serve links publish dist clean env fleet data extra chromium axe
+.PHONY: help book test test-fleet check lint portable smoke lab night labs bench bench-fleet serve links publish dist clean env fleet data extra chromium axe
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,9 @@ bench: env ## measure speed and size
 	python bench/population.py
 	python bench/pfl/run.py
 	python bench/book.py
+
+bench-fleet: fleet ## measure what real clients cost, in seconds and in bytes on the wire
+	$(FLEET)/bin/python bench/flower.py
 
 serve: ## show the built book at a local address
 	@test -f $(HTML)/index.html || { echo "There is no book yet: run make book" >&2; exit 1; }

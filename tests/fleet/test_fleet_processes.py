@@ -26,14 +26,14 @@ SOON = 20.0  # seconds in which what was left alone has to end
 class Launcher:
     """The command in a session of its own, with a folder of its own for what is temporary."""
 
-    def __init__(self, folder: Path, *words: str, rounds: int = 2) -> None:
+    def __init__(self, folder: Path, *words: str, rounds: int = 2, **environment: str) -> None:
         self.home, self.temporary = folder / "home", folder / "temporary"
         self.temporary.mkdir()
         projects.small(self.home)
         projects.edit(self.home, projects.put("profiles/smoke", {"main": projects.group(rounds=rounds)}))
         self.process = subprocess.Popen(
             [*COMMAND, *words],
-            env=os.environ | {"FEDLIB_HOME": str(self.home), "TMPDIR": str(self.temporary)},
+            env=os.environ | {"FEDLIB_HOME": str(self.home), "TMPDIR": str(self.temporary)} | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,8 +67,8 @@ class Launcher:
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
     launched: list[Launcher] = []
 
-    def start(*words: str, rounds: int = 2) -> Launcher:
-        launched.append(Launcher(tmp_path, *words, rounds=rounds))
+    def start(*words: str, rounds: int = 2, **environment: str) -> Launcher:
+        launched.append(Launcher(tmp_path, *words, rounds=rounds, **environment))
         return launched[-1]
 
     yield start
@@ -83,14 +83,25 @@ def closed(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_after_success_nothing_is_left(launch: Callable[..., Launcher]) -> None:
-    it = launch()
+def test_after_success_nothing_is_left_and_nobody_else_was_asked(
+    launch: Callable[..., Launcher], tmp_path: Path
+) -> None:
+    noted = tmp_path / "noted"
+    it = launch(AUDITED=str(noted), PYTHONPATH=str(Path(__file__).parent / "audited"))
     said, errors = it.process.communicate(timeout=120)
     assert it.process.returncode == 0, errors
     assert "2 runs, 2 to train on cpu" in said
     made = [json.loads(file.read_text())["made"]["engine"] for file in (it.home / "records").rglob("*.json")]
     assert made == ["Flower: 2 nodes"] * 2
     assert not it.left()
+    lines = [json.loads(line) for line in noted.read_text().splitlines()]
+    started = {pid: " ".join(about) for pid, event, about in lines if event == "start"}
+    (superlink,) = [words for words in started.values() if "flower.process" in words]
+    address = ["127.0.0.1", int(superlink.rpartition("--port ")[2].split()[0])]
+    met = {pid for pid, event, about in lines if event == "socket.connect" and about == address}
+    assert sum("serve-client" in started[pid] for pid in met) == 2 and it.process.pid in met
+    others = [line for line in lines if line[1] != "start" and line[2] not in (address, address[0])]
+    assert not others
 
 
 def test_after_failure_nothing_is_left(launch: Callable[..., Launcher]) -> None:

@@ -135,7 +135,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     yield made
     for process in reversed(made.processes):
         process.terminate()
-        process.communicate(timeout=20)
+        process.wait(timeout=20)
+        process.communicate()
 
 
 def test_registered_nodes_make_the_record_of_one_process(

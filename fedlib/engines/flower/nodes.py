@@ -100,6 +100,8 @@ class Nodes:
             self.greeted |= self.link.send(dict.fromkeys(new, hello), GREETING)
         for message, answer in list(self.link.received(list(self.greeted))):
             id = self.greeted.pop(message)
+            if isinstance(answer, Lost) and answer.gone:
+                continue
             self.gone.pop(id, None)
             self.known[id] = Known(self.names[id], frozenset())
             try:
