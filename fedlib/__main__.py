@@ -20,7 +20,7 @@ from fedlib.engines.in_process import Engine
 from fedlib.engines.ranks import Ranks
 from fedlib.engines.select import open_engine
 from fedlib.errors import Diverged, FedlibError, RunError, SpecError
-from fedlib.runs import fitting, fleet, grid, leftovers, placement, record, shares, validation
+from fedlib.runs import fitting, fleet, grid, leftovers, placement, record, shard_files, shares, validation
 from fedlib.runs.experiments import Experiment, papers, profiles, specs
 from fedlib.runs.progress import expect, steady, tell
 from fedlib.runs.spec import PROFILES, Spec
@@ -99,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
         "commit", help="whose records count, and whose code is run beside that which stands here"
     )
     fleet.add_node_options(command(serve_client))
+    cutting = command(shards)
+    cutting.add_argument("paper", help=", ".join(papers()))
+    cutting.add_argument("--profile", choices=PROFILES, default="lab")
+    cutting.add_argument("--only", default="*", metavar="PATTERN", help="of these runs (default: all)")
+    cutting.add_argument("--clients", required=True, metavar="3,7", help="of the node, such as 3,7 or 0-4")
+    cutting.add_argument("--folder", type=Path, required=True, help="where to")
     command(replay)
     command(schema)
     writing = command(labs)
@@ -242,6 +248,14 @@ def prove(options: argparse.Namespace) -> None:
 def serve_client(options: argparse.Namespace) -> None:
     """a node of --engine flower: train clients for a server, until stopped"""
     fleet.serve(fleet.node_of(options), options)
+
+
+def shards(options: argparse.Namespace) -> None:
+    """write the samples of some clients, for a node that is to hold no others"""
+    clients = fleet.clients_of(options.clients) or frozenset()
+    chosen = {shard_files.name_of(spec): spec for spec in specs(options.paper, options.profile, options.only)}
+    for spec in chosen.values():
+        print(shard_files.save(spec, clients, options.folder))
 
 
 def replay(options: argparse.Namespace) -> None:

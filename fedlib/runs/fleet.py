@@ -24,6 +24,7 @@ from fedlib.engines.flower.node import Identity, Kept, Node
 from fedlib.errors import RunError
 from fedlib.runs import build, machine
 from fedlib.runs.digest import code_of
+from fedlib.runs.shard_files import Shards
 from fedlib.runs.spec import Spec
 
 NODES = 3
@@ -44,6 +45,9 @@ def add_server_options(parser: ArgumentParser) -> None:
 def add_node_options(parser: ArgumentParser) -> None:
     _add_link_options(parser, required=True)
     parser.add_argument("--clients", metavar="3,7", help="those that this node owns, such as 3,7 or 0-4 (default: any)")
+    parser.add_argument(
+        "--shards", type=Path, metavar="FOLDER", help="their samples, by the command shards, and no others"
+    )
     parser.add_argument("--key", type=Path, metavar="FILE", help="the node's private key, registered at the SuperLink")
     parser.add_argument("--memory", type=Path, metavar="FOLDER", help="where it keeps what its clients keep")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: cpu)")
@@ -62,8 +66,12 @@ def describe(key: str) -> Identity:
     SpecError: a run that is unknown here. DataError: its data are not here as they should be."""
     spec = Spec.from_dict(json.loads(key))
     sources.verify(spec.data)
-    versions = {package: machine._version(package) for package in machine.PACKAGES}
-    return {"code": code_of(spec), "data": sets.digest(spec.data)} | versions
+    return _identity(spec, sets.digest(spec.data))
+
+
+def _identity(spec: Spec, data: str) -> Identity:
+    versions = {package: machine.version(package) for package in machine.PACKAGES}
+    return {"code": code_of(spec), "data": data} | versions
 
 
 @contextmanager
@@ -139,9 +147,18 @@ def clients_of(text: str | None) -> frozenset[int] | None:
 
 def node_of(options: Namespace) -> Node:
     """What a node answers, by the command line. RunError: clients or a device that cannot be."""
-    return Node(
-        build.job_of, describe, select.device(options.device), clients_of(options.clients), Kept(options.memory)
-    )
+    where, clients, kept = select.device(options.device), clients_of(options.clients), Kept(options.memory)
+    if not options.shards:
+        return Node(build.job_of, describe, where, clients, kept)
+    if clients is None:
+        raise RunError("shards: a node that holds shards owns their clients; name them with --clients")
+    own = Shards(options.shards, clients)
+
+    def describe_own(key: str) -> Identity:
+        spec = Spec.from_dict(json.loads(key))
+        return _identity(spec, own.describe(spec))
+
+    return Node(own.job_of, describe_own, where, clients, kept)
 
 
 def serve(node: Node, options: Namespace) -> None:

@@ -39,11 +39,12 @@ def made(devices: list[dict[str, Any]], engine: str, seconds: float) -> dict[str
         **({"gpus": gpus} if gpus else {}),
         "engine": engine,
         "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """That is installed; "absent" where it is not."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return "absent"

@@ -17,7 +17,7 @@ from fedlib.core.client import Reply
 from fedlib.engines.flower.engine import Flower
 from fedlib.engines.flower.node import TICKET
 from fedlib.methods import registry
-from fedlib.runs import build, record, rounds
+from fedlib.runs import build, fleet, record, rounds, shard_files
 
 # A hundred clients on Fashion-MNIST.
 IMAGES: dict[str, Any] = {"data": "fashion-mnist", "model": "mlp", "clients": 100, "cohort": 3, "rounds": 2}
@@ -61,6 +61,22 @@ def owners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
 def test_nodes_that_own_their_clients_make_the_same_record(owners: Flower, name: str, tmp_path: Path) -> None:
     spec = spec_of(name)
     assert numbers(rounds.run(spec, owners, root=tmp_path)) == alone(spec, tmp_path / "alone")
+
+
+@pytest.mark.skipif(not present("fashion-mnist"), reason="Fashion-MNIST is not here")
+def test_a_node_reads_its_shard_alone(tmp_path: Path) -> None:
+    """Both nodes have a home without any data set, and the samples of their own clients."""
+    spec = spec_of("fedmrn", **IMAGES | {"clients": 10})
+    nodes = []
+    for clients in ("0-6", "7-9"):
+        home = tmp_path / clients
+        shard_files.save(spec, fleet.clients_of(clients) or frozenset(), home / "shards")
+        own = ["--clients", clients, "--shards", str(home / "shards")]
+        nodes.append(["/usr/bin/env", f"FEDLIB_HOME={home}", *GOOD, *own])
+    with fleet_of(*nodes) as engine:
+        found = rounds.run(spec, engine, root=tmp_path)
+    assert numbers(found) == alone(spec, tmp_path / "alone")
+    assert not record.stale(found, spec)
 
 
 def test_what_clients_keep_stays_with_the_node_that_owns_them(owners: Flower) -> None:
