@@ -4,7 +4,7 @@ import importlib.util
 import struct
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import known_answers
 import projects
@@ -13,10 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib.core.client import Job, Reply
+from fedlib.core.client import Job, Memories, Reply
 from fedlib.engines.flower import extra, frames
 from fedlib.engines.flower.node import KEPT, TICKET, Kept, Node, job_id
-from fedlib.engines.flower.round import require_sound
+from fedlib.engines.flower.nodes import Nodes
+from fedlib.engines.flower.round import Round, require_sound
 from fedlib.engines.in_process import InProcess
 from fedlib.engines.select import open_engine
 from fedlib.errors import PayloadError, RunError
@@ -158,6 +159,47 @@ def test_a_node_keeps_the_last_memories_of_each_client(in_files: bool, tmp_path:
     assert kept.get("a", 2, others) == b"other"
     with pytest.raises(LookupError):
         kept.get("a", 1, tickets[0])
+
+
+def a_round(own: Job, message: bytes, clients: list[int], memories: Memories = None) -> Round:
+    """Its answers are read without a link."""
+    nodes = Nodes(cast(Any, None), lambda key: {}, 1)
+    nodes.names[5] = "node 1"
+    return Round(nodes, own, message, 1, clients, memories, 60.0)
+
+
+def test_answers_are_read_by_client() -> None:
+    own, it = job("fedmrn"), node()
+    message = rounds.broadcast(own.method, rounds.initial(own), 1)
+    it.answer(hello(own.key))
+    answer = it.answer(frames.pack(*asked(own.key, message, [3, 1])))
+    expected = {client: InProcess(CPU).client(own, message, 1, client) for client in (3, 1)}
+    assert a_round(own, message, [3, 1])._read(5, [3, 1], answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"kind": "hello"}, "something else than it was asked"),
+        ({"round": 2}, "something else than it was asked"),
+        ({"job": "0"}, "something else than it was asked"),
+        ({"clients": [1, 3]}, "something else than it was asked"),
+        ({"replies": ["upload"]}, "does not hold a reply for each client"),
+        ({"replies": ["upload", "kept"]}, "does not hold a reply for each client"),
+        ({"replies": None}, "does not hold a reply for each client"),
+        ({"replies": ["upload", "?"]}, "client 1: a reply of another kind"),
+        ({"kind": "fault", "why": "no room"}, "it says: no room"),
+    ],
+)
+def test_answers_to_something_else_are_refused(change: dict[str, Any], why: str) -> None:
+    own, it = job("fedavg"), node()
+    message = rounds.broadcast(own.method, rounds.initial(own), 1)
+    it.answer(hello(own.key))
+    head, parts = frames.unpack(it.answer(frames.pack(*asked(own.key, message, [3, 1]))))
+    with pytest.raises(PayloadError, match=why):
+        a_round(own, message, [3, 1])._read(5, [3, 1], frames.pack(head | change, parts))
+    with pytest.raises(PayloadError, match="client 3: message of round 1 and client 1, expected round 1 and client 3"):
+        a_round(own, message, [3, 1])._read(5, [3, 1], frames.pack(head, parts[::-1]))
 
 
 def test_uploads_that_no_client_has_written_are_told_from_others() -> None:

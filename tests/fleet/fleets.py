@@ -78,10 +78,6 @@ class Bad(Node):
         told, uploads = frames.unpack(super()._train(head, parts))
         if self.kind == "alters":
             uploads[0] = uploads[0][:-5] + bytes([uploads[0][-5] ^ 1]) + uploads[0][-4:]
-        if self.kind == "swaps":
-            uploads.reverse()
-        if self.kind == "replays":
-            told["round"] = 1
         return frames.pack(told, uploads)
 
 

@@ -25,9 +25,9 @@ ALL: dict[str, Any] = {"cohort": 10, "rounds": 3}
 
 
 def test_a_round_goes_on_without_nodes_that_own_clients_and_fail(tmp_path: Path) -> None:
-    """Each owns a client or two; what becomes of them in rounds 1, 2 and 3 is told by name."""
-    kinds = ["dies", "garbage", "alters", "swaps", "replays", "fails"]
-    clients = ["3", "4", "5", "6,7", "8", "9"]
+    """Each owns a client or two; what becomes of them is told by name."""
+    kinds = ["dies", "garbage", "alters", "fails"]
+    clients = ["3,4", "5", "6,7", "8,9"]
     nodes = [[*bad(kind), "--clients", own] for kind, own in zip(kinds, clients, strict=True)]
     spec = spec_of(**ALL)
     with fleet_of([*GOOD, "--clients", "0-2"], *nodes) as engine:
@@ -35,17 +35,14 @@ def test_a_round_goes_on_without_nodes_that_own_clients_and_fail(tmp_path: Path)
     first, second, third = found["rounds"]
     assert sorted(first["clients"]) == [*range(10)] and not first["refused"]
     assert sorted(second["clients"]) == sorted(third["clients"]) == [0, 1, 2]
-    absent = {
-        3: "node 2 lost: its process has ended (-9)",
-        4: "node 3 refused: frame cannot be read (round 2)",
-        5: "node 4 refused: client 5: message altered: its checksum is wrong (round 2)",
-        6: "node 5 refused: client 6/7: message of round 2 and client 6/7, expected round 2 and client 6/7 (round 2)",
-        8: "node 6 refused: it answers something else than it was asked (round 2)",
-        9: "node 7 refused: it says: MemoryError: no room (round 2)",
-    }
+    absent = dict.fromkeys((3, 4), "node 2 lost: its process has ended (-9)")
+    absent |= {5: "node 3 refused: frame cannot be read (round 2)"}
+    altered = "node 4 refused: client 6/7: message altered: its checksum is wrong (round 2)"
+    absent |= dict.fromkeys((6, 7), altered)
+    absent |= dict.fromkeys((8, 9), "node 5 refused: it says: MemoryError: no room (round 2)")
     for entry in (second, third):
         told = {client: re.sub(r"client [67]\b", "client 6/7", why) for client, why in entry["refused"]}
-        assert told == {client: f"transport: {why}" for client, why in (absent | {7: absent[6]}).items()}
+        assert told == {client: f"transport: {why}" for client, why in absent.items()}
     assert record.stale(found, spec).startswith("14 uploads were lost on their way, the first in round 2, client ")
     assert found["made"]["engine"].startswith("Flower: 1 node; ") and absent[3] in found["made"]["engine"]
     assert record.stable(record.read(record.save(found, tmp_path))) == json.loads(json.dumps(record.stable(found)))
@@ -63,20 +60,20 @@ def test_nodes_that_take_any_client_stand_in_for_those_that_fail(tmp_path: Path)
 
 
 def test_nodes_with_something_else_are_refused_by_name(tmp_path: Path) -> None:
-    kinds = ["code", "data", "torch"]
-    nodes = [[*bad(f"other {kind}"), "--clients", str(7 + place)] for place, kind in enumerate(kinds)]
+    kinds = ["code", "torch"]
+    nodes = [[*bad(f"other {kind}"), "--clients", str(8 + place)] for place, kind in enumerate(kinds)]
     spec = spec_of(**ALL | {"rounds": 1})
-    with fleet_of([*GOOD, "--clients", "0-6"], *nodes) as engine:
+    with fleet_of([*GOOD, "--clients", "0-7"], *nodes) as engine:
         found = rounds.run(spec, engine, root=tmp_path)
         ours = engine.nodes.identity
     whys = {
-        7 + place: f"node {2 + place} refused: {kind} another instead of {ours[kind]}"
+        8 + place: f"node {2 + place} refused: {kind} another instead of {ours[kind]}"
         for place, kind in enumerate(kinds)
     }
     assert dict(found["rounds"][0]["refused"]) == {client: f"transport: {why}" for client, why in whys.items()}
     told = found["made"]["engine"].split("; ")
     assert told[0] == "Flower: 1 node" and sorted(told[1:]) == sorted(whys.values())
-    assert record.stale(found, spec).startswith("3 uploads were lost")
+    assert record.stale(found, spec).startswith("2 uploads were lost")
 
 
 def test_where_no_node_can_work_the_reason_is_told(tmp_path: Path) -> None:
