@@ -81,6 +81,8 @@ class Round:
             able = able[:1] or [id for id, node in usable.items() if node.clients is None]
             if able:
                 dealt[min(able, key=lambda id: len(dealt[id]))].append(client)
+            elif self.nodes.greeted:  # whose it may be
+                self.left.append(client)
             else:
                 self.found[client] = PayloadError(shorten(LOST + self.nodes.absent(client)))
         batches = {id: self._frame(own) for id, own in dealt.items() if own}
