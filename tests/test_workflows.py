@@ -15,7 +15,7 @@ WORKFLOWS = {
     file.name: YAML(typ="safe").load(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.yml"))
 }
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = set(re.findall(r"^([a-z]+):(?!=)", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):(?!=)", MAKEFILE, re.MULTILINE))
 ACTION = re.compile(r"actions/[a-z-]+@(v\d+|[0-9a-f]{40})")
 WRITERS = {("book.yml", "publish"), ("release.yml", "release")}  # each needs what it may write, and calls little
 
