@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ class Page:
     def scales(self) -> list[str]:
         """The profiles at which the paper has been run, the largest first."""
         return list_profiles(self.paper, otherwise=self.profile)
+
+    @cached_property
+    def largest(self) -> Page:
+        """This page at the largest profile with fresh records; itself where no larger one has any."""
+        for profile in takewhile(lambda profile: profile != self.profile, self.scales):
+            planned, rounds = results.read(self.paper, profile)
+            if len(rounds):
+                return Page(self.paper, profile, planned, rounds)
+        return self
 
     @cached_property
     def payload(self) -> dict[str, dict[str, int]]:
